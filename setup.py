@@ -1,0 +1,53 @@
+"""Package metadata and dependencies, declared here and nowhere else."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (ROOT / "supersam/__init__.py").read_text(), re.MULTILINE
+)
+assert VERSION is not None  # supersam/__init__.py holds the version number
+
+setup(
+    name="supersam",
+    version=VERSION.group(1),
+    description="Segment Anything as a weight-sharing supernet: train, search and export subnets",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    packages=find_packages(include=["supersam", "supersam.*"]),
+    package_data={"supersam": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "segment-anything>=1.0",
+        "deepspeed>=0.17",
+        "submitit>=1.5",
+        "ray[tune]>=2.40",
+        "h5py>=3.11",
+        "numpy>=1.26",
+        "pycocotools>=2.0.8",
+        "Pillow>=10.3",
+        "tifffile>=2024.2.12",
+        "safetensors>=0.4.5",
+        "tensorboard>=2.17",
+        "pydantic>=2.8",
+        "pyyaml>=6.0",
+        "tyro>=0.9",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "dev": [
+            "import-linter>=2.1",
+            "mypy>=1.13",
+            "pytest>=8.2",
+            "pytest-timeout>=2.3",
+            "ruff>=0.8",
+            "types-PyYAML",
+            "types-tqdm",
+        ]
+    },
+)

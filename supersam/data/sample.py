@@ -1,0 +1,84 @@
+"""What crosses the data floor: a sample read from disk, a batch on a device. Shapes are stated here.
+
+Letters: B images, N prompts of an image, S input side in pixels, s = S / 4 mask-logit side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:  # the readers and the converter run where torch is not wanted
+    import torch
+    from torch import Tensor
+
+ImageFormat = Literal["jpeg", "png"]
+
+# Prompt labels, as in segment-anything's ONNX export.
+LABEL_PAD, LABEL_BACKGROUND, LABEL_FOREGROUND, LABEL_BOX_MIN, LABEL_BOX_MAX = -1, 0, 1, 2, 3
+
+
+@dataclass(frozen=True)
+class MaskRecord:
+    """One object mask: COCO compressed run lengths and what can be known without decoding them."""
+
+    rle: bytes
+    """COCO compressed run-length counts of the full-size mask (column order), no size header."""
+    area: int
+    """Foreground pixels, counted from `rle`."""
+    bbox: tuple[float, float, float, float]
+    """Tight box (x, y, width, height) in pixels of the original image, from `rle`."""
+    point: tuple[float, float]
+    """A stored point prompt (x, y), a pixel of the mask: the source's own, else an inner one."""
+    category: int = 0
+    """The source's class id; 0 where it has none."""
+    predicted_iou: float = 1.0
+    """The annotator model's own estimate (SA-1B); 1 where the source has none."""
+    stability_score: float = 1.0
+    """SA-1B's stability score; 1 where the source has none."""
+
+
+@dataclass(frozen=True)
+class SegmentationSample:
+    """One image with its object masks, still encoded."""
+
+    id: int
+    """Stable non-negative 63-bit number of the image, the same on every machine."""
+    name: str
+    """Where it came from, relative to the source's root: for messages and reports."""
+    image: bytes
+    """The encoded file, as found on disk where the format allows."""
+    format: ImageFormat
+    height: int
+    width: int
+    masks: tuple[MaskRecord, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one training step sees. Tensors share one device."""
+
+    images: Tensor
+    """(B, 3, S, S) uint8 RGB, resized so that the longest side is S, padded right and below."""
+    sizes: Tensor
+    """(B, 2) int64: (height, width) of the image inside the padded square."""
+    points: Tensor
+    """(B, N, 2, 2) float32: two prompt points each, pixels (x, y) of the padded square."""
+    labels: Tensor
+    """(B, N, 2) int64: LABEL_* of each prompt point; a point prompt is (FOREGROUND, PAD)."""
+    masks: Tensor
+    """(B, N, s, s) uint8: the share of each mask-logit cell that the object covers, 0 to 255."""
+    valid: Tensor
+    """(B, N) bool: False where an image has fewer than N objects."""
+    sample_ids: Tensor
+    """(B,) int64: the ids of the images, for the data-order log."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`; copies from pinned memory do not block."""
+        return Batch(
+            **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
+        )
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; `DataLoader(pin_memory=True)` calls this."""
+        return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
