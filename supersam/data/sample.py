@@ -82,3 +82,28 @@ class Batch:
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory; `DataLoader(pin_memory=True)` calls this."""
         return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class EvalImage:
+    """One held-out image with all its objects and their fixed prompts; nothing padded or repeated.
+
+    H, W are the original image's pixels, M its number of objects.
+    """
+
+    image: Tensor
+    """(3, S, S) uint8 RGB, resized and padded as in `Batch.images`."""
+    size: tuple[int, int]
+    """(height, width) of the image inside the padded square."""
+    original_size: tuple[int, int]
+    """(H, W)."""
+    points: Tensor
+    """(M, 2, 2) float32: two prompt points of each object, pixels (x, y) of the padded square."""
+    labels: Tensor
+    """(M, 2) int64: LABEL_* of each prompt point."""
+    masks: Tensor
+    """(M, H, W) bool: the annotated masks at the original resolution."""
+    boxes: Tensor
+    """(M, 4) float32: tight boxes (x, y, width, height), pixels of the original image."""
+    sample_id: int
+    """The image's id in the shards."""
