@@ -2,13 +2,12 @@
 
 `Sam.postprocess_masks` interpolates to the padded square, crops, and interpolates to the original
 size. Each step is linear and separable, so all three are one matrix an axis, whose rows can be
-chosen: a small object costs the pixels around it, not four full frames.
+chosen: a small object costs the pixels around it, not four full frames. The products are float64,
+which neither autocast nor TF32 touches: no setting of the training around them moves a pixel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -26,9 +25,9 @@ class MaskUpscaler:
     """The way from s x s mask logits to an image of H x W pixels. Build it with `for_image`."""
 
     rows: Tensor
-    """(H, s) float32: share of each logit row in each row of the image."""
+    """(H, s) float64: share of each logit row in each row of the image."""
     columns: Tensor
-    """(W, s) float32: share of each logit column in each column of the image."""
+    """(W, s) float64: share of each logit column in each column of the image."""
 
     @classmethod
     def for_image(
@@ -47,24 +46,23 @@ class MaskUpscaler:
         logits: (n, k, s, s). masks: (n, H, W) bool. The weights are not negative, so a pixel
         without a positive logit among its neighbours cannot be above 0. At least one pixel.
         """
-        positive = (logits > 0).flatten(0, 1).any(0)
-        row_hit = self.rows @ positive.any(1).float() + occupancy(masks, dim=-2).amax(0)
-        column_hit = self.columns @ positive.any(0).float() + occupancy(masks, dim=-1).amax(0)
+        peak = logits.amax((0, 1))
+        row_hit = self.rows @ (peak.amax(1) > 0).double() + occupancy(masks, dim=-2).amax(0)
+        column_hit = self.columns @ (peak.amax(0) > 0).double() + occupancy(masks, dim=-1).amax(0)
         return _span(row_hit), _span(column_hit)
 
     def upscale(self, logits: Tensor, window: Window) -> Tensor:
-        """Logits of the pixels of `window`. logits: (..., s, s). Returns (..., h, w) float32."""
+        """Logits of the pixels of `window`. logits: (..., s, s). Returns (..., h, w) float64."""
         rows, columns = self.rows[window[0]], self.columns[window[1]]
         used_rows, used_columns = _span(rows.amax(0)), _span(columns.amax(0))
-        with _full_precision(logits.device):
-            scaled = rows[:, used_rows] @ logits[..., used_rows, used_columns].float()
-            return scaled @ columns[:, used_columns].T
+        used = logits[..., used_rows, used_columns].double()
+        return rows[:, used_rows] @ used @ columns[:, used_columns].T
 
 
 def _axis_weights(cells: int, *, side: int, size: int, original: int) -> Tensor:
-    """(original, cells) float32: what SAM's three steps make of each logit cell along one axis."""
+    """(original, cells) float64: what SAM's three steps make of each logit cell along one axis."""
     squared = F.interpolate(torch.eye(cells)[None], side, mode="linear")
-    return F.interpolate(squared[..., :size], original, mode="linear")[0].T.contiguous()
+    return F.interpolate(squared[..., :size], original, mode="linear")[0].T.double()
 
 
 def _span(hit: Tensor) -> slice:
@@ -73,15 +71,3 @@ def _span(hit: Tensor) -> slice:
     if len(cells) == 0:
         return slice(0, 1)
     return slice(int(cells[0]), int(cells[-1]) + 1)
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Float32 products, whatever autocast or TF32 the training around them has switched on."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)

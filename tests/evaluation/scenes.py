@@ -32,7 +32,7 @@ def eval_image(masks: Tensor, *, side: int, size: tuple[int, int], sample_id: in
         points=points,
         labels=torch.tensor([[LABEL_FOREGROUND, LABEL_PAD]] * len(masks)).reshape(-1, 2),
         masks=masks,
-        boxes=torch.zeros(len(masks), 4),
+        boxes=torch.zeros(len(masks), 4),  # the evaluator measures the masks themselves
         sample_id=sample_id,
     )
 

@@ -67,7 +67,7 @@ def test_the_truth_scores_one(logits):
     assert result.iou_estimate_mae == 0  # Replay estimates 1
 
 
-def test_an_empty_prediction_scores_zero(logits):
+def test_an_empty_prediction_scores_zero():
     square = torch.zeros(1, 64, 64, dtype=torch.bool)
     square[:, 10:30, 20:40] = True
     result = evaluate(Replay({5: torch.full((1, 4, 16, 16), -1.0)}), images_of({5: square}))
@@ -75,7 +75,7 @@ def test_an_empty_prediction_scores_zero(logits):
     assert result.box_fill_miou == 1
 
 
-def test_a_predictor_that_fills_boxes_scores_the_box_fill(logits):
+def test_a_predictor_that_fills_boxes_scores_the_box_fill():
     fine = smooth_logits(8, cells=64, generator=torch.Generator().manual_seed(2))
     masks = fine[:, 0] > 0
     boxes = torch.full_like(fine, -1)
@@ -176,6 +176,16 @@ def test_objects_scored_in_a_shared_window_score_the_same(logits, images, monkey
     alone = evaluate(Replay(logits), images)
     monkeypatch.setattr("supersam.evaluation.evaluator._objects_at_a_time", lambda *_: 4)
     assert_same_tables(evaluate(Replay(logits), images).objects, alone.objects)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_scores_as_the_cpu(logits, images):
+    estimates = {key: torch.rand(len(value), 4) for key, value in logits.items()}
+    on_gpu = Replay(*({k: v.cuda() for k, v in table.items()} for table in (logits, estimates)))
+    assert_same_tables(
+        evaluate(on_gpu, images).objects, evaluate(Replay(logits, estimates), images).objects
+    )
 
 
 def test_result_does_not_depend_on_the_order_of_images(logits, images):
