@@ -143,7 +143,7 @@ def _check_prediction(
 
 
 def _is_finite(values: Tensor) -> bool:
-    """NaN and infinity reach the extremes: one pass, where `isfinite` takes a CPU ten times longer."""
+    """One pass: NaN and infinity reach the extremes. `isfinite` takes a CPU ten times longer."""
     return bool(torch.stack(values.aminmax()).isfinite().all())
 
 
