@@ -86,7 +86,9 @@ class ShardDataset(Dataset[TrainSample]):
                 record = _Record(reader, index % reader.num_images)
                 return self._load(record, turn, is_substitute=index != asked)
             except (BadRecordError, BadImageError, BadMaskError) as error:
-                logger.warning("a neighbour replaces a damaged record of set %d: %s", dataset, error)
+                logger.warning(
+                    "a neighbour replaces a damaged record of set %d: %s", dataset, error
+                )
                 reasons.append(str(error))
         raise TooManyBadRecordsError(
             f"{len(reasons)} records in a row are damaged in data set {dataset} (from 0), from "

@@ -1,4 +1,4 @@
-"""What crosses the data floor: a sample read from disk, a batch on a device. Shapes are stated here.
+"""What crosses the data floor: a sample on disk, a batch on a device. Shapes are stated here.
 
 Letters: B images, N prompts of an image, S input side in pixels, s = S / 4 mask-logit side.
 """

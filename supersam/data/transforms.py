@@ -1,4 +1,4 @@
-"""One geometry for image, masks, points and boxes: crop, flip, resize, pad. No randomness but draws.
+"""One geometry for image, masks, points and boxes: crop, flip, resize, pad. And how it is drawn.
 
 Positions are pixels (x, y) as in segment-anything: a point is the index of a pixel, a box runs
 from edge to edge (x0, y0, x0 + width, y0 + height). Both are scaled by the ratio of the sizes, and
@@ -104,7 +104,7 @@ class Geometry:
         return np.stack((x0, y0, x1, y1), axis=1) * (*self._scale, *self._scale)
 
     def map_mask(self, patch: MaskPatch) -> NDArray[np.uint8]:
-        """The share of each mask-logit cell that the object covers. Returns (S/4, S/4), 0 to 255."""
+        """The share of each mask-logit cell that the object covers: (S/4, S/4) uint8, 0 to 255."""
         pixels, (x0, y0, x1, y1) = patch.pixels, patch.box
         left, top = x0 - self.window.left, y0 - self.window.top
         if self.flip_x:

@@ -12,9 +12,8 @@ from supersam.data.loader import build_eval_loader, build_loader
 from supersam.data.partition import SampleOrder
 from supersam.data.shards import ShardReader
 from supersam.runtime.distributed import World
-from tests.data.samples import write_shards
+from tests.data.samples import random_sample, write_shards
 from tests.data.test_dataset import damage, write_folder
-from tests.data.samples import random_sample
 
 SIDE = 32
 GLOBAL_BATCH = 6
@@ -40,9 +39,7 @@ def loader(reader, *, rank=0, world_size=1, batch_size=3, max_bad_fraction=0.01,
     )
     dataset = ShardDataset([reader], config, side=SIDE, seed=1)
     order = SampleOrder([reader.shard_sizes], GLOBAL_BATCH, seed=1, block_records=2)
-    return build_loader(
-        dataset, order, world(rank, world_size), batch_size=batch_size, **settings
-    )
+    return build_loader(dataset, order, world(rank, world_size), batch_size=batch_size, **settings)
 
 
 def take(loader, number):
@@ -67,7 +64,9 @@ def expected(reader):
 
 def test_a_batch_is_what_its_contract_says(reader):
     (batch,) = take(loader(reader), 1)
-    fields = {name: (tuple(t.shape), t.dtype) for name, t in vars(batch).items() if name != "num_bad"}
+    fields = {
+        name: (tuple(t.shape), t.dtype) for name, t in vars(batch).items() if name != "num_bad"
+    }
     assert fields == {
         "images": ((3, 3, SIDE, SIDE), torch.uint8),
         "sizes": ((3, 2), torch.int64),

@@ -39,9 +39,7 @@ def test_the_ranks_together_see_each_record_once_an_epoch(world_size):
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_the_order_is_the_same_for_every_world_size(world_size):
-    np.testing.assert_array_equal(
-        epoch_of(order(), 1, world_size=world_size), epoch_of(order(), 1)
-    )
+    np.testing.assert_array_equal(epoch_of(order(), 1, world_size=world_size), epoch_of(order(), 1))
 
 
 @pytest.mark.parametrize("stop", [0, 1, 19, 20, 33, 59])
@@ -143,7 +141,7 @@ def test_a_set_is_gone_through_before_a_record_is_drawn_again():
 def test_the_sets_of_a_mix_are_spread_over_the_epoch():
     mixed = order(((3000,), (1000,)), 40)
     shares = [np.mean(mixed.batch(step)[:, 0]) for step in range(100)]
-    assert 0 < np.min(shares)
+    assert np.min(shares) > 0
     assert np.max(shares) < 0.7
 
 
@@ -188,4 +186,7 @@ def test_a_million_images_are_ordered_in_a_moment():
     assert time.process_time() - start < 0.5  # 0.03 s on one core of a 2-core machine
 
 
-GOLDEN = ([692, 38, 40, 61, 166, 177, 946, 949], [[1, 166, 3], [1, 121, 3], [1, 250, 3], [1, 177, 4]])
+GOLDEN = (
+    [692, 38, 40, 61, 166, 177, 946, 949],
+    [[1, 166, 3], [1, 121, 3], [1, 250, 3], [1, 177, 4]],
+)

@@ -137,7 +137,10 @@ def test_a_patch_holds_the_objects_pixels_in_the_window_tightly():
         mask[rng.integers(height), rng.integers(width)] = True
         left, top = int(rng.integers(width)), int(rng.integers(height))
         window = Window(
-            left, top, int(rng.integers(1, width - left + 1)), int(rng.integers(1, height - top + 1))
+            left,
+            top,
+            int(rng.integers(1, width - left + 1)),
+            int(rng.integers(1, height - top + 1)),
         )
         patch = patch_of(mask, window)
         seen = np.zeros_like(mask)
