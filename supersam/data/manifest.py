@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from supersam.runtime.atomic import write_json
+
+T = TypeVar("T")
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
@@ -52,6 +54,8 @@ class Manifest:
     """Inputs that could not be used."""
     empty_inputs: int = 0
     """Images or tiles without an object of sufficient size, left out."""
+    small_objects: int = 0
+    """Objects below the source's `min_area_px`, left out."""
 
     @property
     def num_images(self) -> int:
@@ -75,6 +79,11 @@ def shard_file(index: int) -> str:
     return f"shard-{index:06d}.h5"
 
 
+def sidecar(shard: Path) -> Path:
+    """The JSON beside a shard that the converter finished; the manifest is made of them."""
+    return shard.with_suffix(".json")
+
+
 def write_manifest(
     folder: Path,
     shards: Sequence[ShardInfo],
@@ -82,9 +91,12 @@ def write_manifest(
     source: Mapping[str, Any] | None = None,
     skipped: Sequence[SkippedInput] = (),
     empty_inputs: int = 0,
+    small_objects: int = 0,
 ) -> Manifest:
     """Declare `folder` finished. The last step of a conversion: readers refuse it before."""
-    manifest = Manifest(tuple(shards), source or {}, tuple(skipped), empty_inputs)
+    manifest = Manifest(
+        tuple(shards), source or {}, tuple(skipped), empty_inputs, small_objects
+    )
     record = {
         "format": FORMAT,
         "schema_major": SCHEMA_MAJOR,
@@ -108,10 +120,11 @@ def read_manifest(folder: Path) -> Manifest:
         record = json.loads(path.read_bytes())
         check_schema(path, record["format"], record["schema_major"], FORMAT)
         manifest = Manifest(
-            tuple(_pick(ShardInfo, shard) for shard in record["shards"]),
+            tuple(pick(ShardInfo, shard) for shard in record["shards"]),
             record["source"],
-            tuple(_pick(SkippedInput, skipped) for skipped in record["skipped"]),
+            tuple(pick(SkippedInput, skipped) for skipped in record["skipped"]),
             record["empty_inputs"],
+            record["small_objects"],
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ShardFolderError(
@@ -136,9 +149,9 @@ def check_schema(path: Path, found: object, major: object, expected: str) -> Non
         )
 
 
-def _pick(kind: type[Any], record: Mapping[str, Any]) -> Any:
+def pick(kind: type[T], record: Mapping[str, Any]) -> T:
     """A dataclass from a JSON object, without the keys that only a newer minor version knows."""
-    return kind(**{f.name: record[f.name] for f in fields(kind)})
+    return kind(**{f.name: record[f.name] for f in fields(kind)})  # type: ignore[arg-type]
 
 
 def _unfinished(folder: Path) -> str:
@@ -148,7 +161,7 @@ def _unfinished(folder: Path) -> str:
     if not plan.is_file():
         return f"{folder} has no {MANIFEST}; convert a source into it with launch/shard.py"
     planned = [shard_file(i) for i in range(json.loads(plan.read_bytes())["shards"])]
-    missing = [name for name in planned if not (folder / name).with_suffix(".json").is_file()]
+    missing = [name for name in planned if not sidecar(folder / name).is_file()]
     listed = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
     lack = f"{len(missing)} of {len(planned)} shards are missing: {listed}" if missing else MANIFEST
     return (
