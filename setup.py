@@ -33,6 +33,7 @@ setup(
         "Pillow>=10.3",
         "tifffile>=2024.2.12",
         "safetensors>=0.4.5",
+        "scipy>=1.11",
         "tensorboard>=2.17",
         "pydantic>=2.8",
         "pyyaml>=6.0",

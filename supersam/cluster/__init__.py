@@ -1,1 +1,5 @@
-"""Where a run runs: this process, local processes, Slurm."""
+"""Where a run runs: this process or several local ones. Imports no torch."""
+
+from supersam.cluster.executor import submit
+
+__all__ = ["submit"]

@@ -22,19 +22,25 @@ class UserError(Exception):
 
 
 def parse_cli(
-    run_type: type[Run], args: Sequence[str] | None = None, *, default_config: Path | None = None
+    run_type: type[Run],
+    args: Sequence[str] | None = None,
+    *,
+    default_config: Path | None = None,
+    recall: bool = False,
 ) -> Run:
     """The run that the command line asks for.
 
     Every `--config FILE` is merged in order, later ones win; flags win over files. Without any
-    `--config`, `default_config` is read. Prints what is wrong and exits with 2 on a user's mistake.
+    `--config`, `default_config` is read; with `recall`, and `--run DIR` of an existing run, that
+    run's own `run.yaml`. Prints what is wrong and exits with 2 on a user's mistake.
     """
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
     words = list(sys.argv[1:] if args is None else args)
     try:
         paths, flags = _split_config(words)
-        if not paths and default_config is not None:
-            paths = [default_config]
+        recalled = _run_yaml(flags) if recall else None
+        if not paths and (recalled or default_config):
+            paths = [path for path in (recalled or default_config,) if path is not None]
         defaults = _lenient(run_type, merge(*(read_yaml(path) for path in paths)))
     except UserError as fault:
         print(f"error: {fault}", file=sys.stderr)
@@ -110,6 +116,16 @@ def _split_config(words: list[str]) -> tuple[list[Path], list[str]]:
         else:
             rest.append(word)
     return paths, rest
+
+
+def _run_yaml(flags: list[str]) -> Path | None:
+    """The `run.yaml` of the existing run that `--run DIR` names."""
+    for index, flag in enumerate(flags):
+        name, _, value = flag.partition("=")
+        folder = Path(value or "".join(flags[index + 1 : index + 2]))
+        if name == "--run" and (folder / "run.yaml").is_file():
+            return folder / "run.yaml"
+    return None
 
 
 def _lenient(run_type: type[Run], values: dict[str, Any]) -> Run:

@@ -6,7 +6,7 @@ Worker processes use one thread each: `DataLoader` sees to it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import count
+import itertools
 from typing import Literal
 
 from torch.utils.data import DataLoader, default_collate
@@ -62,7 +62,7 @@ class _StepSampler:
         self._start_step = start_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        for step in count(self._start_step):
+        for step in itertools.count(self._start_step):
             keys = self._order.rank_batch(step, self._world.rank, self._world.world_size)
             for first in range(0, len(keys), self._batch_size):
                 yield [(d, i, t) for d, i, t in keys[first : first + self._batch_size].tolist()]
@@ -116,14 +116,19 @@ def build_eval_loader(
     dataset: EvalDataset,
     world: World,
     *,
+    limit: int | None = None,
     workers: int = 0,
     start_method: StartMethod | None = None,
 ) -> DataLoader[EvalImage]:
-    """This rank's images r, r + R, r + 2R, ...: each once over all ranks, none padded."""
+    """This rank's images r, r + R, r + 2R, ...: each once over all ranks, none padded.
+
+    `limit` looks at the first images only; None looks at all.
+    """
+    count = len(dataset) if limit is None else min(limit, len(dataset))
     return DataLoader(
         dataset,
         batch_size=None,
-        sampler=range(world.rank, len(dataset), world.world_size),
+        sampler=range(world.rank, count, world.world_size),
         num_workers=workers,
         multiprocessing_context=start_method if workers > 0 else None,
     )

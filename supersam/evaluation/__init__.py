@@ -10,6 +10,7 @@ from supersam.evaluation.metrics import (
     box_fill_iou,
     mask_iou,
 )
+from supersam.evaluation.predictor import SubnetPredictor
 from supersam.evaluation.result import EvalResult, ObjectTable, SizeScore, format_table
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Predictor",
     "SizeBucket",
     "SizeScore",
+    "SubnetPredictor",
     "bootstrap_interval",
     "boundary_band_px",
     "boundary_iou",

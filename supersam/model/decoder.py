@@ -1,7 +1,8 @@
 """SAM's prompt encoder and mask decoder over a batch of images at once.
 
 segment-anything decodes one image per call. Here the prompts of all images go through the
-decoder in one batch; the modules and the results are segment-anything's own (tested).
+decoder in one batch; the modules and the results are segment-anything's own (tested). Positions
+are always encoded in float32: a bfloat16 cannot tell neighbouring pixels of 1024 apart.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ def embed_prompts(encoder: PromptEncoder, points: Tensor, labels: Tensor) -> Ten
     table = torch.cat(
         [encoder.not_a_point_embed.weight] + [e.weight for e in encoder.point_embeddings]
     )
-    position: Tensor = encoder.pe_layer.forward_with_coords(points + 0.5, encoder.input_image_size)
+    with torch.autocast(points.device.type, enabled=False):
+        position: Tensor = encoder.pe_layer.forward_with_coords(
+            points + 0.5, encoder.input_image_size
+        )
     position = position.masked_fill((labels == LABEL_PAD)[..., None], 0.0)
     return position + table[labels + 1]
 
@@ -52,7 +56,8 @@ def decode_masks(
     tokens = torch.cat([output.expand(pairs, -1, -1), prompts.flatten(0, 1)], dim=1)
     image = embedding + encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
     image = image.repeat_interleave(count, dim=0)
-    position = encoder.get_dense_pe().expand(pairs, -1, -1, -1)
+    with torch.autocast(embedding.device.type, enabled=False):
+        position = encoder.get_dense_pe().expand(pairs, -1, -1, -1)
 
     seen, image_tokens = decoder.transformer(image, position, tokens)
     masks_out = seen[:, 1 : 1 + decoder.num_mask_tokens]

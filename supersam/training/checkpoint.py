@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -98,7 +99,9 @@ class CheckpointManager:
         fault = self._write_share(partial, model, moments)
         self._agree(fault, partial)
         if self._world.is_first:
-            hashes = {path.name: file_sha256(path) for path in sorted(partial.glob("*.safetensors"))}
+            hashes = {
+                path.name: file_sha256(path) for path in sorted(partial.glob("*.safetensors"))
+            }
             manifest = Manifest(
                 state, dict(order), data, self._world.world_size, hashes, dict(versions)
             )
@@ -155,10 +158,8 @@ class CheckpointManager:
                 path = folder / f"{kind}-{rank:05d}-of-{size:05d}.safetensors"
                 save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, path)
                 sync(path)
-        except (OSError, RuntimeError) as fault:  # safetensors wraps some I/O errors in its own
+        except (OSError, SafetensorError) as fault:
             return fault if isinstance(fault, OSError) else OSError(str(fault))
-        except Exception as fault:  # SafetensorError is no subclass of the above
-            return OSError(str(fault))
         return None
 
     def _finish(self, partial: Path, final: Path, manifest: Manifest) -> OSError | None:

@@ -1,0 +1,83 @@
+"""Pictures of what subnets make of a few images: prompts, truth and masks side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from supersam.data.sample import LABEL_BOX_MIN, LABEL_FOREGROUND, EvalImage
+from supersam.evaluation import Predictor
+
+OBJECTS_SHOWN = 12
+_OPACITY = 0.55
+_GAP_PX = 4
+
+
+def draw_overlays(
+    images: Sequence[EvalImage], predictors: Mapping[str, Predictor]
+) -> NDArray[np.uint8]:
+    """One row an image: the image with its prompts, the truth, then each predictor's masks.
+
+    Returns (H, W, 3) uint8, at the model's input resolution.
+    """
+    return _stack([_row(image, list(predictors.values())) for image in images], axis=0)
+
+
+def _row(image: EvalImage, predictors: Sequence[Predictor]) -> NDArray[np.uint8]:
+    pixels = image.image.permute(1, 2, 0).numpy()
+    points, labels = image.points[:OBJECTS_SHOWN], image.labels[:OBJECTS_SHOWN]
+    truth = F.interpolate(image.masks[None, :OBJECTS_SHOWN].float(), image.size)[0] > 0.5
+    pads = (0, pixels.shape[1] - image.size[1], 0, pixels.shape[0] - image.size[0])
+    panels = [_with_prompts(pixels, points, labels), _with_masks(pixels, F.pad(truth, pads))]
+    for predictor in predictors:
+        logits, _ = predictor.predict(
+            image.image[None], torch.tensor([image.size]), points[None], labels[None]
+        )
+        masks = F.interpolate(logits[0, :, :1].cpu(), pixels.shape[:2], mode="bilinear")
+        panels.append(_with_masks(pixels, masks[:, 0] > 0))
+    return _stack(panels, axis=1)
+
+
+def _with_masks(pixels: NDArray[np.uint8], masks: Tensor) -> NDArray[np.uint8]:
+    mixed = pixels.astype(np.float32)
+    for index, mask in enumerate(masks.numpy()):
+        colour = _colour(index)
+        mixed[mask] = (1 - _OPACITY) * mixed[mask] + _OPACITY * colour
+    blended: NDArray[np.uint8] = mixed.astype(np.uint8)
+    return blended
+
+
+def _with_prompts(pixels: NDArray[np.uint8], points: Tensor, labels: Tensor) -> NDArray[np.uint8]:
+    drawn = pixels.copy()
+    limit = np.array(pixels.shape[1::-1]) - 1
+    for index, (pair, kinds) in enumerate(zip(points.numpy(), labels.numpy(), strict=True)):
+        colour = _colour(index).astype(np.uint8)
+        (x0, y0), (x1, y1) = np.clip(pair.astype(int), 0, limit)
+        if kinds[0] == LABEL_BOX_MIN:
+            drawn[[y0, y1], x0 : x1 + 1] = colour
+            drawn[y0 : y1 + 1, [x0, x1]] = colour
+        elif kinds[0] == LABEL_FOREGROUND:
+            drawn[max(0, y0 - 2) : y0 + 3, max(0, x0 - 2) : x0 + 3] = colour
+    return drawn
+
+
+def _colour(index: int) -> NDArray[np.float32]:
+    """Distinct colours: hues a golden-ratio turn apart."""
+    hue = (index * 0.618034) % 1.0
+    ramps = [abs((hue * 6 + shift) % 6 - 3) - 1 for shift in (0, 4, 2)]
+    return np.array(np.clip(ramps, 0, 1) * 255, np.float32)
+
+
+def _stack(parts: Sequence[NDArray[np.uint8]], *, axis: int) -> NDArray[np.uint8]:
+    """Parts of one size, one after another with a white gap."""
+    shape = list(parts[0].shape)
+    shape[axis] = _GAP_PX
+    gap = np.full(shape, 255, np.uint8)
+    spaced = [piece for part in parts for piece in (part, gap)][:-1]
+    stacked: NDArray[np.uint8] = np.concatenate(spaced, axis=axis)
+    return stacked

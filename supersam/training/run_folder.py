@@ -1,0 +1,118 @@
+"""A run's folder: what was asked for, and whether a second start is the same run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from supersam import __version__
+from supersam.config import TrainRun, UserError, dump_run, load_run
+from supersam.model import resolve_shape
+from supersam.runtime.atomic import write_bytes
+from supersam.space import SearchSpace, build_space, read_space, space_yaml, subnet_cost
+
+# What a resumed run may change: where it runs, how often it reports, how long it is.
+_CHANGEABLE = ("run", "dry_run", "cluster", "checkpoint", "optim.steps", "data.workers")
+_CHANGEABLE_ENGINE = tuple(
+    f"engine.{name}"
+    for name in ("threads", "device", "loader_start", "log_every", "log_sample_ids", "zero_stage")
+)
+
+
+def prepare_run_folder(run: TrainRun) -> SearchSpace:
+    """Create the folder of a new run, or check that an existing one is the same run.
+
+    Writes `run.yaml` and `space.yaml`. Raises UserError that lists what differs.
+    """
+    folder = run.folder
+    space_file, run_file = folder / "space.yaml", folder / "run.yaml"
+    space = _build_space(run)
+    if run_file.exists():
+        _require_same(load_run(TrainRun, run_file), run, folder)
+        space = read_space(space_file, space.shape)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no run; choose another --run DIR")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(run_file, f"{_provenance()}{dump_run(run)}".encode())
+        write_bytes(space_file, space_yaml(space).encode())
+    except OSError as fault:
+        raise UserError(f"cannot write to {folder}: {fault}") from fault
+    return space
+
+
+def versions() -> dict[str, str]:
+    """Versions of this software and of what its numbers depend on."""
+    names = ("torch", "deepspeed", "segment-anything", "numpy", "h5py")
+    return {"supersam": __version__, **{n: importlib.metadata.version(n) for n in names}}
+
+
+def git_commit() -> str:
+    """The commit of the code that runs, with a mark for uncommitted changes."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def _provenance() -> str:
+    lines = [f"git commit: {git_commit()}", *(f"{n} {v}" for n, v in versions().items())]
+    return "".join(f"# {line}\n" for line in lines)
+
+
+def _require_same(saved: TrainRun, asked: TrainRun, folder: Path) -> None:
+    before, now = _flat(saved.model_dump(mode="json")), _flat(asked.model_dump(mode="json"))
+    changed = [
+        f"{name}: {before.get(name)} -> {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+        and not name.startswith((*_CHANGEABLE, *_CHANGEABLE_ENGINE))
+    ]
+    if changed:
+        raise UserError(
+            f"{folder} holds another run. It differs in\n  "
+            + "\n  ".join(changed)
+            + f"\nGo on with it by --run {folder} alone, or choose another --run DIR"
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        flat |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return flat
+
+
+def describe_run(run: TrainRun) -> str:
+    """The resolved configuration and what it means, for `--dry-run`. Touches no file."""
+    shape = resolve_shape(run.model)
+    space = _build_space(run)
+    batch, accumulate = run.optim.global_batch, run.optim.accumulate
+    micro = batch // accumulate
+    worlds = [n for n in range(1, micro + 1) if micro % n == 0]
+    lines = [
+        dump_run(run),
+        f"run folder: {run.folder}",
+        f"search space: {space.num_subnets():,} subnets",
+        *(
+            f"{name}: {cost.params_m:.2f} M parameters, {cost.flops_g:.2f} GFLOPs an image"
+            for name, cost in (
+                (name, subnet_cost(spec, shape))
+                for name, spec in (("largest", space.largest()), ("smallest", space.smallest()))
+            )
+        ),
+        f"ranks that divide the batch of {batch} (accumulated {accumulate} x): {worlds}",
+    ]
+    return "\n".join(lines)
+
+
+def _build_space(run: TrainRun) -> SearchSpace:
+    try:
+        return build_space(run.space, resolve_shape(run.model))
+    except ValueError as fault:
+        raise UserError(f"space: {fault}") from fault

@@ -1,0 +1,275 @@
+"""One rank of a training run, from its configuration to its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from supersam.config import SourceConfig, SyntheticConfig, TrainRun, UserError, dump_run
+from supersam.data.convert import convert
+from supersam.data.dataset import EvalDataset, ShardDataset
+from supersam.data.loader import TrainLoader, build_eval_loader, build_loader
+from supersam.data.partition import SampleOrder
+from supersam.data.shards import ShardReader
+from supersam.model import SamSupernet, load_sam, resolve_shape
+from supersam.runtime.distributed import World, barrier, choose_device, close_world, init_world
+from supersam.runtime.logging import setup_logging
+from supersam.runtime.metrics import MetricWriter
+from supersam.runtime.signals import StopFlag, stop_requested
+from supersam.space import SearchSpace, read_space
+from supersam.training.checkpoint import (
+    CheckpointManager,
+    Manifest,
+    TrainState,
+    read_tensors,
+)
+from supersam.training.engine import Engine, freeze_untrained, trainable_parameters
+from supersam.training.run_folder import git_commit, versions
+from supersam.training.sandwich import SandwichSampler
+from supersam.training.telemetry import Telemetry
+from supersam.training.trainer import Trainer
+from supersam.training.validation import Validator
+
+logger = logging.getLogger(__name__)
+
+
+def train(run: TrainRun) -> None:
+    """Train `run` as the rank that the environment describes. Its folder is prepared already.
+
+    Raises UserError for what a user can mend, InterruptedRunError where it was asked to stop and
+    has saved.
+    """
+    device = choose_device(run.engine.device)
+    world = init_world(device)
+    device = choose_device(run.engine.device, world.local_rank)
+    setup_logging(world, run.folder / "logs" / f"train-{world.rank:05d}.log")
+    _set_threads(run)
+    try:
+        with stop_requested() as stop:
+            _Session(run, world, device).train(stop)
+    finally:
+        close_world()
+
+
+def prepare_data(run: TrainRun) -> tuple[list[Path], list[Path]]:
+    """Folders of the training and validation shards; generated ones are made where missing."""
+    if run.data.source == "shards":
+        return list(run.data.train), list(run.data.val)
+    folders = []
+    for name, synthetic in (("train", run.data.synthetic_train), ("val", run.data.synthetic_val)):
+        folder = run.folder / "data" / name
+        convert(_synthetic_source(synthetic), folder, workers=1)
+        folders.append(folder)
+    return folders[:1], folders[1:]
+
+
+def build_supernet(run: TrainRun, space: SearchSpace) -> SamSupernet:
+    """The supernet before training: random weights or the run's checkpoint."""
+    sam = load_sam(resolve_shape(run.model), run.model.checkpoint, seed=run.optim.seed)
+    return SamSupernet(sam, space, attention=run.model.attention)
+
+
+class _Session:
+    """Everything one rank of a run holds."""
+
+    def __init__(self, run: TrainRun, world: World, device: torch.device) -> None:
+        self.run, self.world, self.device = run, world, device
+        self.space = read_space(run.folder / "space.yaml", resolve_shape(run.model))
+        self.train_readers, self.val_readers = _open_data(run, world)
+        self.order = _build_order(run, self.train_readers)
+        self.checkpoints = CheckpointManager(run.folder, run.checkpoint, world)
+
+    def train(self, stop: StopFlag) -> None:
+        """Start or resume, train to the end, report."""
+        supernet = build_supernet(self.run, self.space).to(self.device)
+        freeze_untrained(supernet, self.run.optim, self.run.data)
+        found = _agree_on_checkpoint(self.checkpoints, self.world)
+        if found is not None:
+            self._check_same_data(*found)
+            supernet.load_state_dict(read_tensors(*found, "weights"))
+        engine = Engine(supernet, self.run.optim, self.run.engine, world_size=self.world.world_size)
+        state = TrainState()
+        if found is not None:
+            path, manifest = found
+            state = manifest.state
+            engine.restore(read_tensors(path, manifest, "moments"), step=state.step)
+            logger.info("resumed at step %d from %s (verified)", state.step, path)
+        self._announce(supernet)
+        if state.step >= self.run.optim.steps:
+            logger.info("this run is complete at step %d; raise optim.steps to go on", state.step)
+            return
+        self._fit(supernet, engine, state, stop)
+
+    def _fit(
+        self, supernet: SamSupernet, engine: Engine, state: TrainState, stop: StopFlag
+    ) -> None:
+        run, world = self.run, self.world
+        writer = MetricWriter(run.folder if world.is_first else None, first_step=state.step)
+        writer.text("run", dump_run(run))
+        telemetry = Telemetry(
+            writer,
+            world,
+            every=run.engine.log_every,
+            steps=run.optim.steps,
+            first_step=state.step,
+        )
+        validator = self._build_validator(writer)
+        trainer = Trainer(
+            run,
+            world,
+            supernet=supernet,
+            engine=engine,
+            loader=self._build_loader(state.step),
+            sandwich=self._build_sandwich(),
+            telemetry=telemetry,
+            validator=validator,
+            save=lambda: self._save(supernet, engine, state),
+            state=state,
+            device=self.device,
+        )
+        try:
+            trainer.fit(stop)
+            if validator is not None:
+                writer.hparams(_hparams(run), validator.last)
+        finally:
+            telemetry.close()
+            writer.close()
+
+    def _save(self, supernet: SamSupernet, engine: Engine, state: TrainState) -> None:
+        path = self.checkpoints.save(
+            supernet,
+            engine.moments(),
+            state,
+            order=self.order.describe(),
+            data=[reader.fingerprint for reader in self.train_readers],
+            versions={**versions(), "git": git_commit()},
+        )
+        logger.info("saved %s", path)
+
+    def _build_loader(self, step: int) -> TrainLoader:
+        run, world = self.run, self.world
+        dataset = ShardDataset(
+            self.train_readers, run.data, side=self.space.shape.image_size, seed=run.optim.seed
+        )
+        return build_loader(
+            dataset,
+            self.order,
+            world,
+            batch_size=run.optim.global_batch // world.world_size // run.optim.accumulate,
+            start_step=step,
+            workers=run.data.workers,
+            pin_memory=self.device.type == "cuda",
+            start_method=run.engine.loader_start,
+        )
+
+    def _build_sandwich(self) -> SandwichSampler:
+        sandwich = self.run.sandwich
+        return SandwichSampler(
+            self.space,
+            self.run.optim.seed,
+            sandwich.random_subnets,
+            largest_only_steps=sandwich.largest_only_steps,
+        )
+
+    def _build_validator(self, writer: MetricWriter) -> Validator | None:
+        if not self.val_readers:
+            return None
+        run = self.run
+        dataset = EvalDataset(
+            self.val_readers,
+            side=self.space.shape.image_size,
+            prompt=run.checkpoint.validate_prompt,
+        )
+        images = build_eval_loader(dataset, self.world, limit=run.checkpoint.validate_images)
+        bf16 = run.engine.precision == "bf16"
+        return Validator(images, self.world, writer, run.checkpoint, bf16=bf16)
+
+    def _check_same_data(self, path: Path, manifest: Manifest) -> None:
+        prints = [reader.fingerprint for reader in self.train_readers]
+        if manifest.data != prints:
+            raise UserError(
+                f"the training shards are not those that {path} was trained on; restore them, or "
+                "start a new run from its weights with --model.checkpoint"
+            )
+        try:
+            self.order.require_same(manifest.order)
+        except ValueError as fault:
+            raise UserError(str(fault)) from fault
+
+    def _announce(self, supernet: SamSupernet) -> None:
+        trained = sum(p.numel() for _, p in trainable_parameters(supernet)) / 1e6
+        logger.info(
+            "%d images, %.1f M trained parameters, %.3g subnets, %d rank(s) on %s",
+            sum(reader.num_images for reader in self.train_readers),
+            trained,
+            self.space.num_subnets(),
+            self.world.world_size,
+            self.device,
+        )
+
+
+def _open_data(run: TrainRun, world: World) -> tuple[list[ShardReader], list[ShardReader]]:
+    """The readers of training and validation; rank 0 generates synthetic shards first."""
+    if not world.is_first:
+        barrier()
+    train, val = prepare_data(run)
+    if world.is_first:
+        barrier()
+    return [ShardReader(path) for path in train], [ShardReader(path) for path in val]
+
+
+def _build_order(run: TrainRun, readers: list[ShardReader]) -> SampleOrder:
+    try:
+        return SampleOrder(
+            [reader.shard_sizes for reader in readers],
+            run.optim.global_batch,
+            seed=run.optim.seed,
+            weights=run.data.train_weights or None,
+            block_records=run.data.block_records,
+            window_blocks=run.data.window_blocks,
+        )
+    except ValueError as fault:
+        raise UserError(f"data: {fault}") from fault
+
+
+def _agree_on_checkpoint(
+    checkpoints: CheckpointManager, world: World
+) -> tuple[Path, Manifest] | None:
+    """The newest valid checkpoint: rank 0 verifies, the others follow. A collective."""
+    choice: list[tuple[Path, Manifest] | UserError | None] = [None]
+    if world.is_first:
+        try:
+            choice = [checkpoints.latest()]
+        except UserError as fault:
+            choice = [fault]
+    dist.broadcast_object_list(choice)
+    if isinstance(choice[0], UserError):
+        raise choice[0]
+    return choice[0]
+
+
+def _synthetic_source(synthetic: SyntheticConfig) -> SourceConfig:
+    return SourceConfig(kind="synthetic", synthetic=synthetic)
+
+
+def _set_threads(run: TrainRun) -> None:
+    """Share the host's cores among its ranks, so that they do not wait for each other's threads."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(run.engine.threads or max(1, cores // ranks_here))
+
+
+def _hparams(run: TrainRun) -> dict[str, float | str | bool]:
+    return {
+        "model": run.model.name,
+        "lr": run.optim.lr,
+        "global_batch": run.optim.global_batch,
+        "steps": run.optim.steps,
+        "random_subnets": run.sandwich.random_subnets,
+        "distill": run.loss.distill,
+        "precision": run.engine.precision,
+    }

@@ -1,0 +1,106 @@
+"""What a run reports of its steps: log lines, a progress bar, TensorBoard and metrics.jsonl."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from supersam.runtime.distributed import World, all_reduce_mean
+from supersam.runtime.metrics import MetricWriter
+
+logger = logging.getLogger(__name__)
+
+
+class Telemetry:
+    """Collects the numbers of single steps and writes their means every `every` steps."""
+
+    def __init__(
+        self, writer: MetricWriter, world: World, *, every: int, steps: int, first_step: int
+    ) -> None:
+        self._writer = writer
+        self._world = world
+        self._every = every
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = defaultdict(int)
+        self._images = 0
+        self._data_wait_s = 0.0
+        self._since = time.perf_counter()
+        self._first = True
+        self._bar = tqdm(
+            total=steps,
+            initial=first_step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not (world.is_first and sys.stderr.isatty()),
+        )
+
+    def add(self, losses: Mapping[str, Tensor], *, images: int, data_wait_s: float) -> None:
+        """The numbers of one step, still on their device: nothing waits for it."""
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+            self._counts[name] += 1
+        self._images += images
+        self._data_wait_s += data_wait_s
+
+    def end_step(self, step: int, *, learning_rate: float, grad_norm: float) -> None:
+        """`step` steps are taken; write when it is time. A collective then."""
+        self._bar.update(1)
+        if step % self._every != 0 and not self._first:
+            return
+        self._first = False
+        names = sorted(self._sums)
+        means = torch.stack([self._sums[n] / self._counts[n] for n in names]) if names else None
+        values = all_reduce_mean(means).tolist() if means is not None else []
+        elapsed = time.perf_counter() - self._since
+        scalars = dict(zip(names, values, strict=True)) | {
+            "train/lr": learning_rate,
+            "train/grad_norm": grad_norm,
+            "perf/images_per_s": self._images * self._world.world_size / elapsed,
+            "perf/data_wait_s": self._data_wait_s,
+            "perf/memory_gib": _memory_gib(),
+        }
+        self._writer.scalars(scalars, step)
+        self._report(step, scalars)
+        self._sums, self._counts = {}, defaultdict(int)
+        self._images, self._data_wait_s, self._since = 0, 0.0, time.perf_counter()
+
+    def pause(self) -> None:
+        """Leave out the time until `resume`: a validation or a checkpoint is no training."""
+        self._paused = time.perf_counter()
+
+    def resume(self) -> None:
+        """Training goes on."""
+        self._since += time.perf_counter() - self._paused
+
+    def close(self) -> None:
+        """Take the progress bar off the terminal."""
+        self._bar.close()
+
+    def _report(self, step: int, scalars: Mapping[str, float]) -> None:
+        slots = {n.rpartition("/")[2]: v for n, v in scalars.items() if n.startswith("train/loss/")}
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in slots.items())
+        if self._bar.disable:
+            logger.info(
+                "step %d  loss: %s  lr %.2e  %.1f images/s",
+                step,
+                losses,
+                scalars["train/lr"],
+                scalars["perf/images_per_s"],
+            )
+        else:
+            self._bar.set_postfix_str(losses)
+
+
+def _memory_gib() -> float:
+    """Peak memory: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,149 @@
+"""The training loop: one optimizer step is one accumulated sandwich."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from supersam.config import TrainRun
+from supersam.data.loader import TrainLoader
+from supersam.data.sample import Batch
+from supersam.model import Prediction, SamSupernet
+from supersam.runtime.distributed import World, all_reduce_max
+from supersam.runtime.signals import StopFlag
+from supersam.training.checkpoint import TrainState
+from supersam.training.engine import Engine
+from supersam.training.losses import LossTerms, subnet_loss
+from supersam.training.sandwich import SandwichSampler
+from supersam.training.telemetry import Telemetry
+from supersam.training.validation import Validator
+
+
+class InterruptedRunError(Exception):
+    """The run was asked to stop, and has saved its state."""
+
+
+class Trainer:
+    """Takes a supernet from `state.step` to the end of its run."""
+
+    def __init__(
+        self,
+        run: TrainRun,
+        world: World,
+        *,
+        supernet: SamSupernet,
+        engine: Engine,
+        loader: TrainLoader,
+        sandwich: SandwichSampler,
+        telemetry: Telemetry,
+        validator: Validator | None,
+        save: Callable[[], None],
+        state: TrainState,
+        device: torch.device,
+    ) -> None:
+        self.run = run
+        self.world = world
+        self.supernet = supernet
+        self.engine = engine
+        self.loader = loader
+        self.sandwich = sandwich
+        self.telemetry = telemetry
+        self.validator = validator
+        self.save = save
+        self.state = state
+        self.device = device
+
+    def fit(self, stop: StopFlag) -> None:
+        """Train to the last step. Raises InterruptedRunError where `stop` was set, after saving."""
+        batches = iter(self.loader)
+        while self.state.step < self.run.optim.steps:
+            self.supernet.train()
+            self.train_step(batches)
+            self.state.step += 1
+            stopping = self._agree_to_stop(stop)
+            last = self.state.step == self.run.optim.steps
+            self.telemetry.pause()
+            if last or self.state.step % self.run.checkpoint.validate_every_steps == 0:
+                self.validate()
+            if last or stopping or self.state.step % self.run.checkpoint.every_steps == 0:
+                self.save()
+            self.telemetry.resume()
+            if stopping and not last:
+                raise InterruptedRunError(f"stopped at step {self.state.step}, which is saved")
+
+    def train_step(self, batches: Iterator[Batch]) -> None:
+        """One optimizer step of the sandwich rule, over `optim.accumulate` micro-batches."""
+        step, accumulate = self.state.step, self.run.optim.accumulate
+        for _ in range(accumulate):
+            started = time.perf_counter()
+            batch = next(batches)
+            self._log_sample_ids(batch)
+            batch = batch.to(self.device)
+            waited = time.perf_counter() - started
+            losses = self.accumulate_sandwich(batch, step, scale=1 / accumulate)
+            self.telemetry.add(losses, images=len(batch.images), data_wait_s=waited)
+        learning_rate = self.engine.learning_rate
+        grad_norm = self.engine.step()
+        self.telemetry.end_step(step + 1, learning_rate=learning_rate, grad_norm=grad_norm)
+
+    def accumulate_sandwich(self, batch: Batch, step: int, *, scale: float) -> dict[str, Tensor]:
+        """Add the gradients of every subnet of `step`; each backward frees its own activations.
+
+        Returns the losses by metric name, detached scalars.
+        """
+        losses: dict[str, Tensor] = {}
+        teacher: Prediction | None = None
+        subnets = zip(self.sandwich.slots(step), self.sandwich.draw(step), strict=True)
+        for slot, subnet in subnets:
+            with self.supernet.activated(subnet), self._autocast():
+                prediction = self.supernet(batch.images, batch.sizes, batch.points, batch.labels)
+            terms = subnet_loss(prediction, batch, self.run.loss, teacher=teacher)
+            self.engine.backward(terms.total * scale)
+            losses |= _named(slot, terms)
+            if self.run.loss.distill and teacher is None:
+                teacher = _detached(prediction)
+        return losses
+
+    def validate(self) -> None:
+        """Score the fixed subnets on held-out images and remember the best step."""
+        if self.validator is None:
+            return
+        score = self.validator.validate(self.supernet, self.state.step)
+        if self.state.best_score is None or score > self.state.best_score:
+            self.state.best_score, self.state.best_step = score, self.state.step
+
+    def _agree_to_stop(self, stop: StopFlag) -> bool:
+        """Whether any rank was asked to stop: all of them must leave at the same step."""
+        return all_reduce_max(float(bool(stop)), self.device) > 0
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.run.engine.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    def _log_sample_ids(self, batch: Batch) -> None:
+        if not self.run.engine.log_sample_ids:
+            return
+        path = Path(self.run.folder) / "logs" / f"sample_ids-{self.world.rank:05d}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        line = {"step": self.state.step, "ids": batch.sample_ids.tolist()}
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _named(slot: str, terms: LossTerms) -> dict[str, Tensor]:
+    parts = {"loss": terms.total, "mask": terms.mask, "iou": terms.iou, "distill": terms.distill}
+    return {f"train/{part}/{slot}": value.detach() for part, value in parts.items()}
+
+
+def _detached(prediction: Prediction) -> Prediction:
+    """The same values without their graph, so that its activations are freed."""
+    return Prediction(
+        masks=prediction.masks.detach(),
+        ious=prediction.ious.detach(),
+        embedding=prediction.embedding.detach(),
+    )

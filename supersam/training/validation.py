@@ -1,0 +1,72 @@
+"""How the run is doing on held-out images: largest, smallest and a fixed medium subnet."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+
+from torch.utils.data import DataLoader
+
+from supersam.config import CheckpointConfig
+from supersam.data.sample import EvalImage
+from supersam.evaluation import Predictor, SubnetPredictor, evaluate
+from supersam.model import SamSupernet
+from supersam.runtime.distributed import World
+from supersam.runtime.metrics import MetricWriter
+from supersam.training.overlay import draw_overlays
+
+logger = logging.getLogger(__name__)
+
+
+class Validator:
+    """Scores three fixed subnets and draws the masks of the same few images each time."""
+
+    def __init__(
+        self,
+        images: DataLoader[EvalImage],
+        world: World,
+        writer: MetricWriter,
+        config: CheckpointConfig,
+        *,
+        bf16: bool,
+    ) -> None:
+        """images: this rank's share of the held-out images."""
+        self._images = images
+        self._world = world
+        self._writer = writer
+        self._config = config
+        self._bf16 = bf16
+        self._shown: list[EvalImage] | None = None
+        self.last: dict[str, float] = {}
+        """The newest scores by metric name."""
+
+    def validate(self, supernet: SamSupernet, step: int) -> float:
+        """Mean mIoU of the three subnets, the same on every rank. A collective."""
+        supernet.eval()
+        space = supernet.space
+        specs = {
+            "largest": space.largest(),
+            "medium": space.medium(),
+            "smallest": space.smallest(),
+        }
+        predictors: dict[str, Predictor] = {
+            n: SubnetPredictor(supernet, s, bf16=self._bf16) for n, s in specs.items()
+        }
+        results = {n: evaluate(p, self._images, boundary=False) for n, p in predictors.items()}
+        self.last = {f"val/miou/{name}": result.miou for name, result in results.items()}
+        self.last |= {f"val/iou_error/{n}": r.iou_estimate_mae for n, r in results.items()}
+        self.last["val/miou/box_fill"] = results["largest"].box_fill_miou
+        self._writer.scalars(self.last, step)
+        self._draw(predictors, step)
+        scores = [result.miou for result in results.values()]
+        listed = "  ".join(f"{name} {result.miou:.3f}" for name, result in results.items())
+        logger.info("step %d  validation mIoU: %s", step, listed)
+        return sum(scores) / len(scores)
+
+    def _draw(self, predictors: dict[str, Predictor], step: int) -> None:
+        if not self._world.is_first or self._config.overlay_images == 0:
+            return
+        if self._shown is None:
+            self._shown = list(itertools.islice(self._images, self._config.overlay_images))
+        picture = draw_overlays(self._shown, predictors)
+        self._writer.image("val/masks: prompts, truth, largest, medium, smallest", picture, step)
