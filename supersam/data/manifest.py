@@ -94,9 +94,7 @@ def write_manifest(
     small_objects: int = 0,
 ) -> Manifest:
     """Declare `folder` finished. The last step of a conversion: readers refuse it before."""
-    manifest = Manifest(
-        tuple(shards), source or {}, tuple(skipped), empty_inputs, small_objects
-    )
+    manifest = Manifest(tuple(shards), source or {}, tuple(skipped), empty_inputs, small_objects)
     record = {
         "format": FORMAT,
         "schema_major": SCHEMA_MAJOR,

@@ -91,9 +91,7 @@ class ShardWriter:
             written = OpenShard(temporary)
             if bad := written.bad_records():
                 raise OSError(f"{temporary} does not hold what was written to it: {bad[0]}")
-        return ShardInfo(
-            self._path.name, len(self._image_meta), len(self._mask_meta), size, sha256
-        )
+        return ShardInfo(self._path.name, len(self._image_meta), len(self._mask_meta), size, sha256)
 
     def _add_mask(self, mask: MaskRecord) -> None:
         self._mask_data += mask.rle
@@ -203,7 +201,9 @@ class ShardReader:
         info = self._shards[k]
         shard = OpenShard(self._folder / info.file, check_crc=self._check_crc)
         if shard.num_images != info.images:
-            raise DamagedShardError(f"holds {shard.num_images} images, {info.images} in the manifest")
+            raise DamagedShardError(
+                f"holds {shard.num_images} images, {info.images} in the manifest"
+            )
         return shard
 
 

@@ -54,7 +54,9 @@ JSON_FAULTS = {
         "different sizes: .*30, 30.*40, 56",
     ),
     "all masks of another size": (
-        lambda path: path.write_text(json.dumps(sa1b_record([rectangle(1, 1, 9, 9, (9, 9))], (9, 9)))),
+        lambda path: path.write_text(
+            json.dumps(sa1b_record([rectangle(1, 1, 9, 9, (9, 9))], (9, 9)))
+        ),
         "the image has 40 x 56 px, its annotation 9 x 9",
     ),
     "run lengths too short": (
@@ -125,7 +127,10 @@ def check_skipped(config, out, name, reason):
         ({"segmentation": [[1, 2, 3, 4]]}, "annotation id 1 .* 3 or more x, y pairs"),
         ({"segmentation": []}, "annotation id 1 .* no polygons"),
         ({"segmentation": [["a"] * 6]}, "annotation id 1 is broken"),
-        ({"segmentation": compressed(rectangle(1, 1, 5, 5, (9, 9)))}, "annotation id 1 .*size .9, 9., the image"),
+        (
+            {"segmentation": compressed(rectangle(1, 1, 5, 5, (9, 9)))},
+            "annotation id 1 .*size .9, 9., the image",
+        ),
         ({"category_id": None}, "annotation id 1 is broken: TypeError"),
     ],
 )
@@ -184,7 +189,10 @@ def labelmap_root(root, count=3):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda root: (root / "annotations/train/1.png").unlink(), "no label map annotations/train"),
+        (
+            lambda root: (root / "annotations/train/1.png").unlink(),
+            "no label map annotations/train",
+        ),
         (lambda root: (root / "images/train/1.jpg").unlink(), "no image images/train/1"),
         (lambda root: save(root / "images/train/1.png", noise(1)), "2 images of the stem 1"),
         (
@@ -244,7 +252,9 @@ def test_a_damaged_page_of_a_16_bit_stack_spoils_only_itself(tmp_path):
     data = bytearray(path.read_bytes())
     data[start : start + 40] = b"\xff" * 40
     path.write_bytes(data)
-    check_skipped(SourceConfig(kind="tiff", root=tmp_path), tmp_path / "out", "train.tif#1", "page 1")
+    check_skipped(
+        SourceConfig(kind="tiff", root=tmp_path), tmp_path / "out", "train.tif#1", "page 1"
+    )
 
 
 def test_a_source_of_nothing_usable_is_refused(tmp_path):

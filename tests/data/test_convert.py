@@ -56,7 +56,9 @@ def test_parts_make_the_whole_and_the_last_one_finishes(source, converted, tmp_p
     first = convert(source, tmp_path, shard_bytes=SHARD_BYTES, part=1, parts=2)
     assert first.manifest is None
     assert first.missing[0] == "shard-000000.h5"
-    with pytest.raises(ShardFolderError, match=r"unfinished .*missing: shard-000000.h5.*run launch"):
+    with pytest.raises(
+        ShardFolderError, match=r"unfinished .*missing: shard-000000.h5.*run launch"
+    ):
         ShardReader(tmp_path)
     last = convert(source, tmp_path, shard_bytes=SHARD_BYTES, part=0, parts=2)
     assert last.missing == ()

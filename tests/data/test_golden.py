@@ -14,7 +14,12 @@ GOLDEN = sorted((Path(__file__).parent / "golden").iterdir())
 def sample_of(record):
     masks = [
         MaskRecord(
-            **{**mask, "rle": mask["rle"].encode(), "bbox": tuple(mask["bbox"]), "point": tuple(mask["point"])},
+            **{
+                **mask,
+                "rle": mask["rle"].encode(),
+                "bbox": tuple(mask["bbox"]),
+                "point": tuple(mask["point"]),
+            },
         )
         for mask in record["masks"]
     ]

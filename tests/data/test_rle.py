@@ -117,7 +117,9 @@ def test_broken_counts_are_refused(counts):
         compress_counts(counts, 4, 4)
 
 
-@pytest.mark.parametrize("polygons", [[], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], [[0] * 5 + [np.nan]]])
+@pytest.mark.parametrize(
+    "polygons", [[], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], [[0] * 5 + [np.nan]]]
+)
 def test_broken_polygons_are_refused(polygons):
     with pytest.raises(ValueError, match="polygon"):
         rasterize_polygons(polygons, 9, 9)

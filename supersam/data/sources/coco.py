@@ -64,9 +64,7 @@ def read_coco(config: SourceConfig, item: Item) -> AnnotatedImage:
             raise BadInputError(
                 f"annotation id {annotation.get('id')} is broken: {type(error).__name__}: {error}"
             ) from error
-    return AnnotatedImage(
-        item.name, read_file(source_root(config.root) / item.name), size, objects
-    )
+    return AnnotatedImage(item.name, read_file(source_root(config.root) / item.name), size, objects)
 
 
 def _load_index(path: Path) -> tuple[list[dict[str, Any]], dict[Any, list[dict[str, Any]]]]:

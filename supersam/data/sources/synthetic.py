@@ -86,9 +86,7 @@ def _item(config: SyntheticConfig, index: int) -> Item:
     return Item(f"synthetic/seed{config.seed}/{index:08d}.jpg", num_bytes, index)
 
 
-def _texture(
-    rng: np.random.Generator, height: int, width: int, colour: NDArray[np.int64]
-) -> _Ints:
+def _texture(rng: np.random.Generator, height: int, width: int, colour: NDArray[np.int64]) -> _Ints:
     """(height, width, 3): a colour with stripes or cells, and noise."""
     wave = _wave(rng, height, width)
     if rng.integers(2):
@@ -153,9 +151,11 @@ def _add_distractors(rng: np.random.Generator, canvas: _Ints) -> None:
         rows = np.arange(top, top + region.shape[0])[:, None] - y
         columns = np.arange(left, left + region.shape[1]) - x
         depth = np.maximum(reach * reach - rows * rows - columns * columns, 0)
-        region += (depth * int(rng.integers(-70, 71)) // (reach * reach)).astype(np.int32)[..., None]
+        region += (depth * int(rng.integers(-70, 71)) // (reach * reach)).astype(np.int32)[
+            ..., None
+        ]
     for _ in range(int(rng.integers(6))):
         ends = rng.integers(0, side, (2, 2))
         steps = np.arange(2 * side)
-        y, x = ((ends[0][:, None] * (2 * side - steps) + ends[1][:, None] * steps) // (2 * side))
+        y, x = (ends[0][:, None] * (2 * side - steps) + ends[1][:, None] * steps) // (2 * side)
         canvas[y, x] = rng.integers(20, 236, 3)

@@ -45,9 +45,7 @@ def list_tiff(config: SourceConfig) -> list[Item]:
             )
         num_bytes = [int(np.prod(page.shape)) for page in images.pages]
         grey = _grey_range(stack, images.pages)
-    return [
-        Item(f"{stack.name}#{page}", size, (page, grey)) for page, size in enumerate(num_bytes)
-    ]
+    return [Item(f"{stack.name}#{page}", size, (page, grey)) for page, size in enumerate(num_bytes)]
 
 
 def read_tiff(config: SourceConfig, item: Item) -> AnnotatedImage:
