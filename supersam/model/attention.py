@@ -48,45 +48,46 @@ class WindowGeometry:
         return x[:, : self.grid, : self.grid].contiguous() if self.pad else x
 
 
-def relative_bias(q: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
-    """Decomposed relative-position bias. Returns (B, heads, n, n), n = side * side.
-
-    Source: MViTv2 (arXiv 2112.01526), equation 4, as in segment-anything.
-    """
-    batch, heads, n, dim = q.shape
-    side = len(rel_h)
-    grid = q.reshape(batch * heads, side, side, dim)
-    by_row = torch.einsum("bhwc,hkc->bhwk", grid, rel_h)
-    by_column = torch.einsum("bhwc,wkc->bhwk", grid, rel_w)
-    bias = by_row[:, :, :, :, None] + by_column[:, :, :, None, :]
-    return bias.view(batch, heads, n, n)
-
-
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
     """segment-anything's own sequence of operations, bit for bit."""
     batch, heads, n, dim = q.shape
     side = len(rel_h)
+    by_row, by_column = _row_and_column_bias(q, rel_h, rel_w)
     q, k, v = (t.reshape(batch * heads, n, dim) for t in (q, k, v))
     scores = (q * dim**-0.5) @ k.transpose(-2, -1)
-    grid = q.reshape(batch * heads, side, side, dim)
-    by_row = torch.einsum("bhwc,hkc->bhwk", grid, rel_h)
-    by_column = torch.einsum("bhwc,wkc->bhwk", grid, rel_w)
-    scores = scores.view(batch * heads, side, side, side, side)
-    scores = scores + by_row[:, :, :, :, None] + by_column[:, :, :, None, :]
+    scores = scores.view(batch * heads, side, side, side, side) + by_row + by_column
     weights = scores.view(batch * heads, n, n).softmax(dim=-1)
     mixed: Tensor = weights @ v
     return mixed.view(batch, heads, n, dim)
 
 
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
-    """PyTorch's fused attention with the bias as its mask."""
-    # Fused kernels read the mask in rows of 8 elements; an unaligned one would be copied whole.
-    bias = relative_bias(q, rel_h, rel_w)
+    """PyTorch's fused attention with the position bias as its mask."""
+    batch, heads, n, _ = q.shape
+    by_row, by_column = _row_and_column_bias(q, rel_h, rel_w)
+    # Contiguous small terms make the large sum contiguous, so that the view below is one.
+    bias = (by_row.contiguous() + by_column.contiguous()).view(batch, heads, n, n)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=_aligned(bias))
 
 
+def _row_and_column_bias(q: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, Tensor]:
+    """The two terms of the decomposed relative-position bias.
+
+    Returns (B * heads, side, side, side, 1) and (B * heads, side, side, 1, side): query row, query
+    column, key row, key column. Source: MViTv2 (arXiv 2112.01526), equation 4.
+    """
+    batch, heads, _, dim = q.shape
+    grid = q.reshape(batch * heads, len(rel_h), len(rel_w), dim)
+    by_row = torch.einsum("bhwc,hkc->bhwk", grid, rel_h)
+    by_column = torch.einsum("bhwc,wkc->bhwk", grid, rel_w)
+    return by_row[:, :, :, :, None], by_column[:, :, :, None, :]
+
+
 def _aligned(bias: Tensor) -> Tensor:
-    """`bias` with the rows of its storage padded to a multiple of 8 elements (CUDA only)."""
+    """`bias` with the rows of its storage padded to a multiple of 8 elements (CUDA only).
+
+    Fused kernels read the mask in rows of 8 elements and would copy an unaligned one whole.
+    """
     spare = -bias.shape[-1] % 8
     if spare == 0 or not bias.is_cuda:
         return bias

@@ -1,0 +1,98 @@
+"""A process's place in the job, as a value: everything else takes it as an argument."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+TIMEOUT_MIN = 10
+
+
+@dataclass(frozen=True)
+class World:
+    """Which process this is, and of how many."""
+
+    rank: int
+    """0 to `world_size - 1`, unique in the job."""
+    world_size: int
+    """Processes in the job, one for each device."""
+    local_rank: int
+    """0-based number of this process on its node; its device."""
+    node: int
+    """0-based number of the node."""
+
+    @classmethod
+    def single(cls) -> World:
+        """The world of a process on its own."""
+        return cls(rank=0, world_size=1, local_rank=0, node=0)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process speaks and writes for the job."""
+        return self.rank == 0
+
+
+def init_world(device: torch.device) -> World:
+    """Join the job that RANK, WORLD_SIZE, LOCAL_RANK, GROUP_RANK and MASTER_* describe.
+
+    Without them this process is a world of its own. Only this function reads them. Starts the
+    default process group: nccl for CUDA, gloo for CPU.
+    """
+    world = World(
+        rank=int(os.environ.get("RANK", 0)),
+        world_size=int(os.environ.get("WORLD_SIZE", 1)),
+        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+        node=int(os.environ.get("GROUP_RANK", 0)),
+    )
+    if not dist.is_initialized():
+        alone = world.world_size == 1
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=HashStore() if alone else None,
+            rank=world.rank,
+            world_size=world.world_size,
+            timeout=datetime.timedelta(minutes=TIMEOUT_MIN),
+        )
+    return world
+
+
+def close_world() -> None:
+    """Leave the default process group, where there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` means for this rank."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    # One visible GPU each is the usual cluster set-up; several visible ones are taken in turn.
+    return torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))
+
+
+def all_reduce_mean(values: torch.Tensor) -> torch.Tensor:
+    """The mean of `values` over all ranks, on every rank."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values
+
+
+def all_reduce_max(value: float, device: torch.device) -> float:
+    """The largest `value` of all ranks, on every rank."""
+    tensor = torch.tensor(value, dtype=torch.float64, device=device)
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return float(tensor)
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()

@@ -1,0 +1,222 @@
+"""Checkpoints that are complete or absent, verified, and free of the world size that wrote them.
+
+A checkpoint is a folder `step-000300`: tensors by name in safetensors files, one pair for each
+rank that wrote, and `MANIFEST.json` with the hash of every file and everything else that resuming
+needs. It is written beside its place and renamed into it when every rank has finished.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from supersam.config import CheckpointConfig, UserError
+from supersam.runtime.atomic import file_sha256, sync, write_json
+from supersam.runtime.distributed import World, all_reduce_max, barrier
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "MANIFEST.json"
+PROGRESS = "progress.json"
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+@dataclass
+class TrainState:
+    """All that changes during a run besides weights and moments; the whole of what resuming needs.
+
+    The loader's position, the learning rate and the subnet draws follow from `step`.
+    """
+
+    step: int = 0
+    """Optimizer steps taken."""
+    best_score: float | None = None
+    """Highest validation score so far; None before the first validation."""
+    best_step: int | None = None
+    """The step of that score."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself."""
+
+    state: TrainState
+    order: dict[str, Any]
+    """The sample order's constants (`SampleOrder.describe`)."""
+    data: list[str]
+    """Fingerprints of the training sets."""
+    world_size: int
+    """Ranks of the run that wrote it; any other number may read it."""
+    files: dict[str, str]
+    """SHA-256 of each file, by name."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of this software and of torch."""
+
+
+class CheckpointManager:
+    """The checkpoints of one run folder."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig, world: World) -> None:
+        """folder: the run's folder; checkpoints go to its `checkpoints`."""
+        self._run = folder
+        self._folder = folder / "checkpoints"
+        self._config = config
+        self._world = world
+
+    def save(
+        self,
+        model: nn.Module,
+        moments: Iterator[tuple[str, Tensor]],
+        state: TrainState,
+        *,
+        order: Mapping[str, object],
+        data: list[str],
+        versions: Mapping[str, str],
+    ) -> Path:
+        """Write the checkpoint of `state.step` and delete those no longer kept. A collective.
+
+        Returns its folder. Raises OSError on every rank where one of them could not write.
+        """
+        final = self.path(state.step)
+        partial = final.with_name(f".{final.name}.partial")
+        if self._world.is_first:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        barrier()
+        fault = self._write_share(partial, model, moments)
+        self._agree(fault, partial)
+        if self._world.is_first:
+            hashes = {path.name: file_sha256(path) for path in sorted(partial.glob("*.safetensors"))}
+            manifest = Manifest(
+                state, dict(order), data, self._world.world_size, hashes, dict(versions)
+            )
+            fault = self._finish(partial, final, manifest)
+        self._agree(fault, partial)
+        if self._world.is_first:
+            self._delete_old(state)
+        barrier()
+        return final
+
+    def latest(self) -> tuple[Path, Manifest] | None:
+        """The newest checkpoint whose files are all as they were written; None in a new run.
+
+        Raises UserError where the run made progress and no valid checkpoint is left: training must
+        not start again from nothing by itself.
+        """
+        for path in reversed(self.all()):
+            try:
+                return path, verify(path)
+            except UserError as fault:
+                logger.warning("passing over a damaged checkpoint: %s", fault)
+        progress = self._run / PROGRESS
+        if progress.exists():
+            step = json.loads(progress.read_text(encoding="utf-8"))["step"]
+            raise UserError(
+                f"{self._run} saved a checkpoint at step {step}, and no valid one is left in "
+                f"{self._folder}; restore one, or start anew in another folder with --run"
+            )
+        return None
+
+    def all(self) -> list[Path]:
+        """Folders of the finished checkpoints, oldest first."""
+        if not self._folder.is_dir():
+            return []
+        named = [(m, p) for p in self._folder.iterdir() if (m := _NAME.fullmatch(p.name))]
+        return [path for _, path in sorted(named, key=lambda pair: int(pair[0][1]))]
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of `step` is or would be."""
+        return self._folder / f"step-{step:06d}"
+
+    def _write_share(
+        self, folder: Path, model: nn.Module, moments: Iterator[tuple[str, Tensor]]
+    ) -> OSError | None:
+        """Write every R-th tensor. All ranks must iterate `moments` to its end."""
+        rank, size = self._world.rank, self._world.world_size
+        weights = {n: t for i, (n, t) in enumerate(model.state_dict().items()) if i % size == rank}
+        mine = {}
+        for index, (name, tensor) in enumerate(moments):
+            if index % size == rank:
+                mine[name] = tensor.cpu()
+        try:
+            for kind, tensors in (("weights", weights), ("moments", mine)):
+                path = folder / f"{kind}-{rank:05d}-of-{size:05d}.safetensors"
+                save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, path)
+                sync(path)
+        except (OSError, RuntimeError) as fault:  # safetensors wraps some I/O errors in its own
+            return fault if isinstance(fault, OSError) else OSError(str(fault))
+        except Exception as fault:  # SafetensorError is no subclass of the above
+            return OSError(str(fault))
+        return None
+
+    def _finish(self, partial: Path, final: Path, manifest: Manifest) -> OSError | None:
+        try:
+            write_json(partial / MANIFEST, {"format": FORMAT, **asdict(manifest)})
+            if final.exists():  # an earlier attempt saved this very step
+                shutil.rmtree(final)
+            os.rename(partial, final)
+            sync(final.parent)
+            write_json(self._run / PROGRESS, {"step": manifest.state.step})
+        except OSError as fault:
+            return fault
+        return None
+
+    def _agree(self, fault: OSError | None, partial: Path) -> None:
+        """Raise on every rank where one of them failed; a barrier otherwise."""
+        device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+        if all_reduce_max(float(fault is not None), device) == 0.0:
+            return
+        if self._world.is_first:
+            shutil.rmtree(partial, ignore_errors=True)
+        reason = fault or "another rank failed; see its log"
+        raise OSError(f"checkpoint {partial.parent} could not be written: {reason}") from fault
+
+    def _delete_old(self, state: TrainState) -> None:
+        kept = {self.path(step) for step in (*self._config.pin, state.best_step or -1)}
+        kept |= set(self.all()[-self._config.keep_last :])
+        for path in self.all():
+            if path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def verify(path: Path) -> Manifest:
+    """The manifest of a checkpoint whose files all have their hashes.
+
+    Raises UserError that names the file that is missing or changed.
+    """
+    try:
+        values = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        version = values.pop("format")
+        manifest = Manifest(**{**values, "state": TrainState(**values["state"])})
+    except (OSError, ValueError, KeyError, TypeError) as fault:
+        raise UserError(f"{path / MANIFEST} is missing or damaged ({fault})") from None
+    if version != FORMAT:
+        raise UserError(f"{path} has format {version}; this software reads {FORMAT}")
+    for name, digest in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise UserError(f"{file} is missing")
+        if file_sha256(file) != digest:
+            raise UserError(f"{file} is damaged: its content is not what was written")
+    return manifest
+
+
+def read_tensors(path: Path, manifest: Manifest, kind: str) -> dict[str, Tensor]:
+    """All tensors of a kind, `weights` or `moments`, of a verified checkpoint."""
+    tensors: dict[str, Tensor] = {}
+    for name in manifest.files:
+        if name.startswith(f"{kind}-"):
+            tensors.update(load_file(path / name))
+    return tensors
