@@ -16,7 +16,7 @@ from supersam.data.shards import ShardFolderError, ShardReader
 from supersam.data.sources import list_items, read_samples
 from supersam.data.verify import verify_shards
 from tests.data.folders import make_sa1b
-from tests.paths import REAL_DATA, ROOT, needs_real_data
+from tests.paths import ROOT
 
 SHARD_BYTES = 30_000
 
@@ -190,3 +190,11 @@ def group_lives(group):
     except ProcessLookupError:
         return False
     return True
+
+
+def test_converting_and_verifying_import_no_torch():
+    code = (
+        "import sys, supersam.data.convert, supersam.data.verify; sys.exit('torch' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0

@@ -351,7 +351,7 @@ def test_listing_does_not_depend_on_the_order_of_the_file_system(tmp_path, monke
     config = SourceConfig(kind="sa1b", root=tmp_path)
     before = list_items(config)
     walk = os.walk
-    monkeypatch.setattr(os, "walk", lambda top: ((a, b, c[::-1]) for a, b, c in walk(top)))
+    monkeypatch.setattr(os, "walk", lambda *a, **k: ((p, d, f[::-1]) for p, d, f in walk(*a, **k)))
     assert list_items(config) == before
 
 
