@@ -107,8 +107,8 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     grey = np.asarray(image)
     if grey.dtype.kind not in "iu" or grey.min() < 0 or grey.max() > 0xFFFF:
         raise BadImageError(
-            f"grey values of type {grey.dtype} from {grey.min()} to {grey.max()}; convert the image "
-            "to 8 or 16 bits"
+            f"grey values of type {grey.dtype} from {grey.min()} to {grey.max()}; convert the "
+            "image to 8 or 16 bits"
         )
     low, high = grey_range(np.bincount(grey.ravel(), minlength=1 << 16))
     return np.repeat(grey_to_uint8(grey.astype(np.uint16), low, high)[..., None], 3, axis=2)

@@ -163,8 +163,10 @@ def _compress(counts: list[int], height: int, width: int) -> bytes:
 
 
 def _decompress(rle: bytes) -> NDArray[np.int64]:
-    """COCO's run lengths from 6-bit characters: 5 bits of a number each, lowest first, and one
-    that says whether more follow; from the fourth number on, differences to the last but one.
+    """COCO's run lengths, from text of 6-bit characters.
+
+    A character holds 5 bits of a number, lowest first, and a bit that says whether more follow.
+    From the fourth on, the numbers are differences to the last but one.
     """
     letters = np.frombuffer(rle, np.uint8).astype(np.int64) - 48
     if len(letters) == 0:

@@ -1,4 +1,4 @@
-"""What a source yields: an image with its objects, as annotated. Not yet checked, cut or counted."""
+"""What a source yields: an image with its objects, as annotated. Not yet checked or cut."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def list_files(folder: Path, suffixes: Iterable[str]) -> Iterator[tuple[str, int
     """(path relative to `folder`, bytes) of the files below it with one of `suffixes`, sorted."""
     wanted = tuple(suffixes)
     found = []
-    for here, _, names in os.walk(folder):
+    for here, _, names in os.walk(folder, followlinks=True):
         for name in names:
             if name.lower().endswith(wanted) and not name.startswith("."):
                 path = Path(here, name)

@@ -70,7 +70,7 @@ def label_objects(
     """(label, pixels) of every label, or of its connected components, by label, then by place."""
     height, width = labels.shape
     # Plus one, as it looks for labels from 1.
-    for label, where in enumerate(ndimage.find_objects(labels + np.int64(1))):
+    for label, where in enumerate(ndimage.find_objects(labels.astype(np.int64) + 1)):
         if where is None or label in left_out:
             continue
         y, x = where[0].start, where[1].start
