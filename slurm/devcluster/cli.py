@@ -118,7 +118,7 @@ def _up(options: argparse.Namespace) -> int:
     cluster = lifecycle.up(wanted)
     flag = "" if cluster.name == DEFAULT_NAME else f" --name {cluster.name}"
     me = shlex.quote(os.path.relpath(PROJECT / "slurm/devcluster/devcluster"))
-    print(f"{cluster.hosts} hosts idle after {time.monotonic() - began:.1f} s; next:")
+    print(f"{cluster.hosts} hosts ready after {time.monotonic() - began:.1f} s; next:")
     print(f'  eval "$({me} env{flag})"')
     print(f"  srun -N{cluster.hosts} hostname")
     print(f"  {me} down{flag}")
@@ -143,19 +143,24 @@ def _status(options: argparse.Namespace) -> int:
     if cluster is None:
         print(f"cluster {options.name} is down")
         return 1
-    try:
-        states = node_states(cluster)
-        jobs = ask(cluster, "squeue", "--all")
-    except DevclusterError as error:
-        states, jobs = {}, f"no answer from the controller: {error}\n"
+    states, jobs = _ask_controller(cluster)
     print(f"cluster {cluster.name}, {cluster.subnet}, {cluster.folder}")
     print(f"{'HOST':<8}{'ADDRESS':<16}{'MACHINE':<9}SLURM")
     for host in (CONTROLLER, *cluster.host_names):
-        record = ProcessRecord.read(cluster.record_path(host))
-        machine = "up" if record is not None and record.is_alive() else "down"
+        machine = "up" if lifecycle.is_alive(cluster, host) else "down"
         print(f"{host:<8}{cluster.address(host):<16}{machine:<9}{states.get(host, '-')}")
     print(jobs, end="")
     return 0
+
+
+def _ask_controller(cluster: Cluster) -> tuple[dict[str, str], str]:
+    """Slurm's states of the hosts, and its table of jobs or why there is none."""
+    if not lifecycle.is_alive(cluster, CONTROLLER):
+        return {}, f"the controller is down; run `devcluster start {CONTROLLER}`\n"
+    try:
+        return node_states(cluster), ask(cluster, "squeue", "--all")
+    except DevclusterError as error:
+        return {}, f"no answer from the controller: {error}\n"
 
 
 def _kill(options: argparse.Namespace) -> int:

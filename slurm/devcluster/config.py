@@ -25,13 +25,14 @@ StateSaveLocation={cluster.folder}/state
 SlurmdSpoolDir={spool}
 SlurmctldPidFile={cluster.folder}/state/slurmctld.pid
 SlurmdPidFile={spool}/slurmd.pid
-SlurmdLogFile={cluster.log_path("%n", "slurmd")}
+SlurmdLogFile={cluster.log_path("%n", "steps")}
 
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=5
 MpiDefault=none
+MailProg=/bin/true
 ReturnToService=2
 SlurmdTimeout=30
 KillWait=5
@@ -58,6 +59,7 @@ def accounting_lines(cluster: Cluster) -> str:
     return (
         "AccountingStorageType=accounting_storage/slurmdbd\n"
         f"AccountingStorageHost={cluster.address(CONTROLLER)}\n"
+        f"AccountingStoragePass={cluster.munge_folder}/socket\n"
     )
 
 

@@ -21,6 +21,7 @@ def make_folder(cluster: Cluster) -> None:
         _make(cluster.host_folder(host))
         _make(cluster.host_folder(host) / "log", mode=0o700)
         _make(cluster.host_folder(host) / "munge", mode=0o755, owner="munge")
+        _make(cluster.host_folder(host) / "spool", mode=0o755)
     _make(cluster.munge_folder, mode=0o755, owner="munge")
     _make(cluster.folder / "state", mode=0o700, owner="slurm")
     _write(cluster.folder / "munge.key", secrets.token_bytes(128), mode=0o400, owner="munge")

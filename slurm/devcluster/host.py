@@ -1,12 +1,14 @@
 """The first process of a host, in namespaces of its own: python3 -m devcluster.host NAME HOST
 
 Makes the host (name, mounts, address), starts its daemons, then reaps. When it ends, the kernel
-ends every process of the host.
+ends every process of the host. The switch runs nothing, but hosts are born in its PID namespace,
+so its end is the end of the cluster.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -29,6 +31,7 @@ def main(name: str, host: str) -> int:
     if sys.stdin.readline() != GO:  # whoever started us is gone before the host was connected
         return 1
     if host == SWITCH:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps what it adopts
         os.execlp("sleep", "sleep", "infinity")
     try:
         daemons = Daemons(cluster, host)

@@ -30,6 +30,16 @@ class Cluster:
     shared: tuple[str, ...]
 
     @property
+    def options(self) -> str:
+        """The options of `devcluster up` that ask for this cluster."""
+        shared = "".join(f" --share {path}" for path in self.shared[1:])
+        return (
+            f"--hosts {self.hosts} --cpus-per-host {self.cpus_per_host} "
+            f"--memory-mib {self.memory_mib} --gpus {self.gpus}"
+            f"{' --accounting' if self.accounting else ''}{shared}"
+        )
+
+    @property
     def folder(self) -> Path:
         """Keys, state and logs: all of the cluster's files."""
         return ROOT / self.name

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from devcluster.daemons import Failure, has_listener
+from devcluster.daemons import Failure, is_listening
 from devcluster.errors import DevclusterError, StartError, UsageError
 from devcluster.folder import make_folder
 from devcluster.host import GO
@@ -33,13 +33,14 @@ def up(wanted: Cluster) -> Cluster:
     require_machine(accounting=wanted.accounting)
     with _lock():
         cluster = load_cluster(wanted.name)
-        if cluster is not None and _is_alive(cluster, SWITCH):
+        if cluster is not None and is_alive(cluster, SWITCH):
             return _complete(cluster, wanted)
         _remove(wanted.name)  # what a crash or a reboot left
         cluster = replace(wanted, number=choose_number())
         try:
             make_folder(cluster)
-            _boot(cluster, cluster.machines)
+            _boot_switch(cluster)
+            _boot(cluster, [CONTROLLER, *cluster.host_names])
             _wait_ready(cluster)
         except BaseException:
             _remove(wanted.name)
@@ -69,9 +70,9 @@ def kill(cluster: Cluster, host: str) -> None:
 def start(cluster: Cluster, host: str) -> None:
     """Boot a host that is down and wait until it can take jobs."""
     with _lock():
-        if not _is_alive(cluster, SWITCH):
+        if not is_alive(cluster, SWITCH):
             raise UsageError(f"cluster {cluster.name} is broken; run `devcluster up`")
-        if not _is_alive(cluster, host):
+        if not is_alive(cluster, host):
             _boot(cluster, [host])
         _wait_ready(cluster, only=host)
 
@@ -107,25 +108,23 @@ def _complete(cluster: Cluster, wanted: Cluster) -> Cluster:
     """Boot what is down of a cluster that is up, if it is the one that was asked for."""
     if replace(cluster, number=wanted.number) != wanted:
         raise UsageError(
-            f"cluster {cluster.name} is up with other options ({cluster}); "
+            f"cluster {cluster.name} is up with other options ({cluster.options}); "
             "run `devcluster down` first, or choose another --name"
         )
-    dead = [host for host in cluster.machines if not _is_alive(cluster, host)]
+    dead = [host for host in cluster.machines if not is_alive(cluster, host)]
     _boot(cluster, dead)
     _wait_ready(cluster)
     return cluster
 
 
 def _remove(name: str) -> None:
-    """End the processes on record, then the interface and the folder."""
+    """End the switch, and so every process; then the interface and the folder go."""
     folder = ROOT / name
     cluster = load_cluster(name)
-    found = [ProcessRecord.read(path) for path in folder.glob("hosts/*/process.json")]
-    records = [record for record in found if record is not None]
-    for record in records:
-        record.kill()
-    for record in records:
-        record.wait_end(END_S)
+    switch = ProcessRecord.read(folder / "hosts" / SWITCH / "process.json")
+    if switch is not None:
+        switch.kill()
+        switch.wait_end(END_S)
     if cluster is not None:
         _remove_interface(cluster)
     if folder.exists():
@@ -144,42 +143,58 @@ def _remove_interface(cluster: Cluster) -> None:
         )
 
 
-def _is_alive(cluster: Cluster, host: str) -> bool:
+def is_alive(cluster: Cluster, host: str) -> bool:
+    """Whether a host's first process runs."""
     record = ProcessRecord.read(cluster.record_path(host))
     return record is not None and record.is_alive()
 
 
 def _boot(cluster: Cluster, hosts: list[str]) -> None:
     """Start the first processes, connect them, and tell them to go on."""
-    for host in hosts:
-        cluster.record_path(host).unlink(missing_ok=True)
-        cluster.failure_path(host).unlink(missing_ok=True)
-    started = {host: _spawn(cluster, host) for host in hosts}
-    pids = {host: _wait_record(cluster, host).pid for host in hosts}
-    if SWITCH in pids:
-        build_switch(cluster, pids[SWITCH])
     switch = ProcessRecord.read(cluster.record_path(SWITCH))
-    assert switch is not None  # it is booted first, and start() looks for it
-    plug({host: pid for host, pid in pids.items() if host != SWITCH}, switch.pid)
+    assert switch is not None  # up() boots it first, and start() looks for it
+    started = {host: _spawn(cluster, host, parent=switch) for host in hosts}
+    pids = {host: _wait_record(cluster, host).pid for host in hosts}
+    plug(pids, switch.pid)
     for process in started.values():
-        assert process.stdin is not None
-        process.stdin.write(GO)
-        process.stdin.close()
+        _let_go(process)
 
 
-def _spawn(cluster: Cluster, host: str) -> subprocess.Popen[str]:
-    """A host's first process; it waits for our word, and ends should we end before."""
+def _boot_switch(cluster: Cluster) -> None:
+    """Start the process that holds the bridge and all other processes."""
+    process = _spawn(cluster, SWITCH, parent=None)
+    build_switch(cluster, _wait_record(cluster, SWITCH).pid)
+    _let_go(process)
+
+
+def _let_go(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None  # _spawn() made it a pipe
+    process.stdin.write(GO)
+    process.stdin.close()
+    process.wait(BOOT_S)
+
+
+def _spawn(
+    cluster: Cluster, host: str, *, parent: ProcessRecord | None
+) -> subprocess.Popen[str]:
+    """A host's first process; it waits for our word, and ends should we end before.
+
+    `setsid --fork` leaves it to the first process of its PID namespace, which reaps it one day.
+    """
+    for path in (cluster.record_path(host), cluster.failure_path(host)):
+        path.unlink(missing_ok=True)
+    enter = [] if parent is None else ["nsenter", f"--pid=/proc/{parent.pid}/ns/pid", "--"]
+    separate = ["setsid", "--fork", "unshare", *NAMESPACES, "--propagation=slave"]
     python = [sys.executable, "-B", "-S", "-m", "devcluster.host", cluster.name, host]
     with cluster.log_path(host, "boot").open("ab") as log:
         return subprocess.Popen(
-            ["unshare", *NAMESPACES, "--propagation=slave", *python],
+            [*enter, *separate, *python],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             text=True,
             cwd="/",
             env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
-            start_new_session=True,
         )
 
 
@@ -194,12 +209,13 @@ def _wait_record(cluster: Cluster, host: str) -> ProcessRecord:
 
 def _wait_ready(cluster: Cluster, *, only: str | None = None) -> None:
     """Wait for the controller, then until Slurm would give jobs to the hosts (or to one)."""
-    address = cluster.address(CONTROLLER)
+    record = ProcessRecord.read(cluster.record_path(CONTROLLER))
+    assert record is not None  # _raise_failure() below is for one that has ended
     limit_s = DATABASE_S if cluster.accounting else CONTROLLER_S
 
     def controller_listens() -> bool:
         _raise_failure(cluster, CONTROLLER)
-        return has_listener(address, SLURMCTLD_PORT)
+        return is_listening(SLURMCTLD_PORT, record.pid)
 
     if not wait_until(controller_listens, limit_s, every_s=0.1):
         raise _start_error(cluster, CONTROLLER, f"not ready within {limit_s} s", "slurmctld")
@@ -228,7 +244,7 @@ def _raise_failure(cluster: Cluster, host: str) -> None:
     failure = Failure.read(cluster.failure_path(host))
     if failure is not None:
         raise _start_error(cluster, host, f"{failure.daemon} {failure.reason}", failure.daemon)
-    if not _is_alive(cluster, host):
+    if not is_alive(cluster, host):
         raise _start_error(cluster, host, "its first process ended", "boot")
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from devcluster.daemons import Daemons, has_listener
+from devcluster.daemons import Daemons, is_listening
 from devcluster.layout import CONTROLLER
 
 SLURMCTLD_PORT, SLURMD_PORT, SLURMDBD_PORT, MARIADB_PORT = 6817, 6818, 6819, 3306
@@ -36,14 +34,12 @@ def _start_munged(daemons: Daemons) -> None:
 def _start_slurmd(daemons: Daemons) -> None:
     conf = str(daemons.cluster.slurm_conf)
     daemons.start("slurmd", ["slurmd", "-D", "-f", conf, "-N", daemons.host])
-    address = daemons.cluster.address(daemons.host)
-    daemons.wait_ready("slurmd", lambda: has_listener(address, SLURMD_PORT), timeout_s=30)
+    daemons.wait_ready("slurmd", lambda: is_listening(SLURMD_PORT), timeout_s=30)
 
 
 def _start_slurmctld(daemons: Daemons) -> None:
     daemons.start("slurmctld", ["slurmctld", "-D", "-f", str(daemons.cluster.slurm_conf)])
-    address = daemons.cluster.address(CONTROLLER)
-    daemons.wait_ready("slurmctld", lambda: has_listener(address, SLURMCTLD_PORT), timeout_s=30)
+    daemons.wait_ready("slurmctld", lambda: is_listening(SLURMCTLD_PORT), timeout_s=30)
 
 
 def _start_mariadb(daemons: Daemons) -> None:
@@ -59,16 +55,14 @@ def _start_mariadb(daemons: Daemons) -> None:
     listen.append("--skip-name-resolve")
     setup = f"--init-file={folder}/setup.sql"
     daemons.start("mariadbd", ["mariadbd", *options, *small, *quick, *listen, setup])
-    ready = lambda: has_listener("127.0.0.1", MARIADB_PORT)  # noqa: E731
-    daemons.wait_ready("mariadbd", ready, timeout_s=60)
+    daemons.wait_ready("mariadbd", lambda: is_listening(MARIADB_PORT), timeout_s=60)
 
 
 def _start_slurmdbd(daemons: Daemons) -> None:
     cluster = daemons.cluster
     daemons.start("slurmdbd", ["slurmdbd", "-D"])
-    address = cluster.address(CONTROLLER)
-    daemons.wait_ready("slurmdbd", lambda: has_listener(address, SLURMDBD_PORT), timeout_s=60)
-    known = Path(cluster.folder / "mariadb" / "cluster_added")
+    daemons.wait_ready("slurmdbd", lambda: is_listening(SLURMDBD_PORT), timeout_s=60)
+    known = cluster.folder / "mariadb" / "cluster_added"
     if not known.exists():
         daemons.run("sacctmgr", ["sacctmgr", "-i", "add", "cluster", cluster.name], timeout_s=60)
         known.touch()
