@@ -1,4 +1,4 @@
-"""The command line: devcluster {up,down,status,kill,start,shell,env,check}."""
+"""A real Slurm cluster on one machine, each host in its own namespaces."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from devcluster import lifecycle
+from devcluster.boot import is_alive, read_record
 from devcluster.errors import DevclusterError, UsageError
 from devcluster.layout import (
     CONTROLLER,
@@ -23,7 +24,6 @@ from devcluster.layout import (
     check_name,
     load_cluster,
 )
-from devcluster.processes import ProcessRecord
 from devcluster.requirements import require_machine, require_root
 from devcluster.slurm import ask, client_env, node_states
 
@@ -118,10 +118,13 @@ def _up(options: argparse.Namespace) -> int:
     cluster = lifecycle.up(wanted)
     flag = "" if cluster.name == DEFAULT_NAME else f" --name {cluster.name}"
     me = shlex.quote(os.path.relpath(PROJECT / "slurm/devcluster/devcluster"))
-    print(f"{cluster.hosts} hosts ready after {time.monotonic() - began:.1f} s; next:")
-    print(f'  eval "$({me} env{flag})"')
-    print(f"  srun -N{cluster.hosts} hostname")
-    print(f"  {me} down{flag}")
+    lines = [
+        f"{cluster.hosts} hosts ready after {time.monotonic() - began:.1f} s; next:",
+        f'  eval "$({me} env{flag})"',
+        f"  srun -N{cluster.hosts} hostname",
+        f"  {me} down{flag}",
+    ]
+    print("\n".join(lines))
     return 0
 
 
@@ -147,7 +150,7 @@ def _status(options: argparse.Namespace) -> int:
     print(f"cluster {cluster.name}, {cluster.subnet}, {cluster.folder}")
     print(f"{'HOST':<8}{'ADDRESS':<16}{'MACHINE':<9}SLURM")
     for host in (CONTROLLER, *cluster.host_names):
-        machine = "up" if lifecycle.is_alive(cluster, host) else "down"
+        machine = "up" if is_alive(cluster, host) else "down"
         print(f"{host:<8}{cluster.address(host):<16}{machine:<9}{states.get(host, '-')}")
     print(jobs, end="")
     return 0
@@ -155,7 +158,7 @@ def _status(options: argparse.Namespace) -> int:
 
 def _ask_controller(cluster: Cluster) -> tuple[dict[str, str], str]:
     """Slurm's states of the hosts, and its table of jobs or why there is none."""
-    if not lifecycle.is_alive(cluster, CONTROLLER):
+    if not is_alive(cluster, CONTROLLER):
         return {}, f"the controller is down; run `devcluster start {CONTROLLER}`\n"
     try:
         return node_states(cluster), ask(cluster, "squeue", "--all")
@@ -178,15 +181,14 @@ def _start(options: argparse.Namespace) -> int:
 def _shell(options: argparse.Namespace) -> int:
     require_root("shell")
     cluster, host = _cluster_and_host(options)
-    record = ProcessRecord.read(cluster.record_path(host))
-    if record is None or not record.is_alive():
+    if not is_alive(cluster, host):
         raise UsageError(f"host {host} is down; run `devcluster start {host}`")
     given = options.command[1:] if options.command[:1] == ["--"] else options.command
     command = given or [os.environ.get("SHELL", "/bin/sh")]
     # The folder is entered by name inside the host: the machine's own handle sees no host mounts.
     enter = ["sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", os.getcwd(), *command]
     namespaces = ["--net", "--uts", "--mount", "--pid", "--ipc"]
-    argv = ["nsenter", f"--target={record.pid}", *namespaces, "--", *enter]
+    argv = ["nsenter", f"--target={read_record(cluster, host).pid}", *namespaces, "--", *enter]
     os.execvpe("nsenter", argv, client_env(cluster))
 
 

@@ -1,4 +1,4 @@
-"""The first process of a host, in namespaces of its own: python3 -m devcluster.host NAME HOST
+"""The first process of a host; `python3 -m devcluster.host NAME HOST` in new namespaces.
 
 Makes the host (name, mounts, address), starts its daemons, then reaps. When it ends, the kernel
 ends every process of the host. The switch runs nothing, but hosts are born in its PID namespace,
@@ -27,6 +27,7 @@ def main(name: str, host: str) -> int:
     """Be the first process of a host. Returns only when the host is to end."""
     cluster = load_cluster(name)
     assert cluster is not None  # boot() wrote it
+    os.umask(0o022)  # the daemons' files do not depend on who types `up`
     ProcessRecord.of_this_process().write(cluster.record_path(host))
     if sys.stdin.readline() != GO:  # whoever started us is gone before the host was connected
         return 1

@@ -102,12 +102,16 @@ class Cluster:
 
 def load_cluster(name: str) -> Cluster | None:
     """The recorded cluster, or None. A folder without a record counts as none."""
+    path = ROOT / check_name(name) / "cluster.json"
     try:
-        text = (ROOT / check_name(name) / "cluster.json").read_text(encoding="utf-8")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Cluster(**{**values, "shared": tuple(values["shared"])})
     except FileNotFoundError:
         return None
-    values = json.loads(text)
-    return Cluster(**{**values, "shared": tuple(values["shared"])})
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path} is not of this version ({error}); run `devcluster down --name {name}`"
+        ) from error
 
 
 def load_clusters() -> list[Cluster]:

@@ -1,4 +1,4 @@
-"""What the machine must offer: root, Debian packages, namespaces. Found out before anything starts."""
+"""What the machine must offer: root, Debian packages, namespaces. Asked before any start."""
 
 from __future__ import annotations
 

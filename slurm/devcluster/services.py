@@ -5,7 +5,7 @@ from __future__ import annotations
 from devcluster.daemons import Daemons, is_listening
 from devcluster.layout import CONTROLLER
 
-SLURMCTLD_PORT, SLURMD_PORT, SLURMDBD_PORT, MARIADB_PORT = 6817, 6818, 6819, 3306
+SLURMCTLD_PORT, SLURMD_PORT, SLURMDBD_PORT, MARIADB_PORT = 6817, 6818, 6819, 3306  # the defaults
 
 
 def start_services(daemons: Daemons) -> None:
@@ -66,4 +66,3 @@ def _start_slurmdbd(daemons: Daemons) -> None:
     if not known.exists():
         daemons.run("sacctmgr", ["sacctmgr", "-i", "add", "cluster", cluster.name], timeout_s=60)
         known.touch()
-
