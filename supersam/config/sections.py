@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+import tyro
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -37,7 +38,7 @@ class SyntheticConfig(Section):
 class SourceConfig(Section):
     """Images and masks on disk, in the layout of a public data set."""
 
-    kind: SourceKind = "sa1b"
+    kind: Annotated[SourceKind, tyro.conf.arg(name="source")] = "sa1b"
     """Layout of the source."""
     root: Path | None = None
     """Folder of the source; unused for synthetic images."""
@@ -81,26 +82,21 @@ class AugmentConfig(Section):
         return self
 
 
-class DataSetConfig(Section):
-    """One training set of shards and its share of the mix."""
-
-    path: Path
-    """Folder with `manifest.json`, as written by launch/shard.py."""
-    weight: float = Field(1.0, gt=0)
-    """Relative share of the samples of an epoch; 1 for all means every record once."""
-
-
 class DataConfig(Section):
     """Which shards are read, and how a record becomes a training sample."""
 
-    train: tuple[DataSetConfig, ...] = ()
-    """Training sets, mixed by weight."""
+    source: Literal["shards", "synthetic"] = "shards"
+    """Read `train` and `val`, or generate both in the run's folder."""
+    train: tuple[Path, ...] = ()
+    """Folders of training shards, as written by launch/shard.py."""
+    train_weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Relative share of each training set; empty takes every record once an epoch."""
     val: tuple[Path, ...] = ()
-    """Held-out sets for the validation during training; nothing is trained on them."""
-    synthetic_train: SyntheticConfig | None = None
-    """Generate the training set instead of reading `train`."""
-    synthetic_val: SyntheticConfig | None = None
-    """Generate the validation set instead of reading `val`."""
+    """Held-out folders for the validation during training; nothing is trained on them."""
+    synthetic_train: SyntheticConfig = SyntheticConfig()
+    """The generated training set."""
+    synthetic_val: SyntheticConfig = SyntheticConfig(images=32, seed=1)
+    """The generated validation set."""
     workers: int = Field(1, ge=0)
     """Loader processes of each rank; 0 decodes in the training process."""
     prompts_per_image: PositiveInt = 8
@@ -117,3 +113,190 @@ class DataConfig(Section):
     """Records read as one sequential piece; the unit of the global shuffle."""
     window_blocks: PositiveInt = 4
     """Blocks whose records are mixed with each other inside a lane."""
+
+    @model_validator(mode="after")
+    def _names_its_data(self) -> DataConfig:
+        if self.source == "synthetic" and (self.train or self.val):
+            raise ValueError("source=synthetic generates its images; drop train and val")
+        if self.train_weights and len(self.train_weights) != len(self.train):
+            raise ValueError(
+                f"{len(self.train_weights)} train_weights for {len(self.train)} train folders; "
+                "give one each, or none"
+            )
+        return self
+
+
+class ModelConfig(Section):
+    """The Segment Anything model that becomes the supernet."""
+
+    name: str = "vit_t"
+    """vit_t, vit_b, vit_l, vit_h; or any word when all sizes below are given."""
+    checkpoint: Path | None = None
+    """Weights to start from, in the format of `sam_vit_b_01ec64.pth`; null draws random ones."""
+    image_size: PositiveInt | None = None
+    """Side of the square input, pixels; null takes the named model's."""
+    embed_dim: PositiveInt | None = None
+    """Channels of the residual stream; null takes the named model's."""
+    depth: PositiveInt | None = None
+    """Layers of the image encoder; null takes the named model's."""
+    num_heads: PositiveInt | None = None
+    """Attention heads of a layer; null takes the named model's."""
+    global_layers: tuple[int, ...] | None = None
+    """Layers with global attention; null takes the named model's."""
+    window_size: PositiveInt | None = None
+    """Side of an attention window, patches; null takes the named model's."""
+    attention: Literal["sdpa", "reference"] = "sdpa"
+    """Attention kernel: PyTorch's fused one, or segment-anything's own sequence of operations."""
+
+
+class SpaceConfig(Section):
+    """The search space: which dimensions of the encoder are elastic, and how far."""
+
+    file: Path | None = None
+    """A `space.yaml`; replaces everything below."""
+    preset: Literal["elastic", "published"] = "elastic"
+    """`elastic`: by the rules below; `published`: the space of arXiv 2501.08504."""
+    elastic_depth: bool = True
+    """Layers may be removed."""
+    elastic_mlp: bool = True
+    """MLP widths vary."""
+    elastic_heads: bool = False
+    """Numbers of attention heads vary."""
+    elastic_embed: bool = False
+    """The residual stream's width varies."""
+    removable: tuple[int, ...] = (1, 2, 5, 6, 9)
+    """Layers that may be removed."""
+    removal_probability: float = Field(0.5, gt=0, lt=1)
+    """Probability that a removable layer is removed from a random subnet."""
+    mlp_fractions: tuple[Fraction, ...] = (0.25, 0.5, 0.75, 1.0)
+    """MLP widths as shares of the full width."""
+    head_fractions: tuple[Fraction, ...] = (0.5, 0.75, 1.0)
+    """Head counts as shares of the full count."""
+    embed_fractions: tuple[Fraction, ...] = (0.5, 0.75, 1.0)
+    """Residual widths as shares of the full width."""
+    width_multiple: PositiveInt = 64
+    """MLP and residual widths are rounded to a multiple of this, for fast matrix kernels."""
+
+
+class OptimConfig(Section):
+    """AdamW and its schedule."""
+
+    steps: PositiveInt = 1000
+    """Optimizer steps of the whole run."""
+    lr: float = Field(1e-4, gt=0)
+    """Peak learning rate, reached after `warmup_steps`."""
+    warmup_steps: int = Field(100, ge=0)
+    """Optimizer steps of linear warm-up."""
+    min_lr_ratio: Fraction = 0.01
+    """Learning rate at the end of the cosine, as a share of the peak."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled weight decay; biases, norms and embeddings have none."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """Decay of the second moment."""
+    clip_norm: float = Field(1.0, ge=0)
+    """Largest norm of the whole gradient; 0 does not clip."""
+    global_batch: PositiveInt = 4
+    """Images of one optimizer step, over all ranks and accumulation steps."""
+    accumulate: PositiveInt = 1
+    """Micro-batches whose gradients are added before a step, to save memory."""
+    trainable: tuple[Literal["encoder", "prompt_encoder", "mask_decoder"], ...] = (
+        "encoder",
+        "prompt_encoder",
+        "mask_decoder",
+    )
+    """Parts of the model that learn; the others stay as they are."""
+    seed: int = Field(0, ge=0)
+    """Seeds weights, data order, augmentation, prompts and subnet draws."""
+
+
+class SandwichConfig(Section):
+    """The sandwich rule: the subnets of one optimizer step."""
+
+    random_subnets: int = Field(1, ge=0)
+    """Random subnets of each step, besides the largest and the smallest."""
+    largest_only_steps: int = Field(0, ge=0)
+    """Steps at the start that train the largest subnet alone, for runs from random weights."""
+
+
+class LossConfig(Section):
+    """What is minimised, on low-resolution masks."""
+
+    mask: Literal["dice_bce", "dice_focal", "dice"] = "dice_bce"
+    """Dice, alone or with a per-pixel loss; `dice_bce` weighs object and background equally."""
+    dice_weight: float = Field(1.0, ge=0)
+    """Weight of the dice loss."""
+    pixel_weight: float = Field(1.0, ge=0)
+    """Weight of the per-pixel loss."""
+    multimask_weight: float = Field(0.5, ge=0)
+    """Weight of the best of the three multimask outputs; the single mask has weight 1."""
+    iou_weight: float = Field(0.1, ge=0)
+    """Weight of the squared error of the predicted IoU."""
+    distill: bool = False
+    """Smaller subnets also learn from the largest one of the same step (in-place)."""
+    distill_embedding_weight: float = Field(1.0, ge=0)
+    """Weight of the squared error of the image embedding against the largest subnet's."""
+    distill_mask_weight: float = Field(1.0, ge=0)
+    """Weight of the cross-entropy of the mask logits against the largest subnet's."""
+
+
+class EngineConfig(Section):
+    """How the step is executed."""
+
+    zero_stage: int = 1
+    """DeepSpeed ZeRO stage: 1 shards the optimizer state, 2 also the gradients."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes in bfloat16 with fp32 weights, optimizer state and reductions."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes the GPU of this rank where there is one."""
+    threads: int = Field(0, ge=0)
+    """CPU threads of each rank; 0 shares the host's cores among its ranks."""
+    loader_start: Literal["fork", "spawn", "forkserver"] = "forkserver"
+    """How loader processes start; fork is unsafe once CUDA or threads are in use."""
+    log_every: PositiveInt = 10
+    """Optimizer steps between log lines and TensorBoard scalars."""
+    log_sample_ids: bool = False
+    """Write the ids of every step's images to `sample_ids.jsonl`, to audit the data order."""
+
+    @model_validator(mode="after")
+    def _zero_3_is_refused(self) -> EngineConfig:
+        if self.zero_stage not in (1, 2):
+            reason = (
+                "stage 3 gathers whole parameters module by module, which defeats sliced weights "
+                "(every subnet would pay for the full ones) and hangs when ranks differ"
+                if self.zero_stage == 3
+                else "there is no such stage here"
+            )
+            raise ValueError(f"zero_stage={self.zero_stage}: {reason}; use 1 (the model fits) or 2")
+        return self
+
+
+class CheckpointConfig(Section):
+    """When the run is saved and validated."""
+
+    every_steps: PositiveInt = 500
+    """Optimizer steps between checkpoints."""
+    keep_last: PositiveInt = 3
+    """Newest checkpoints kept, besides the best and the pinned ones."""
+    pin: tuple[PositiveInt, ...] = ()
+    """Steps whose checkpoints are never deleted."""
+    validate_every_steps: PositiveInt = 500
+    """Optimizer steps between validations."""
+    validate_images: PositiveInt = 64
+    """Images of the validation set that a validation during training looks at."""
+    validate_prompt: Literal["point", "box"] = "box"
+    """Prompt of a validation during training."""
+    overlay_images: int = Field(4, ge=0)
+    """Images whose masks are drawn to TensorBoard at each validation."""
+
+
+class ClusterConfig(Section):
+    """Where a run runs."""
+
+    cluster: Literal["auto", "inline", "local", "slurm"] = "auto"
+    """auto: Slurm where there is one and nodes are asked for, else this machine."""
+    nodes: PositiveInt | None = None
+    """Nodes of the Slurm job."""
+    tasks_per_node: PositiveInt | None = None
+    """Ranks on each node (with `local`: on this machine); null takes one a GPU, else one."""

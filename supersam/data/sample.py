@@ -1,12 +1,13 @@
-"""What crosses the data floor: a sample read from disk, a batch on a device. Shapes are stated here.
+"""What crosses the data floor: a sample on disk, a batch on a device. Shapes are stated here.
 
 Letters: B images, N prompts of an image, S input side in pixels, s = S / 4 mask-logit side.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # the readers and the converter run where torch is not wanted
     import torch
@@ -73,15 +74,21 @@ class Batch:
     sample_ids: Tensor
     """(B,) int64: the ids of the images, for the data-order log."""
 
+    num_bad: int = 0
+    """Damaged records that were replaced by a neighbour in this batch."""
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`; copies from pinned memory do not block."""
-        return Batch(
-            **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
-        )
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory; `DataLoader(pin_memory=True)` calls this."""
-        return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        names = [field.name for field in fields(self) if field.name != "num_bad"]
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Where a run runs: this process, local processes, Slurm."""

@@ -1,0 +1,49 @@
+"""What a run is: sections, roots, files and flags. Imports no torch."""
+
+from supersam.config.io import (
+    UserError,
+    dump_run,
+    dump_yaml,
+    load_run,
+    merge,
+    parse_cli,
+    read_yaml,
+)
+from supersam.config.runs import EvaluateRun, ShardRun, TrainRun
+from supersam.config.sections import (
+    CheckpointConfig,
+    ClusterConfig,
+    DataConfig,
+    EngineConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    SandwichConfig,
+    SourceConfig,
+    SpaceConfig,
+    SyntheticConfig,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "ClusterConfig",
+    "DataConfig",
+    "EngineConfig",
+    "EvaluateRun",
+    "LossConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "SandwichConfig",
+    "ShardRun",
+    "SourceConfig",
+    "SpaceConfig",
+    "SyntheticConfig",
+    "TrainRun",
+    "UserError",
+    "dump_run",
+    "dump_yaml",
+    "load_run",
+    "merge",
+    "parse_cli",
+    "read_yaml",
+]

@@ -1,0 +1,167 @@
+"""From YAML files and the command line to a validated run, and back to YAML. No torch."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+import yaml
+from pydantic import BaseModel, ValidationError
+
+Run = TypeVar("Run", bound=BaseModel)
+USAGE_ERROR = 2
+
+
+class UserError(Exception):
+    """Something a user can mend; entry points print it without a traceback and exit with 2."""
+
+
+def parse_cli(
+    run_type: type[Run], args: Sequence[str] | None = None, *, default_config: Path | None = None
+) -> Run:
+    """The run that the command line asks for.
+
+    Every `--config FILE` is merged in order, later ones win; flags win over files. Without any
+    `--config`, `default_config` is read. Prints what is wrong and exits with 2 on a user's mistake.
+    """
+    os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
+    words = list(sys.argv[1:] if args is None else args)
+    try:
+        paths, flags = _split_config(words)
+        if not paths and default_config is not None:
+            paths = [default_config]
+        defaults = _lenient(run_type, merge(*(read_yaml(path) for path in paths)))
+    except UserError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        raise SystemExit(USAGE_ERROR) from None
+    return tyro.cli(
+        run_type,
+        args=flags,
+        default=defaults,
+        description=f"{run_type.__doc__}\n\n--config FILE (may repeat; later files win) reads "
+        "values from YAML; flags win over files.",
+    )
+
+
+def load_run(run_type: type[Run], path: Path) -> Run:
+    """Read a resolved run, as written by `dump_run`. Raises UserError that lists every fault."""
+    return _validate(run_type, read_yaml(path), str(path))
+
+
+def dump_run(run: BaseModel) -> str:
+    """The YAML text of a resolved run; `load_run` reads it back equal."""
+    return dump_yaml(run.model_dump(mode="json", by_alias=True))
+
+
+def merge(*trees: dict[str, Any]) -> dict[str, Any]:
+    """One nested dict of several; later ones win, and only dicts are merged into each other."""
+    merged: dict[str, Any] = {}
+    for tree in trees:
+        for key, value in tree.items():
+            both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+            merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's top-level mapping. Raises UserError that names the file and the fault."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
+        raise UserError(f"cannot read {path}: {fault}") from fault
+    if not isinstance(values, dict):
+        kind = "empty" if values is None else f"a {type(values).__name__}"
+        raise UserError(f"{path} is {kind}; it must be a mapping of names to values")
+    return values
+
+
+def dump_yaml(values: dict[str, Any]) -> str:
+    """A mapping as YAML, in its own order, short lists on one line."""
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Safe YAML in which the same key twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.YAMLError(f"the key {twice[0]!r} stands twice{node.start_mark}")
+        return super().construct_mapping(node, deep=deep)
+
+
+def _split_config(words: list[str]) -> tuple[list[Path], list[str]]:
+    """Take `--config FILE` and `--config=FILE` out of the words of a command line."""
+    paths, rest, pending = [], [], iter(words)
+    for word in pending:
+        if word == "--config":
+            value = next(pending, None)
+            if value is None:
+                raise UserError("--config needs a FILE")
+            paths.append(Path(value))
+        elif word.startswith("--config="):
+            paths.append(Path(word.split("=", 1)[1]))
+        else:
+            rest.append(word)
+    return paths, rest
+
+
+def _lenient(run_type: type[Run], values: dict[str, Any]) -> Run:
+    """The files' values as defaults for the flags.
+
+    Everything wrong with a value is reported here. What only the whole run can violate (a missing
+    required field, a check across sections) may still be mended by a flag, so it waits.
+    """
+    try:
+        return run_type.model_validate(values)
+    except ValidationError as fault:
+        real = [e for e in fault.errors() if e["loc"] and e["type"] != "missing"]
+        if real:
+            raise UserError(_describe(run_type, real, "configuration")) from None
+    fields: dict[str, Any] = {}
+    for name, field in run_type.model_fields.items():
+        kind = field.annotation
+        if name not in values:
+            fields[name] = tyro.MISSING if field.is_required() else field.get_default()
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
+            fields[name] = kind.model_validate(values[name])
+        else:
+            fields[name] = values[name]
+    return run_type.model_construct(**fields)
+
+
+def _validate(run_type: type[Run], values: dict[str, Any], where: str) -> Run:
+    try:
+        return run_type.model_validate(values)
+    except ValidationError as fault:
+        raise UserError(_describe(run_type, fault.errors(), where)) from None
+
+
+def _describe(run_type: type[BaseModel], errors: Sequence[Any], where: str) -> str:
+    """All faults of a configuration, one a line, each with its dotted path."""
+    lines = []
+    for error in errors:
+        path = ".".join(str(part) for part in error["loc"])
+        if error["type"] == "extra_forbidden":
+            lines.append(f"{path}: unknown name{_nearest(run_type, error['loc'])}")
+        elif not path:
+            lines.append(str(error["msg"]).removeprefix("Value error, "))
+        else:
+            value = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
+            lines.append(f"{path}: {str(error['msg']).removeprefix('Value error, ')}{value}")
+    head = f"{where}: {len(lines)} fault" + ("s" if len(lines) > 1 else "")
+    return "\n  ".join([head, *lines])
+
+
+def _nearest(run_type: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    schema: Any = run_type
+    for part in loc[:-1]:
+        schema = schema.model_fields[str(part)].annotation
+    close = difflib.get_close_matches(str(loc[-1]), list(schema.model_fields), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; known are {list(schema.model_fields)}"

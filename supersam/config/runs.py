@@ -1,0 +1,116 @@
+"""One root for each entry point: what the command line and the YAML files must add up to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import Field, PositiveInt, model_validator
+
+from supersam.config.sections import (
+    CheckpointConfig,
+    ClusterConfig,
+    DataConfig,
+    EngineConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    PromptKind,
+    SandwichConfig,
+    Section,
+    SourceConfig,
+    SpaceConfig,
+)
+
+Flat = tyro.conf.arg(name="")
+
+
+class ShardRun(Section):
+    """Images and masks on disk become HDF5 shards."""
+
+    source: Annotated[SourceConfig, Flat] = SourceConfig()
+    out: Path | None = None
+    """Folder for the shards and their manifest."""
+    workers: PositiveInt = 1
+    """Converting processes."""
+    shard_mib: PositiveInt = 256
+    """Size at which a shard is finished."""
+    verify: Path | None = None
+    """Check a finished folder instead of converting."""
+    full: bool = False
+    """With --verify: read every byte, not only sizes and tables."""
+
+    @model_validator(mode="after")
+    def _converts_or_verifies(self) -> ShardRun:
+        if (self.out is None) == (self.verify is None):
+            raise ValueError("give either --out DIR to convert or --verify DIR to check")
+        if self.out is not None and self.source.kind != "synthetic" and self.source.root is None:
+            raise ValueError(f"--source {self.source.kind} needs --root DIR, the data set's folder")
+        return self
+
+
+class TrainRun(Section):
+    """Sandwich-rule training of a supernet."""
+
+    name: str = Field("demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run; its folder is `runs/NAME`."""
+    run: Path | None = None
+    """Folder of the run; null takes `runs/NAME`."""
+    dry_run: bool = False
+    """Print the resolved configuration and what it would need, and stop."""
+    cluster: Annotated[ClusterConfig, Flat] = ClusterConfig()
+    model: ModelConfig = ModelConfig()
+    space: SpaceConfig = SpaceConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    sandwich: SandwichConfig = SandwichConfig()
+    loss: LossConfig = LossConfig()
+    engine: EngineConfig = EngineConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.run if self.run is not None else Path("runs") / self.name
+
+    @model_validator(mode="after")
+    def _has_data(self) -> TrainRun:
+        if self.data.source == "shards" and not self.data.train:
+            raise ValueError(
+                "data.train names no shards; give --data.train DIR (launch/shard.py makes one), "
+                "or --data.source synthetic"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrainRun:
+        batch, accumulate = self.optim.global_batch, self.optim.accumulate
+        if batch % accumulate != 0:
+            raise ValueError(
+                f"optim.global_batch={batch} is not a multiple of optim.accumulate={accumulate}"
+            )
+        return self
+
+
+class EvaluateRun(Section):
+    """Metrics of one subnet on held-out images."""
+
+    run: Path
+    """Folder of a training run."""
+    subnet: str = "largest"
+    """largest, smallest, medium, or a JSON file of a subnet."""
+    data: tuple[Path, ...] = ()
+    """Folders of held-out shards; empty takes the run's validation sets."""
+    checkpoint: str = "last"
+    """last, best, initial (the weights before training), or a step number."""
+    prompt: tuple[PromptKind, ...] = ("point", "box")
+    """Prompts to evaluate with: point, box."""
+    boundary: bool = False
+    """Also measure boundary IoU (slower)."""
+    images: PositiveInt | None = None
+    """Look at the first images only; null looks at all."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU where there is one."""
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")
+    """Print the result as one JSON object on stdout."""

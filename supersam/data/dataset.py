@@ -1,0 +1,233 @@
+"""Records of shards to samples: drawn for training, whole for evaluation.
+
+A training sample depends on (seed, turn, image id) and nothing else: not on the rank, the worker
+or a restart.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from supersam.config.sections import DataConfig
+from supersam.data.images import BadImageError, decode_rgb
+from supersam.data.partition import AUGMENT_STREAM, SampleKey, philox
+from supersam.data.prompts import draw_prompt, stored_prompts, visible_objects
+from supersam.data.rle import Runs, decode_runs
+from supersam.data.sample import LABEL_PAD, EvalImage
+from supersam.data.shards import BadRecordError, ImageRecord, ShardReader
+from supersam.data.transforms import (
+    LOGIT_STRIDE,
+    Geometry,
+    MaskPatch,
+    Window,
+    cut_patch,
+    draw_geometry,
+    draw_tone,
+)
+
+logger = logging.getLogger(__name__)
+
+CROP_DRAWS = 8
+"""Crops tried until one shows an object; then the whole image is taken."""
+NEIGHBOUR_DRAWS = 16
+"""Records in a row that may be damaged."""
+
+
+class BadMaskError(ValueError):
+    """The run lengths of a mask do not make a mask of its image."""
+
+
+class TooManyBadRecordsError(RuntimeError):
+    """More records are damaged than the run accepts."""
+
+
+@dataclass(frozen=True)
+class TrainSample:
+    """One row of a `Batch`, as arrays."""
+
+    image: NDArray[np.uint8]
+    size: NDArray[np.int64]
+    points: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    masks: NDArray[np.uint8]
+    valid: NDArray[np.bool_]
+    sample_id: int
+    is_substitute: bool
+    """Whether the record asked for is damaged and this is a neighbour."""
+
+
+class ShardDataset(Dataset[TrainSample]):
+    """Training samples of one or more folders of shards, by `SampleKey`."""
+
+    def __init__(
+        self, readers: Sequence[ShardReader], config: DataConfig, *, side: int, seed: int
+    ) -> None:
+        """`side` is the model's input side in pixels; `seed` keys crops and prompts."""
+        self.readers = tuple(readers)
+        self.config = config
+        self._side = _checked_side(side)
+        self._seed = seed
+
+    def __getitem__(self, key: SampleKey | tuple[int, int, int]) -> TrainSample:
+        """The sample of a key, or of the next record that is not damaged."""
+        dataset, asked, turn = key
+        reader = self.readers[dataset]
+        reasons = []
+        for index in range(asked, asked + NEIGHBOUR_DRAWS):
+            try:
+                record = _Record(reader, index % reader.num_images)
+                return self._load(record, turn, is_substitute=index != asked)
+            except (BadRecordError, BadImageError, BadMaskError) as error:
+                logger.warning(
+                    "a neighbour replaces a damaged record of set %d: %s", dataset, error
+                )
+                reasons.append(str(error))
+        raise TooManyBadRecordsError(
+            f"{len(reasons)} records in a row are damaged in data set {dataset} (from 0), from "
+            f"image {asked} on; check its shards and make the damaged ones anew ({reasons[0]})"
+        )
+
+    def _load(self, record: _Record, turn: int, *, is_substitute: bool) -> TrainSample:
+        rng = np.random.Generator(philox(self._seed, AUGMENT_STREAM, turn, record.meta.id))
+        geometry, objects = self._draw_view(rng, record)
+        image = geometry.map_image(record.pixels())
+        if self.config.augment.brightness > 0:
+            part = image[:, : geometry.size[0], : geometry.size[1]]
+            part[...] = draw_tone(rng, self.config.augment.brightness)[part]
+        n, cells = self.config.prompts_per_image, self._side // LOGIT_STRIDE
+        points = np.zeros((n, 2, 2), np.float32)
+        labels = np.full((n, 2), LABEL_PAD, np.int64)
+        masks = np.zeros((n, cells, cells), np.uint8)
+        for k, (patch, share) in enumerate(objects):
+            masks[k] = share
+            points[k], labels[k] = draw_prompt(
+                rng, patch, geometry, kind=self.config.prompt, box_jitter=self.config.box_jitter
+            )
+        return TrainSample(
+            image=image,
+            size=np.array(geometry.size, np.int64),
+            points=points,
+            labels=labels,
+            masks=masks,
+            valid=np.arange(n) < len(objects),
+            sample_id=record.meta.id,
+            is_substitute=is_substitute,
+        )
+
+    def _draw_view(
+        self, rng: np.random.Generator, record: _Record
+    ) -> tuple[Geometry, list[_Object]]:
+        """A crop that shows objects, else the whole image; and up to N of the objects it shows."""
+        height, width = record.meta.height, record.meta.width
+        for _ in range(CROP_DRAWS):
+            geometry = draw_geometry(
+                rng, height, width, side=self._side, augment=self.config.augment
+            )
+            objects = self._draw_objects(rng, record, geometry)
+            if len(objects) > 0:
+                return geometry, objects
+        geometry = Geometry(Window(0, 0, width, height), self._side)
+        return geometry, self._draw_objects(rng, record, geometry)
+
+    def _draw_objects(
+        self, rng: np.random.Generator, record: _Record, geometry: Geometry
+    ) -> list[_Object]:
+        """Up to N objects, drawn evenly from those in the window; few others are decoded."""
+        wanted = self.config.prompts_per_image
+        drawn = rng.permutation(visible_objects(record.meta.masks["bbox"], geometry.window))
+        objects: list[_Object] = []
+        # An object's box can be in the window and its pixels elsewhere: draw once more for those.
+        for some in (drawn[:wanted], drawn[wanted : 2 * wanted]):
+            for runs in record.runs(some[: wanted - len(objects)].tolist()):
+                patch = cut_patch(runs, geometry.window)
+                if patch is not None and (share := geometry.map_mask(patch)).any():
+                    objects.append((patch, share))
+        return objects
+
+
+class EvalDataset(Dataset[EvalImage]):
+    """Every image of the held-out folders, in order, with all its objects and fixed prompts.
+
+    A damaged record raises: a score without it would not be the score of the set.
+    """
+
+    def __init__(
+        self, readers: Sequence[ShardReader], *, side: int, prompt: Literal["point", "box"]
+    ) -> None:
+        """`side` is the model's input side in pixels."""
+        self._readers = tuple(readers)
+        self._first = np.cumsum([0, *(reader.num_images for reader in readers)])
+        self._side = _checked_side(side)
+        self._prompt = prompt
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def __getitem__(self, index: int) -> EvalImage:
+        """The image `index`, counted through all folders."""
+        which = int(np.searchsorted(self._first, index, side="right")) - 1
+        record = _Record(self._readers[which], int(index - self._first[which]))
+        meta = record.meta
+        whole = Window(0, 0, meta.width, meta.height)
+        geometry = Geometry(whole, self._side)
+        points, labels = stored_prompts(meta.masks, self._prompt, geometry)
+        masks = np.zeros((len(meta.masks), meta.height, meta.width), bool)
+        for mask, runs in zip(masks, record.runs(range(len(masks))), strict=True):
+            if (patch := cut_patch(runs, whole)) is not None:
+                x0, y0, x1, y1 = patch.box
+                mask[y0:y1, x0:x1] = patch.pixels
+        return EvalImage(
+            image=torch.from_numpy(geometry.map_image(record.pixels())),
+            size=geometry.size,
+            original_size=(meta.height, meta.width),
+            points=torch.from_numpy(points),
+            labels=torch.from_numpy(labels),
+            masks=torch.from_numpy(masks),
+            boxes=torch.from_numpy(meta.masks["bbox"].copy()),
+            sample_id=meta.id,
+        )
+
+
+_Object = tuple[MaskPatch, NDArray[np.uint8]]
+"""What a window shows of an object, and the share of each mask-logit cell."""
+
+
+class _Record:
+    """One image of a folder of shards: its table at once, its masks and pixels when asked for."""
+
+    def __init__(self, reader: ShardReader, index: int) -> None:
+        self._reader = reader
+        self._index = index
+        self.meta: ImageRecord = reader.read_image(index)
+
+    def runs(self, which: Sequence[int]) -> list[Runs]:
+        """The run lengths of some of its masks. Raises BadRecordError, BadMaskError."""
+        rles = self._reader.read_masks(self._index, which)
+        try:
+            return [decode_runs(rle, self.meta.height, self.meta.width) for rle in rles]
+        except ValueError as error:
+            raise BadMaskError(f"image {self.meta.name}: {error}") from error
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """(H, W, 3) RGB. Raises BadImageError."""
+        pixels = decode_rgb(self.meta.image)
+        if pixels.shape[:2] != (self.meta.height, self.meta.width):
+            raise BadImageError(
+                f"image {self.meta.name} has {pixels.shape[0]} x {pixels.shape[1]} px, its record "
+                f"says {self.meta.height} x {self.meta.width}"
+            )
+        return pixels
+
+
+def _checked_side(side: int) -> int:
+    if side < LOGIT_STRIDE or side % LOGIT_STRIDE != 0:
+        raise ValueError(f"side={side} px is no input of the model; set a multiple of 16")
+    return side

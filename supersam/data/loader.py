@@ -1,0 +1,144 @@
+"""Samples to batches of one rank: the training loader, endless from any step, and the evaluation's.
+
+Worker processes use one thread each: `DataLoader` sees to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Literal
+
+from torch.utils.data import DataLoader, default_collate
+
+from supersam.data.dataset import EvalDataset, ShardDataset, TooManyBadRecordsError, TrainSample
+from supersam.data.partition import SampleOrder
+from supersam.data.sample import Batch, EvalImage
+from supersam.runtime.distributed import World
+
+StartMethod = Literal["fork", "spawn", "forkserver"]
+
+
+class TrainLoader:
+    """Endless micro-batches of one rank, `DataLoader` underneath. Counts damaged records.
+
+    An iterator starts at the first step asked for; take one for the whole run. The workers end
+    with it.
+    """
+
+    def __init__(self, loader: DataLoader[TrainSample], *, max_bad_fraction: float, epoch: int):
+        """`epoch` is the number of samples of this rank in an epoch."""
+        self._loader = loader
+        self._max_bad_fraction = max_bad_fraction
+        self._epoch = epoch
+        self.num_samples = 0
+        self.num_bad = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            self.num_samples += len(batch.sample_ids)
+            self.num_bad += batch.num_bad
+            self._check()
+            yield batch
+
+    def _check(self) -> None:
+        # Of the epochs begun: one damaged record among the first ten samples is no tenth of a set.
+        epochs = -(-self.num_samples // self._epoch)
+        if self.num_bad > self._max_bad_fraction * epochs * self._epoch:
+            raise TooManyBadRecordsError(
+                f"{self.num_bad} of {self.num_samples} records read are damaged, and "
+                f"data.max_bad_fraction={self._max_bad_fraction}; the warnings above name them: "
+                "make their shards anew, or raise the fraction"
+            )
+
+
+class _StepSampler:
+    """The keys of one rank's micro-batches, step after step without end."""
+
+    def __init__(self, order: SampleOrder, world: World, *, batch_size: int, start_step: int):
+        self._order = order
+        self._world = world
+        self._batch_size = batch_size
+        self._start_step = start_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        for step in count(self._start_step):
+            keys = self._order.rank_batch(step, self._world.rank, self._world.world_size)
+            for first in range(0, len(keys), self._batch_size):
+                yield [(d, i, t) for d, i, t in keys[first : first + self._batch_size].tolist()]
+
+
+def build_loader(
+    dataset: ShardDataset,
+    order: SampleOrder,
+    world: World,
+    *,
+    batch_size: int,
+    start_step: int = 0,
+    workers: int = 0,
+    pin_memory: bool = False,
+    start_method: StartMethod | None = None,
+) -> TrainLoader:
+    """This rank's micro-batches from an optimizer step on, through the epochs without end.
+
+    Args:
+        dataset: the samples.
+        order: which of them each global batch holds.
+        world: which rank's share is wanted.
+        batch_size: samples of a micro-batch; G / (R batch_size) of them make a step.
+        start_step: the first optimizer step; samples consumed / G after a restart.
+        workers: processes that read ahead; 0 reads in this one.
+        pin_memory: put batches where copies to a device do not block.
+        start_method: how workers start; None takes Python's own.
+    """
+    share, rest = divmod(order.global_batch, world.world_size)
+    if rest != 0 or share % batch_size != 0:
+        raise ValueError(
+            f"global batch {order.global_batch} is no multiple of {world.world_size} ranks x "
+            f"micro-batch {batch_size}; change one of the three"
+        )
+    loader = DataLoader(
+        dataset,
+        batch_sampler=_StepSampler(order, world, batch_size=batch_size, start_step=start_step),
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        multiprocessing_context=start_method if workers > 0 else None,
+    )
+    return TrainLoader(
+        loader,
+        max_bad_fraction=dataset.config.max_bad_fraction,
+        epoch=order.batches_per_epoch * share,
+    )
+
+
+def build_eval_loader(
+    dataset: EvalDataset,
+    world: World,
+    *,
+    workers: int = 0,
+    start_method: StartMethod | None = None,
+) -> DataLoader[EvalImage]:
+    """This rank's images r, r + R, r + 2R, ...: each once over all ranks, none padded."""
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=range(world.rank, len(dataset), world.world_size),
+        num_workers=workers,
+        multiprocessing_context=start_method if workers > 0 else None,
+    )
+
+
+def collate(samples: list[TrainSample]) -> Batch:
+    """One batch of several samples."""
+    columns = default_collate([vars(sample) for sample in samples])
+    return Batch(
+        images=columns["image"],
+        sizes=columns["size"],
+        points=columns["points"],
+        labels=columns["labels"],
+        masks=columns["masks"],
+        valid=columns["valid"],
+        sample_ids=columns["sample_id"],
+        num_bad=int(columns["is_substitute"].sum()),
+    )

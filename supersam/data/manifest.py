@@ -1,0 +1,157 @@
+"""The list of a folder's shards: counts, hashes and where they came from. No HDF5 here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from supersam.runtime.atomic import write_json
+
+MANIFEST = "manifest.json"
+PLAN = "plan.json"
+FORMAT = "supersam-shards"
+SCHEMA_MAJOR, SCHEMA_MINOR = 1, 0
+
+
+class ShardFolderError(RuntimeError):
+    """A folder that is no finished set of shards, or one of another version."""
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One finished shard."""
+
+    file: str
+    images: int
+    masks: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SkippedInput:
+    """An input image that was left out of the shards, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished folder of shards, in reading order."""
+
+    shards: tuple[ShardInfo, ...]
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """The settings the shards were converted with."""
+    skipped: tuple[SkippedInput, ...] = ()
+    """Inputs that could not be used."""
+    empty_inputs: int = 0
+    """Images or tiles without an object of sufficient size, left out."""
+
+    @property
+    def num_images(self) -> int:
+        """Images of all shards."""
+        return sum(shard.images for shard in self.shards)
+
+    @property
+    def num_masks(self) -> int:
+        """Masks of all shards."""
+        return sum(shard.masks for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the content and its order: hash of the schema and the shards' hashes."""
+        text = "\n".join([f"{FORMAT} {SCHEMA_MAJOR}", *(shard.sha256 for shard in self.shards)])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def shard_file(index: int) -> str:
+    """File name of shard `index`."""
+    return f"shard-{index:06d}.h5"
+
+
+def write_manifest(
+    folder: Path,
+    shards: Sequence[ShardInfo],
+    *,
+    source: Mapping[str, Any] | None = None,
+    skipped: Sequence[SkippedInput] = (),
+    empty_inputs: int = 0,
+) -> Manifest:
+    """Declare `folder` finished. The last step of a conversion: readers refuse it before."""
+    manifest = Manifest(tuple(shards), source or {}, tuple(skipped), empty_inputs)
+    record = {
+        "format": FORMAT,
+        "schema_major": SCHEMA_MAJOR,
+        "schema_minor": SCHEMA_MINOR,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "fingerprint": manifest.fingerprint,
+        "num_images": manifest.num_images,
+        "num_masks": manifest.num_masks,
+        **asdict(manifest),
+    }
+    write_json(folder / MANIFEST, record)
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of `folder`; refuses an unfinished folder, another format, a newer major."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ShardFolderError(_unfinished(folder))
+    try:
+        record = json.loads(path.read_bytes())
+        check_schema(path, record["format"], record["schema_major"], FORMAT)
+        manifest = Manifest(
+            tuple(_pick(ShardInfo, shard) for shard in record["shards"]),
+            record["source"],
+            tuple(_pick(SkippedInput, skipped) for skipped in record["skipped"]),
+            record["empty_inputs"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardFolderError(
+            f"{path} is damaged ({type(error).__name__}: {error}); run the conversion again"
+        ) from error
+    if record["fingerprint"] != manifest.fingerprint:
+        raise ShardFolderError(
+            f"{path} was changed after it was written: its fingerprint does not match its list of "
+            "shards; run the conversion again"
+        )
+    return manifest
+
+
+def check_schema(path: Path, found: object, major: object, expected: str) -> None:
+    """Refuse files of another format or of a major version this code cannot read."""
+    if found != expected:
+        raise ShardFolderError(f"{path} has format={found!r}, expected {expected!r}")
+    if major != SCHEMA_MAJOR:
+        raise ShardFolderError(
+            f"{path} has schema_major={major}, this version of SuperSAM reads {SCHEMA_MAJOR}; "
+            "update SuperSAM or convert the source again"
+        )
+
+
+def _pick(kind: type[Any], record: Mapping[str, Any]) -> Any:
+    """A dataclass from a JSON object, without the keys that only a newer minor version knows."""
+    return kind(**{f.name: record[f.name] for f in fields(kind)})
+
+
+def _unfinished(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"no folder {folder}; convert a source into it with launch/shard.py"
+    plan = folder / PLAN
+    if not plan.is_file():
+        return f"{folder} has no {MANIFEST}; convert a source into it with launch/shard.py"
+    planned = [shard_file(i) for i in range(json.loads(plan.read_bytes())["shards"])]
+    missing = [name for name in planned if not (folder / name).with_suffix(".json").is_file()]
+    listed = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
+    lack = f"{len(missing)} of {len(planned)} shards are missing: {listed}" if missing else MANIFEST
+    return (
+        f"{folder} is unfinished ({lack}); run launch/shard.py again with the same source and "
+        "output folder, finished shards are kept"
+    )

@@ -1,0 +1,100 @@
+"""Prompts of objects: drawn from their masks for training, fixed for evaluation.
+
+Every prompt is two points and two labels: (FOREGROUND, PAD) for a point, (BOX_MIN, BOX_MAX) for a
+box.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from supersam.config.sections import PromptKind
+from supersam.data.sample import (
+    LABEL_BOX_MAX,
+    LABEL_BOX_MIN,
+    LABEL_FOREGROUND,
+    LABEL_PAD,
+)
+from supersam.data.transforms import Geometry, MaskPatch, Window
+
+MIN_VISIBLE = 0.25
+"""Least part of an object's box, or of a smaller window, at which it counts as in the window."""
+
+POINT_LABELS = (LABEL_FOREGROUND, LABEL_PAD)
+BOX_LABELS = (LABEL_BOX_MIN, LABEL_BOX_MAX)
+
+Prompt = tuple[NDArray[np.float64], tuple[int, int]]
+"""Points (2, 2), pixels (x, y) of the padded square, and their labels."""
+
+
+def visible_objects(boxes: NDArray[np.float32], window: Window) -> NDArray[np.intp]:
+    """The objects that are in a window, by their boxes (M, 4) of (x, y, width, height)."""
+    x, y, width, height = boxes.astype(np.float64).T
+    seen_width = np.minimum(x + width, window.right) - np.maximum(x, window.left)
+    seen_height = np.minimum(y + height, window.bottom) - np.maximum(y, window.top)
+    seen = seen_width.clip(0) * seen_height.clip(0)
+    # An object larger than the window is in it although most of the object is not.
+    most = np.minimum(width * height, window.width * window.height)
+    return np.flatnonzero((seen > 0) & (seen >= MIN_VISIBLE * most))
+
+
+def draw_prompt(
+    rng: np.random.Generator,
+    patch: MaskPatch,
+    geometry: Geometry,
+    *,
+    kind: PromptKind,
+    box_jitter: float,
+) -> Prompt:
+    """A prompt for the part of an object that is in the geometry's window."""
+    if kind == "point" or (kind == "either" and rng.random() < 0.5):
+        return _point_prompt(draw_point(rng, patch), geometry)
+    box = draw_box(rng, patch, geometry.window, jitter=box_jitter)
+    return geometry.map_boxes(box[None]).reshape(2, 2), BOX_LABELS
+
+
+def draw_point(rng: np.random.Generator, patch: MaskPatch) -> NDArray[np.float64]:
+    """A pixel (x, y) of the object, each with the same chance."""
+    pixels = np.flatnonzero(patch.pixels)
+    y, x = divmod(int(pixels[rng.integers(len(pixels))]), patch.pixels.shape[1])
+    return np.array((patch.left + x, patch.top + y), np.float64)
+
+
+def draw_box(
+    rng: np.random.Generator, patch: MaskPatch, window: Window, *, jitter: float
+) -> NDArray[np.float64]:
+    """The object's tight box (x0, y0, x1, y1) with each side shifted in or out.
+
+    jitter: standard deviation of a shift, as a share of the box's size along it. Sides stay in the
+    window; where they come closer than a pixel, that pair stays tight.
+    """
+    tight = np.array(patch.box, np.float64).reshape(2, 2)  # corner, axis
+    shifted = tight + rng.normal(0, jitter, (2, 2)) * (tight[1] - tight[0])
+    shifted = shifted.clip((window.left, window.top), (window.right, window.bottom))
+    return np.where(shifted[1] - shifted[0] < 1, tight, shifted).reshape(4)
+
+
+def stored_prompts(
+    masks: NDArray[np.void], kind: Literal["point", "box"], geometry: Geometry
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The fixed prompts of an image's objects: the stored points, or the tight boxes.
+
+    masks: (M,) MASK_META. Returns points (M, 2, 2), pixels (x, y) of the padded square, and labels
+    (M, 2).
+    """
+    points = np.zeros((len(masks), 2, 2))
+    if kind == "point":
+        points[:, 0] = geometry.map_points(masks["point"].astype(np.float64))
+    else:
+        x, y, width, height = masks["bbox"].astype(np.float64).T
+        boxes = np.stack((x, y, x + width, y + height), axis=1)
+        points[:] = geometry.map_boxes(boxes).reshape(-1, 2, 2)
+    labels = np.array(POINT_LABELS if kind == "point" else BOX_LABELS, np.int64)
+    return points.astype(np.float32), np.tile(labels, (len(masks), 1))
+
+
+def _point_prompt(point: NDArray[np.float64], geometry: Geometry) -> Prompt:
+    return np.concatenate((geometry.map_points(point[None]), np.zeros((1, 2)))), POINT_LABELS

@@ -1,0 +1,183 @@
+"""Facts about a mask from its run lengths, without drawing it at full size. NumPy and pycocotools.
+
+COCO run lengths count pixels in column order: background, object, background, ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+from scipy import ndimage
+
+from supersam.data.sample import MaskRecord
+
+
+@dataclass(frozen=True)
+class Runs:
+    """An object of a height x width image as runs of its pixels, numbered in column order."""
+
+    starts: NDArray[np.int64]
+    stops: NDArray[np.int64]
+    height: int
+    width: int
+
+    @cached_property
+    def area(self) -> int:
+        """Pixels of the object."""
+        return int((self.stops - self.starts).sum())
+
+    @cached_property
+    def bbox(self) -> tuple[int, int, int, int]:
+        """Tight box (x, y, width, height); zeros without pixels."""
+        if self.area == 0:
+            return 0, 0, 0, 0
+        last = self.stops - 1
+        x, x_last = int(self.starts[0]) // self.height, int(last[-1]) // self.height
+        if np.any(self.starts // self.height != last // self.height):  # a run turns a column's end
+            return x, 0, x_last - x + 1, self.height
+        y, y_last = int((self.starts % self.height).min()), int((last % self.height).max())
+        return x, y, x_last - x + 1, y_last - y + 1
+
+    def __contains__(self, point: tuple[float, float]) -> bool:
+        """Whether the pixel under (x, y) belongs to the object."""
+        x, y = int(np.floor(point[0])), int(np.floor(point[1]))
+        if not (0 <= x < self.width and 0 <= y < self.height):
+            return False
+        k = np.searchsorted(self.starts, x * self.height + y, side="right") - 1
+        return bool(k >= 0 and x * self.height + y < self.stops[k])
+
+    def window(self, y: int, x: int, height: int, width: int) -> NDArray[np.bool_]:
+        """The (height, width) pixels from (y, x)."""
+        first, size = x * self.height, width * self.height
+        inside = (self.stops > first) & (self.starts < first + size)
+        change = np.zeros(size + 1, np.int8)
+        change[np.maximum(self.starts[inside] - first, 0)] += 1
+        change[np.minimum(self.stops[inside] - first, size)] -= 1
+        columns = np.cumsum(change[:-1], dtype=np.int8).reshape(width, self.height)
+        drawn: NDArray[np.bool_] = columns.T[y : y + height] > 0
+        return drawn
+
+    def inner_point(self) -> tuple[float, float]:
+        """The pixel (x, y) farthest from the outside, steps counted over sides."""
+        x, y, width, height = self.bbox
+        window = np.pad(self.window(y, x, height, width), 1)
+        depth = ndimage.distance_transform_cdt(window, metric="taxicab")
+        row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+        return float(x + column - 1), float(y + row - 1)
+
+
+def decode_runs(rle: bytes, height: int, width: int) -> Runs:
+    """Read COCO's compressed run lengths. Raises ValueError unless they fill the image exactly."""
+    counts = _decompress(rle)
+    if len(counts) and counts.min() < 0 or counts.sum() != height * width:
+        raise ValueError(
+            f"the run lengths cover {counts.sum()} px, the image has {height} x {width} px"
+        )
+    bounds = np.cumsum(counts)
+    starts, stops = bounds[:-1:2], bounds[1::2]
+    filled = stops > starts
+    return Runs(starts[filled], stops[filled], height, width)
+
+
+def encode_runs(runs: Runs) -> bytes:
+    """COCO's compressed run lengths."""
+    bounds = np.stack([runs.starts, runs.stops], axis=1).ravel()
+    counts = np.diff(bounds, prepend=0, append=runs.height * runs.width).tolist()
+    if counts[-1] == 0 and len(counts) > 1:
+        counts.pop()
+    return _compress(counts, runs.height, runs.width)
+
+
+def window_runs(
+    window: NDArray[np.bool_], height: int, width: int, *, y: int = 0, x: int = 0
+) -> Runs:
+    """The object whose pixels near (y, x) of a height x width image are `window`."""
+    columns, rows = np.nonzero(window.T)
+    pixels = (columns + x) * height + rows + y
+    if len(pixels) == 0:
+        return Runs(pixels, pixels, height, width)
+    gaps = np.flatnonzero(np.diff(pixels) != 1)
+    starts = pixels[np.concatenate([[0], gaps + 1])]
+    stops = pixels[np.concatenate([gaps, [-1]])] + 1
+    return Runs(starts, stops, height, width)
+
+
+def compress_counts(counts: Sequence[int], height: int, width: int) -> bytes:
+    """COCO's compressed form of a list of run lengths. Raises ValueError unless they fit."""
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in counts):
+        raise ValueError("run lengths are no list of non-negative whole numbers")
+    if sum(counts) != height * width:
+        raise ValueError(
+            f"the run lengths cover {sum(counts)} px, the image has {height} x {width} px"
+        )
+    return _compress(list(counts), height, width)
+
+
+def rasterize_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> bytes:
+    """Compressed run lengths of the union of polygons (x0, y0, x1, y1, ...), COCO's own way."""
+    for polygon in polygons:
+        if len(polygon) < 6 or len(polygon) % 2 == 1 or not np.all(np.isfinite(polygon)):
+            raise ValueError(f"a polygon of {len(polygon)} numbers; it takes 3 or more x, y pairs")
+    if len(polygons) == 0:
+        raise ValueError("a list of no polygons")
+    flat = [list(map(float, polygon)) for polygon in polygons]
+    return bytes(coco.merge(coco.frPyObjects(flat, height, width))["counts"])
+
+
+def mask_record(
+    runs: Runs,
+    *,
+    rle: bytes | None = None,
+    category: int = 0,
+    predicted_iou: float = 1.0,
+    stability_score: float = 1.0,
+    point: tuple[float, float] | None = None,
+) -> MaskRecord:
+    """The record of an object with pixels; `point` is kept if it lies on one of them.
+
+    Fractions are rounded to the shards' float32, so that a record is read as it was written.
+    """
+    if point is None or point not in runs:
+        point = runs.inner_point()
+    x, y, width, height = runs.bbox
+    return MaskRecord(
+        rle=encode_runs(runs) if rle is None else rle,
+        area=runs.area,
+        bbox=(float(x), float(y), float(width), float(height)),
+        point=(float(np.float32(point[0])), float(np.float32(point[1]))),
+        category=category,
+        predicted_iou=float(np.float32(predicted_iou)),
+        stability_score=float(np.float32(stability_score)),
+    )
+
+
+def _compress(counts: list[int], height: int, width: int) -> bytes:
+    rle: Any = coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    return bytes(rle["counts"])
+
+
+def _decompress(rle: bytes) -> NDArray[np.int64]:
+    """COCO's run lengths from 6-bit characters: 5 bits of a number each, lowest first, and one
+    that says whether more follow; from the fourth number on, differences to the last but one.
+    """
+    letters = np.frombuffer(rle, np.uint8).astype(np.int64) - 48
+    if len(letters) == 0:
+        return letters
+    if letters.min() < 0 or letters.max() > 63 or letters[-1] & 32:
+        raise ValueError("the run lengths are no text in COCO's compressed form")
+    ends = np.flatnonzero((letters & 32) == 0)
+    begins = np.concatenate([[0], ends[:-1] + 1])
+    place = np.arange(len(letters)) - np.repeat(begins, ends - begins + 1)
+    if place.max() > 6:
+        raise ValueError("the run lengths hold a number of more than 32 bits")
+    counts = np.add.reduceat((letters & 31) << (5 * place), begins)
+    counts -= np.where(letters[ends] & 16, np.int64(1) << (5 * (place[ends] + 1)), 0)
+    counts[1::2] = np.cumsum(counts[1::2])
+    counts[2::2] = np.cumsum(counts[2::2])
+    return counts

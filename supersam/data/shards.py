@@ -1,0 +1,369 @@
+"""Shards: folders of HDF5 files that hold encoded images and run-length masks.
+
+`ShardWriter` makes one file, `ShardReader` reads a finished folder. The layout of a file is stated
+in hdf5.py. Records are read with `os.pread`: no lock, no HDF5 state to break in a forked worker,
+6 to 36 times faster than chunks or variable-length types.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from supersam.data.hdf5 import (
+    FORMATS,
+    IMAGE_META,
+    MASK_META,
+    DamagedShardError,
+    crc32,
+    read_layout,
+    write_shard,
+)
+from supersam.data.manifest import ShardFolderError, ShardInfo, read_manifest, write_manifest
+from supersam.data.sample import ImageFormat, MaskRecord, SegmentationSample
+from supersam.runtime.atomic import atomic_file, file_sha256
+
+__all__ = [
+    "MASK_META",
+    "BadRecordError",
+    "ImageRecord",
+    "OpenShard",
+    "ShardFolderError",
+    "ShardReader",
+    "ShardWriter",
+    "write_manifest",
+]
+
+
+class BadRecordError(RuntimeError):
+    """A record that cannot be read; the other records are not affected, unless the shard is gone.
+
+    Attributes: shard (file name), index (in the shard), name and id of the image (None where the
+    damage hides them), reason.
+    """
+
+    def __init__(
+        self, shard: str, index: int, name: str | None, id: int | None, reason: str
+    ) -> None:
+        super().__init__(shard, index, name, id, reason)  # the arguments: so it pickles
+        self.shard, self.index, self.name, self.id, self.reason = shard, index, name, id, reason
+
+    def __str__(self) -> str:
+        image = "" if self.name is None else f" (image {self.name}, id {self.id})"
+        return f"{self.shard} record {self.index}{image}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """An encoded image and what is known of its masks; nothing decoded."""
+
+    id: int
+    name: str
+    image: bytes
+    format: ImageFormat
+    height: int
+    width: int
+    masks: NDArray[np.void]
+    """(M,) MASK_META."""
+
+
+class ShardWriter:
+    """Collects the samples of one shard in memory and writes it whole.
+
+    The bytes of the file depend on the samples and arguments alone: no time, host or process.
+    """
+
+    def __init__(
+        self, path: Path, *, shard_index: int = 0, attributes: Mapping[str, str] | None = None
+    ) -> None:
+        """`attributes` are stored at the root, for people: dataset_uuid, source, split."""
+        self._path = path
+        self._attributes: dict[str, str | int] = {"shard_index": shard_index, **(attributes or {})}
+        self._image_data, self._mask_data, self._names = bytearray(), bytearray(), bytearray()
+        self._image_offset, self._name_offset, self._mask_offset = [0], [0], [0]
+        self._of_image = [0]
+        self._image_crc: list[int] = []
+        self._image_meta: list[tuple[Any, ...]] = []
+        self._mask_crc: list[int] = []
+        self._mask_meta: list[tuple[Any, ...]] = []
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of images and masks so far."""
+        return len(self._image_data) + len(self._mask_data)
+
+    def add(self, sample: SegmentationSample) -> None:
+        """Append a sample; it gets the next index."""
+        if not 0 <= sample.id < 1 << 63:
+            raise ValueError(f"id={sample.id} of {sample.name} is no non-negative 63-bit number")
+        format_code = FORMATS.index(sample.format)
+        self._image_meta.append((sample.id, sample.height, sample.width, format_code))
+        self._image_crc.append(zlib.crc32(sample.image))
+        self._image_data += sample.image
+        self._image_offset.append(len(self._image_data))
+        self._names += sample.name.encode()
+        self._name_offset.append(len(self._names))
+        for mask in sample.masks:
+            self._add_mask(mask)
+        self._of_image.append(len(self._mask_meta))
+
+    def finish(self) -> ShardInfo:
+        """Write, read back, and only then name the file; an older file of the name is replaced."""
+        with atomic_file(self._path) as temporary:
+            write_shard(temporary, self._arrays(), self._attributes)
+            sha256 = file_sha256(temporary)
+            size = temporary.stat().st_size
+            written = OpenShard(temporary)
+            if bad := written.bad_records():
+                raise OSError(f"{temporary} does not hold what was written to it: {bad[0]}")
+        return ShardInfo(
+            self._path.name, len(self._image_meta), len(self._mask_meta), size, sha256
+        )
+
+    def _add_mask(self, mask: MaskRecord) -> None:
+        self._mask_data += mask.rle
+        self._mask_offset.append(len(self._mask_data))
+        self._mask_crc.append(zlib.crc32(mask.rle))
+        self._mask_meta.append(
+            (
+                mask.area,
+                mask.bbox,
+                mask.point,
+                mask.category,
+                mask.predicted_iou,
+                mask.stability_score,
+            )
+        )
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        arrays: dict[str, NDArray[Any]] = {
+            "image/data": np.frombuffer(self._image_data, np.uint8),
+            "image/offset": np.array(self._image_offset, "<u8"),
+            "image/crc32": np.array(self._image_crc, "<u4"),
+            "image/meta": np.array(self._image_meta, IMAGE_META),
+            "image/name": np.frombuffer(self._names, np.uint8),
+            "image/name_offset": np.array(self._name_offset, "<u8"),
+            "mask/data": np.frombuffer(self._mask_data, np.uint8),
+            "mask/offset": np.array(self._mask_offset, "<u8"),
+            "mask/crc32": np.array(self._mask_crc, "<u4"),
+            "mask/meta": np.array(self._mask_meta, MASK_META),
+            "mask/of_image": np.array(self._of_image, "<u8"),
+        }
+        rows = [
+            (arrays["mask/offset"][a : b + 1], arrays["mask/meta"][a:b], arrays["mask/crc32"][a:b])
+            for a, b in zip(self._of_image, self._of_image[1:], strict=False)
+        ]
+        arrays["image/mask_crc32"] = np.array([crc32(*row) for row in rows], "<u4")
+        return arrays
+
+
+class OpenShard:
+    """One shard file, open for reading. Thread-safe; belongs to the process that opened it."""
+
+    def __init__(self, path: Path, *, check_crc: bool = True) -> None:
+        self.path = path
+        self._check_crc = check_crc
+        layout = read_layout(path)
+        self._index, self._position = layout.index, layout.position
+        self.num_images = len(self._index["image/crc32"])
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        # Not closed explicitly: a thread may still read from a shard that was just evicted.
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def read_image(self, i: int) -> ImageRecord:
+        """Image `i` and the table of its masks."""
+        start, stop = self._span("image/offset", i)
+        image = self._pread("image/data", start, stop, i)
+        if self._check_crc and zlib.crc32(image) != self._index["image/crc32"][i]:
+            raise self._bad(i, "the image's bytes are damaged (CRC-32)")
+        id, height, width, format_code = self._index["image/meta"][i].tolist()
+        return ImageRecord(
+            id, self.name(i), image, FORMATS[format_code], height, width, self._mask_rows(i)[1]
+        )
+
+    def read_masks(self, i: int, which: Sequence[int]) -> list[bytes]:
+        """Compressed run lengths of the masks `which` of image `i`."""
+        offset, _, crc = self._mask_rows(i)
+        if any(not 0 <= k < len(crc) for k in which):
+            raise IndexError(f"masks {list(which)} of image {i}, which has {len(crc)}")
+        if len(which) == 0:
+            return []
+        first = int(offset[min(which)])
+        data = self._pread("mask/data", first, int(offset[max(which) + 1]), i)
+        rles = [data[int(offset[k]) - first : int(offset[k + 1]) - first] for k in which]
+        for k, rle in zip(which, rles, strict=True):
+            if self._check_crc and zlib.crc32(rle) != crc[k]:
+                raise self._bad(i, f"the run lengths of mask {k} are damaged (CRC-32)")
+        return rles
+
+    def bad_records(self) -> list[BadRecordError]:
+        """Reads everything; returns the faults found."""
+        faults = []
+        for i in range(self.num_images):
+            try:
+                masks = self.read_image(i).masks
+                self.read_masks(i, range(len(masks)))
+            except BadRecordError as error:
+                faults.append(error)
+        return faults
+
+    def name(self, i: int) -> str:
+        """Name of image `i`."""
+        start, stop = self._span("image/name_offset", i)
+        return self._index["image/name"][start:stop].tobytes().decode()
+
+    def _mask_rows(self, i: int) -> tuple[NDArray[Any], NDArray[np.void], NDArray[Any]]:
+        """Offsets (M + 1), MASK_META (M) and CRC-32 (M) of the masks of image `i`."""
+        a, b = self._span("mask/of_image", i)
+        offset = self._rows("mask/offset", "<u8", a, b + 1, i)
+        meta = self._rows("mask/meta", MASK_META, a, b, i)
+        crc = self._rows("mask/crc32", "<u4", a, b, i)
+        if self._check_crc and crc32(offset, meta, crc) != self._index["image/mask_crc32"][i]:
+            raise self._bad(i, "the table of its masks is damaged (CRC-32)")
+        return offset, meta, crc
+
+    def _rows(self, dataset: str, dtype: DTypeLike, start: int, stop: int, i: int) -> NDArray[Any]:
+        dtype = np.dtype(dtype)
+        data = self._pread(dataset, start * dtype.itemsize, stop * dtype.itemsize, i)
+        return np.frombuffer(data, dtype)
+
+    def _span(self, dataset: str, i: int) -> tuple[int, int]:
+        start, stop = self._index[dataset][i : i + 2].tolist()
+        return start, stop
+
+    def _pread(self, dataset: str, start: int, stop: int, i: int) -> bytes:
+        if start == stop:
+            return b""
+        try:
+            data = os.pread(self._descriptor, stop - start, self._position[dataset] + start)
+        except OSError as error:
+            raise self._bad(i, f"cannot read {dataset}: {error}") from error
+        if len(data) != stop - start:
+            raise self._bad(i, f"the file ends inside {dataset}; it was truncated")
+        return data
+
+    def _bad(self, i: int, reason: str) -> BadRecordError:
+        id = int(self._index["image/meta"]["id"][i])
+        return BadRecordError(self.path.name, i, self.name(i), id, reason)
+
+
+class ShardReader:
+    """A finished folder of shards as one sequence of images. Pickles; safe across fork and spawn.
+
+    Files are opened when first read, by each process for itself, and the least recently used is
+    dropped beyond `max_open`.
+    """
+
+    def __init__(self, folder: Path, *, check_crc: bool = True, max_open: int = 128) -> None:
+        self._folder = folder
+        self._check_crc = check_crc
+        self._max_open = max_open
+        manifest = read_manifest(folder)
+        self._shards = manifest.shards
+        self.fingerprint = manifest.fingerprint
+        self.num_images = manifest.num_images
+        self.num_masks = manifest.num_masks
+        self.shard_sizes = tuple(shard.images for shard in self._shards)
+        self._first = np.cumsum((0, *self.shard_sizes))
+        self._opened = _OpenShards()
+        _check_present(folder, self._shards)
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def read_image(self, index: int) -> ImageRecord:
+        """Encoded image and mask table of image `index`. Raises BadRecordError if damaged."""
+        shard, i = self._locate(index)
+        return shard.read_image(i)
+
+    def read_masks(self, index: int, which: Sequence[int]) -> list[bytes]:
+        """Compressed run lengths of the masks `which` of image `index`."""
+        shard, i = self._locate(index)
+        return shard.read_masks(i, which)
+
+    def read(self, index: int) -> SegmentationSample:
+        """Everything that was written for image `index`."""
+        record = self.read_image(index)
+        rles = self.read_masks(index, range(len(record.masks)))
+        masks = zip(rles, record.masks.tolist(), strict=True)
+        return SegmentationSample(
+            record.id,
+            record.name,
+            record.image,
+            record.format,
+            record.height,
+            record.width,
+            tuple(_mask_record(rle, row) for rle, row in masks),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _opened=_OpenShards())
+
+    def _locate(self, index: int) -> tuple[OpenShard, int]:
+        if not 0 <= index < self.num_images:
+            raise IndexError(f"image {index} of {self._folder}, which has {self.num_images}")
+        k = int(np.searchsorted(self._first, index, side="right")) - 1
+        i = int(index - self._first[k])
+        if self._opened.pid != os.getpid():  # forked: the parent's files are not ours
+            self._opened = _OpenShards()
+        try:
+            return self._opened.get(k, self._open, self._max_open), i
+        except DamagedShardError as error:
+            raise BadRecordError(self._shards[k].file, i, None, None, str(error)) from error
+
+    def _open(self, k: int) -> OpenShard:
+        info = self._shards[k]
+        shard = OpenShard(self._folder / info.file, check_crc=self._check_crc)
+        if shard.num_images != info.images:
+            raise DamagedShardError(f"holds {shard.num_images} images, {info.images} in the manifest")
+        return shard
+
+
+@dataclass
+class _OpenShards:
+    """The open shards of one process, least recently used first."""
+
+    pid: int = field(default_factory=os.getpid)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    shards: OrderedDict[int, OpenShard] = field(default_factory=OrderedDict)
+
+    def get(self, k: int, open_: Callable[[int], OpenShard], max_open: int) -> OpenShard:
+        with self.lock:
+            if k not in self.shards:
+                self.shards[k] = open_(k)
+            self.shards.move_to_end(k)
+            if len(self.shards) > max_open:
+                self.shards.popitem(last=False)
+            return self.shards[k]
+
+
+def _mask_record(rle: bytes, row: tuple[Any, ...]) -> MaskRecord:
+    area, (x, y, width, height), (point_x, point_y), category, predicted_iou, stability = row
+    return MaskRecord(
+        rle, area, (x, y, width, height), (point_x, point_y), category, predicted_iou, stability
+    )
+
+
+def _check_present(folder: Path, shards: Sequence[ShardInfo]) -> None:
+    present = set(os.listdir(folder))  # one request to the file server, not one a shard
+    missing = [shard.file for shard in shards if shard.file not in present]
+    if missing:
+        raise ShardFolderError(
+            f"{folder} lacks {len(missing)} of {len(shards)} shards: {', '.join(missing[:8])}; "
+            "run launch/shard.py again with the same source and output folder to make them anew"
+        )

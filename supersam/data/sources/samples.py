@@ -1,0 +1,136 @@
+"""Annotated images to samples: checked, small objects left out, large images cut into tiles."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from supersam.config.sections import SourceConfig
+from supersam.data.images import BadImageError, LoadedImage, encode_png, load_image
+from supersam.data.rle import mask_record, window_runs
+from supersam.data.sample import MaskRecord, SegmentationSample
+from supersam.data.sources.annotated import AnnotatedImage, AnnotatedObject, BadInputError
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What came of one input image."""
+
+    samples: tuple[SegmentationSample, ...]
+    empty: int
+    """Images or tiles without an object, left out."""
+    small_objects: int
+    """Objects (of tiles: their cut parts) below `min_area_px`, empty ones included, left out."""
+
+
+def make_samples(image: AnnotatedImage, config: SourceConfig) -> Samples:
+    """Decode the image, check it against its annotation, cut it if it is larger than a tile."""
+    loaded = _load(image)
+    height, width = image.size
+    if config.tile_px is None or max(height, width) <= config.tile_px:
+        objects = [_record(o) for o in image.objects if o.runs.area >= config.min_area_px]
+        sample = _sample(image.name, loaded, image.size, objects)
+        samples = (sample,) if objects else ()
+        return Samples(samples, 1 - len(samples), len(image.objects) - len(objects))
+    return _cut(image, loaded.pixels, config.tile_px, config.min_area_px)
+
+
+def stable_id(name: str) -> int:
+    """A 63-bit number from a name, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class _Tile:
+    y: int
+    x: int
+    height: int
+    width: int
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        return self.y, self.x, self.height, self.width
+
+
+def _load(image: AnnotatedImage) -> LoadedImage:
+    try:
+        data = image.image if isinstance(image.image, bytes) else encode_png(image.image)
+        return load_image(data, size=image.size)
+    except BadImageError as error:
+        raise BadInputError(str(error)) from error
+
+
+def _cut(
+    image: AnnotatedImage, pixels: NDArray[np.uint8], tile_px: int, min_area_px: int
+) -> Samples:
+    is_grey = bool(np.all(pixels == pixels[..., :1]))
+    pixels = pixels[..., 0] if is_grey else pixels  # a third of the bytes, the same RGB
+    samples = []
+    tiles = list(_tiles(*image.size, tile_px))
+    small = sum(o.runs.area == 0 for o in image.objects)
+    for tile in tiles:
+        parts = [part for o in image.objects if (part := _part(o, tile)) is not None]
+        objects = [_record(part) for part in parts if part.runs.area >= min_area_px]
+        small += len(parts) - len(objects)
+        if objects:
+            name = f"{image.name}#y{tile.y},x{tile.x}"
+            cut = pixels[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width]
+            loaded = LoadedImage(encode_png(np.ascontiguousarray(cut)), "png", cut)
+            samples.append(_sample(name, loaded, (tile.height, tile.width), objects))
+    return Samples(tuple(samples), len(tiles) - len(samples), small)
+
+
+def _tiles(height: int, width: int, tile_px: int) -> Iterator[_Tile]:
+    """The fewest tiles of at most `tile_px` on a side, equal but for one pixel."""
+    rows, columns = _edges(height, tile_px), _edges(width, tile_px)
+    for y, y_end in zip(rows, rows[1:], strict=False):
+        for x, x_end in zip(columns, columns[1:], strict=False):
+            yield _Tile(y, x, y_end - y, x_end - x)
+
+
+def _edges(length: int, tile_px: int) -> list[int]:
+    count = -(-length // tile_px)
+    return [k * length // count for k in range(count + 1)]
+
+
+def _part(whole: AnnotatedObject, tile: _Tile) -> AnnotatedObject | None:
+    """What a tile shows of an object; None if nothing."""
+    x, y, width, height = whole.runs.bbox
+    if y >= tile.y + tile.height or x >= tile.x + tile.width:
+        return None
+    if y + height <= tile.y or x + width <= tile.x:
+        return None
+    runs = window_runs(whole.runs.window(*tile.box), tile.height, tile.width)
+    if runs.area == 0:
+        return None
+    point = whole.point
+    return AnnotatedObject(
+        runs,
+        category=whole.category,
+        predicted_iou=whole.predicted_iou,
+        stability_score=whole.stability_score,
+        point=None if point is None else (point[0] - tile.x, point[1] - tile.y),
+    )
+
+
+def _record(found: AnnotatedObject) -> MaskRecord:
+    return mask_record(
+        found.runs,
+        rle=found.rle,
+        category=found.category,
+        predicted_iou=found.predicted_iou,
+        stability_score=found.stability_score,
+        point=found.point,
+    )
+
+
+def _sample(
+    name: str, loaded: LoadedImage, size: tuple[int, int], objects: list[MaskRecord]
+) -> SegmentationSample:
+    return SegmentationSample(
+        stable_id(name), name, loaded.data, loaded.format, *size, tuple(objects)
+    )

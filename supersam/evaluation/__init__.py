@@ -1,0 +1,31 @@
+"""How a subnet is judged: mask metrics, the evaluator, the interval of its main number."""
+
+from supersam.evaluation.bootstrap import bootstrap_interval
+from supersam.evaluation.evaluator import Gather, Predictor, evaluate, gather_from_all_ranks
+from supersam.evaluation.metrics import (
+    SIZE_BUCKETS,
+    SizeBucket,
+    boundary_band_px,
+    boundary_iou,
+    box_fill_iou,
+    mask_iou,
+)
+from supersam.evaluation.result import EvalResult, ObjectTable, SizeScore, format_table
+
+__all__ = [
+    "SIZE_BUCKETS",
+    "EvalResult",
+    "Gather",
+    "ObjectTable",
+    "Predictor",
+    "SizeBucket",
+    "SizeScore",
+    "bootstrap_interval",
+    "boundary_band_px",
+    "boundary_iou",
+    "box_fill_iou",
+    "evaluate",
+    "format_table",
+    "gather_from_all_ranks",
+    "mask_iou",
+]

@@ -1,0 +1,206 @@
+"""Held-out images through a predictor to an EvalResult: every object once, nothing padded or lost.
+
+Letters: S input side, s mask-logit side, M objects of an image, H and W its original pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, pairwise
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from supersam.data.sample import EvalImage
+from supersam.evaluation.metrics import (
+    boundary_band_px,
+    boundary_iou,
+    box_fill_iou,
+    mask_area,
+    mask_iou,
+)
+from supersam.evaluation.result import EvalResult, Floats, ObjectTable, summarize
+from supersam.evaluation.upscale import MaskUpscaler
+
+MASK_TOKENS = 4
+"""Token 0 is the single mask, 1 to 3 are the multimask outputs, as in segment-anything."""
+_FRAME_PIXELS_ON_GPU = 2**26
+"""Upscaled pixels held at a time on a GPU: 512 MiB of float64."""
+
+Gather = Callable[[list[ObjectTable]], list[list[ObjectTable]]]
+"""From this rank's tables to the tables of every rank."""
+
+
+class Predictor(Protocol):
+    """What can be evaluated: a supernet with a subnet active, an exported subnet, SAM itself."""
+
+    def predict(
+        self, images: Tensor, sizes: Tensor, points: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Mask logits and IoU estimates of prompted images, on whatever device it computes.
+
+        Args:
+            images: (B, 3, S, S) uint8 RGB, as in `Batch.images`, on any device.
+            sizes: (B, 2) int64, (height, width) inside the padded square.
+            points: (B, N, 2, 2) float32, two prompt points each, pixels (x, y) of the square.
+            labels: (B, N, 2) int64, LABEL_* of each prompt point.
+
+        Returns:
+            (B, N, 4, s, s) float32 mask logits and (B, N, 4) float32 IoU estimates, by mask token.
+        """
+        ...
+
+
+def gather_from_all_ranks(tables: list[ObjectTable]) -> list[list[ObjectTable]]:
+    """The tables of every rank on every rank; this process's own where no group is initialised."""
+    if not dist.is_available() or not dist.is_initialized():
+        return [tables]
+    gathered: list[list[ObjectTable]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, tables)
+    return gathered
+
+
+@torch.no_grad()
+def evaluate(
+    predictor: Predictor,
+    images: Iterable[EvalImage],
+    *,
+    boundary: bool = True,
+    prompts_per_call: int = 64,
+    seed: int = 0,
+    gather: Gather = gather_from_all_ranks,
+) -> EvalResult:
+    """Score a predictor on this rank's share of the images; every rank gets the whole result.
+
+    The result does not depend on the world size or on who evaluates which image.
+
+    Args:
+        predictor: moves what it is given to its own device; scoring happens where its logits are.
+        images: this rank's share. Shares must not overlap.
+        boundary: also compute the boundary IoU.
+        prompts_per_call: prompts of one `predict` call. An image with more objects is predicted,
+            and so encoded, again for each call.
+        seed: of the bootstrap.
+        gather: how ranks share their tables. Pass `lambda tables: [tables]` where only this rank
+            evaluates though a process group exists.
+    """
+    if prompts_per_call < 1:
+        raise ValueError(f"prompts_per_call={prompts_per_call}; at least 1 prompt is needed")
+    tables = [
+        _score_image(predictor, image, boundary=boundary, prompts_per_call=prompts_per_call)
+        for image in images
+        if len(image.masks) > 0
+    ]
+    return summarize(_merge(gather(tables)), seed=seed)
+
+
+def _merge(tables_of_ranks: list[list[ObjectTable]]) -> ObjectTable:
+    """One table, sorted by image. Each image's table comes whole from one rank."""
+    tables = sorted(chain.from_iterable(tables_of_ranks), key=lambda table: table.sample_id[0])
+    if len(tables) == 0:
+        raise ValueError("no image has an annotated object; evaluate on a split that holds objects")
+    for first, second in pairwise(tables):
+        if first.sample_id[0] == second.sample_id[0]:
+            raise ValueError(
+                f"image {first.sample_id[0]} was evaluated twice; "
+                "give every rank its own images, without padding shares to equal length"
+            )
+    return ObjectTable.concatenate(tables)
+
+
+def _score_image(
+    predictor: Predictor, image: EvalImage, *, boundary: bool, prompts_per_call: int
+) -> ObjectTable:
+    """All objects of an image, (M,) rows."""
+    sizes = torch.tensor([image.size])
+    parts: list[ObjectTable] = []
+    for some in _slices(len(image.masks), prompts_per_call):
+        points, labels, masks = image.points[some], image.labels[some], image.masks[some]
+        logits, estimates = predictor.predict(image.image[None], sizes, points[None], labels[None])
+        _check_prediction(logits, estimates, num_prompts=len(points), sample_id=image.sample_id)
+        parts += _score_objects(image, logits[0], estimates[0], masks=masks, boundary=boundary)
+    return ObjectTable.concatenate(parts)
+
+
+def _check_prediction(
+    logits: Tensor, estimates: Tensor, *, num_prompts: int, sample_id: int
+) -> None:
+    expected = (1, num_prompts, MASK_TOKENS)
+    if logits.ndim != 5 or logits.shape[:3] != expected or estimates.shape != expected:
+        raise ValueError(
+            f"predict returned logits {tuple(logits.shape)} and estimates {tuple(estimates.shape)};"
+            f" {num_prompts} prompts of one image need {(*expected, 's', 's')} and {expected}:"
+            " the single mask, then the three multimask outputs"
+        )
+    if not all(_is_finite(values) for values in (logits, estimates)):
+        raise FloatingPointError(
+            f"predict returned NaN or infinity for image {sample_id}; the weights have diverged or "
+            "overflowed: load an earlier checkpoint or evaluate in float32"
+        )
+
+
+def _is_finite(values: Tensor) -> bool:
+    """One pass: NaN and infinity reach the extremes. `isfinite` takes a CPU ten times longer."""
+    return bool(torch.stack(values.aminmax()).isfinite().all())
+
+
+def _score_objects(
+    image: EvalImage, logits: Tensor, estimates: Tensor, *, masks: Tensor, boundary: bool
+) -> Iterator[ObjectTable]:
+    """A table for every few objects. logits: (n, 4, s, s). estimates: (n, 4). masks: (n, H, W)."""
+    upscaler = MaskUpscaler.for_image(
+        logits, side=image.image.shape[-1], size=image.size, original_size=image.original_size
+    )
+    band_px = boundary_band_px(*image.original_size) if boundary else None
+    for some in _slices(len(masks), _objects_at_a_time(logits.device, image.original_size)):
+        target = masks[some].to(logits.device)
+        window = upscaler.window(logits[some], target)
+        # outside the window all masks are empty, so every score is that of the whole frame
+        yield _score_masks(
+            upscaler.upscale(logits[some], window) > 0,
+            target[:, window[0], window[1]],
+            estimates=estimates[some],
+            sample_id=image.sample_id,
+            band_px=band_px,
+        )
+
+
+def _slices(length: int, step: int) -> Iterator[slice]:
+    return (slice(start, start + step) for start in range(0, length, step))
+
+
+def _objects_at_a_time(device: torch.device, original_size: tuple[int, int]) -> int:
+    """A CPU is fastest with each object in its own window, a GPU with many in a shared one."""
+    if device.type == "cpu":
+        return 1
+    return max(1, _FRAME_PIXELS_ON_GPU // (MASK_TOKENS * original_size[0] * original_size[1]))
+
+
+def _score_masks(
+    pred: Tensor, target: Tensor, *, estimates: Tensor, sample_id: int, band_px: int | None
+) -> ObjectTable:
+    """The rows of n objects, with the boundary IoU unless `band_px` is None.
+
+    pred: (n, 4, h, w) bool. target: (n, h, w) bool. estimates: (n, 4).
+    """
+    iou = mask_iou(pred, target[:, None])
+    preferred = estimates[:, 1:].argmax(1, keepdim=True)
+    return ObjectTable(
+        sample_id=np.full(len(target), sample_id),
+        area=mask_area(target).long().cpu().numpy(),
+        iou_single=_column(iou[:, 0]),
+        iou_predicted_best=_column(iou[:, 1:].gather(1, preferred)[:, 0]),
+        iou_oracle=_column(iou[:, 1:].amax(1)),
+        boundary_iou=(
+            None if band_px is None else _column(boundary_iou(pred[:, 0], target, band_px=band_px))
+        ),
+        predicted_iou=_column(estimates[:, 0]),
+        box_fill_iou=_column(box_fill_iou(target)),
+    )
+
+
+def _column(values: Tensor) -> Floats:
+    return values.double().cpu().numpy()

@@ -1,0 +1,7 @@
+"""Segment Anything made elastic."""
+
+from supersam.model.extract import extract_subnet
+from supersam.model.sam import load_sam, resolve_shape
+from supersam.model.supernet import Prediction, SamSupernet
+
+__all__ = ["Prediction", "SamSupernet", "extract_subnet", "load_sam", "resolve_shape"]

@@ -1,0 +1,100 @@
+"""Attention with decomposed relative position: one interface, several kernels; and its windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+AttentionKernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(q, k, v, rel_h, rel_w) -> mixed. q, k, v, mixed: (B, heads, side * side, d); rel_h, rel_w:
+(side, side, d), the position vector of each (query row, key row) and (query column, key column).
+"""
+
+
+class WindowGeometry:
+    """How a square grid of tokens is cut into attention windows and put together again."""
+
+    def __init__(self, grid: int, window: int) -> None:
+        """grid: tokens along a side; window: side of a window, 0 for global attention."""
+        self.grid = grid
+        self.window = window
+        self.side = window or grid
+        self.pad = -grid % window if window else 0
+
+    def relative_index(self) -> Tensor:
+        """(side, side) int64: row of the relative-position table for (query, key) positions."""
+        position = torch.arange(self.side)
+        return position[:, None] - position[None, :] + self.side - 1
+
+    def partition(self, x: Tensor) -> Tensor:
+        """(B, g, g, c) -> (B * windows, side, side, c); padded below and right with zeros."""
+        if self.window == 0:
+            return x
+        x = F.pad(x, (0, 0, 0, self.pad, 0, self.pad))
+        count, side = x.shape[1] // self.side, self.side
+        x = x.view(len(x), count, side, count, side, x.shape[-1])
+        return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, side, side, x.shape[-1])
+
+    def merge(self, windows: Tensor, images: int) -> Tensor:
+        """The inverse of `partition`, for `images` images."""
+        if self.window == 0:
+            return windows
+        count, side = (self.grid + self.pad) // self.side, self.side
+        x = windows.view(images, count, count, side, side, windows.shape[-1])
+        x = x.permute(0, 1, 3, 2, 4, 5).reshape(images, count * side, count * side, -1)
+        return x[:, : self.grid, : self.grid].contiguous() if self.pad else x
+
+
+def reference_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+    """segment-anything's own sequence of operations, bit for bit."""
+    batch, heads, n, dim = q.shape
+    side = len(rel_h)
+    by_row, by_column = _row_and_column_bias(q, rel_h, rel_w)
+    q, k, v = (t.reshape(batch * heads, n, dim) for t in (q, k, v))
+    scores = (q * dim**-0.5) @ k.transpose(-2, -1)
+    scores = scores.view(batch * heads, side, side, side, side) + by_row + by_column
+    weights = scores.view(batch * heads, n, n).softmax(dim=-1)
+    mixed: Tensor = weights @ v
+    return mixed.view(batch, heads, n, dim)
+
+
+def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+    """PyTorch's fused attention with the position bias as its mask."""
+    batch, heads, n, _ = q.shape
+    by_row, by_column = _row_and_column_bias(q, rel_h, rel_w)
+    # Contiguous small terms make the large sum contiguous, so that the view below is one.
+    bias = (by_row.contiguous() + by_column.contiguous()).view(batch, heads, n, n)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=_aligned(bias))
+
+
+def _row_and_column_bias(q: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, Tensor]:
+    """The two terms of the decomposed relative-position bias.
+
+    Returns (B * heads, side, side, side, 1) and (B * heads, side, side, 1, side): query row, query
+    column, key row, key column. Source: MViTv2 (arXiv 2112.01526), equation 4.
+    """
+    batch, heads, _, dim = q.shape
+    grid = q.reshape(batch * heads, len(rel_h), len(rel_w), dim)
+    by_row = torch.einsum("bhwc,hkc->bhwk", grid, rel_h)
+    by_column = torch.einsum("bhwc,wkc->bhwk", grid, rel_w)
+    return by_row[:, :, :, :, None], by_column[:, :, :, None, :]
+
+
+def _aligned(bias: Tensor) -> Tensor:
+    """`bias` with the rows of its storage padded to a multiple of 8 elements (CUDA only).
+
+    Fused kernels read the mask in rows of 8 elements and would copy an unaligned one whole.
+    """
+    spare = -bias.shape[-1] % 8
+    if spare == 0 or not bias.is_cuda:
+        return bias
+    return F.pad(bias, (0, spare))[..., : bias.shape[-1]]
+
+
+KERNELS: dict[str, AttentionKernel] = {
+    "reference": reference_attention,
+    "sdpa": sdpa_attention,
+}

@@ -1,0 +1,94 @@
+"""Layers whose active part is a prefix slice of shared weights: views, never copies.
+
+The input tells how many input channels are active, the caller how many outputs; no layer holds
+state besides its weights.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from supersam.model.attention import AttentionKernel, WindowGeometry
+from supersam.space import EncoderShape
+
+NORM_EPS = 1e-6  # as segment-anything builds its encoders
+
+
+def active_linear(layer: nn.Linear, x: Tensor, out_features: int) -> Tensor:
+    """The first outputs of `layer` from the active input channels.
+
+    x: (..., c) with c active channels. Returns (..., out_features).
+    """
+    return F.linear(x, layer.weight[:out_features, : x.shape[-1]], layer.bias[:out_features])
+
+
+def active_layer_norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
+    """Layer norm over the active channels alone. x: (..., c). Returns the same shape."""
+    dim = x.shape[-1]
+    return F.layer_norm(x, (dim,), layer.weight[:dim], layer.bias[:dim], layer.eps)
+
+
+class ElasticAttention(nn.Module):
+    """Multi-head attention with decomposed relative position, elastic in whole heads.
+
+    Rows of `qkv` are ordered head by head, (head, q/k/v, channel), so that the first heads are a
+    prefix; segment-anything orders them (q/k/v, head, channel).
+    """
+
+    relative: Tensor
+
+    def __init__(self, shape: EncoderShape, *, layer: int) -> None:
+        super().__init__()
+        self.head_dim = shape.head_dim
+        self.geometry = WindowGeometry(shape.grid, shape.window_of(layer))
+        self.qkv = nn.Linear(shape.embed_dim, 3 * shape.embed_dim)
+        self.proj = nn.Linear(shape.embed_dim, shape.embed_dim)
+        offsets = 2 * self.geometry.side - 1
+        self.rel_pos_h = nn.Parameter(torch.zeros(offsets, shape.head_dim))
+        self.rel_pos_w = nn.Parameter(torch.zeros(offsets, shape.head_dim))
+        self.register_buffer("relative", self.geometry.relative_index(), persistent=False)
+
+    def forward(self, x: Tensor, heads: int, kernel: AttentionKernel) -> Tensor:
+        """x: (B, g, g, c). Returns (B, g, g, c)."""
+        x_windows = self.geometry.partition(x)  # (B', side, side, c)
+        inner = heads * self.head_dim
+        qkv = active_linear(self.qkv, x_windows, 3 * inner)
+        qkv = qkv.view(len(x_windows), -1, heads, 3, self.head_dim)
+        q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)  # each (B', heads, side * side, head_dim)
+        mixed = kernel(q, k, v, self.rel_pos_h[self.relative], self.rel_pos_w[self.relative])
+        mixed = mixed.transpose(1, 2).reshape(*x_windows.shape[:3], inner)
+        return self.geometry.merge(active_linear(self.proj, mixed, x.shape[-1]), len(x))
+
+
+class ElasticMLP(nn.Module):
+    """The two-layer perceptron of a transformer layer, elastic in its hidden units."""
+
+    def __init__(self, shape: EncoderShape) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(shape.embed_dim, shape.mlp_width)
+        self.lin2 = nn.Linear(shape.mlp_width, shape.embed_dim)
+
+    def forward(self, x: Tensor, width: int) -> Tensor:
+        """x: (..., c). Returns (..., c) through the first `width` hidden units."""
+        hidden = F.gelu(active_linear(self.lin1, x, width))
+        return active_linear(self.lin2, hidden, x.shape[-1])
+
+
+class ElasticBlock(nn.Module):
+    """One transformer layer."""
+
+    def __init__(self, shape: EncoderShape, *, layer: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(shape.embed_dim, eps=NORM_EPS)
+        self.attn = ElasticAttention(shape, layer=layer)
+        self.norm2 = nn.LayerNorm(shape.embed_dim, eps=NORM_EPS)
+        self.mlp = ElasticMLP(shape)
+
+    def forward(self, x: Tensor, *, heads: int, mlp_width: int, kernel: AttentionKernel) -> Tensor:
+        """x: (B, g, g, c). Returns the same shape."""
+        attended: Tensor = self.attn(active_layer_norm(self.norm1, x), heads, kernel)
+        x = x + attended
+        fed: Tensor = self.mlp(active_layer_norm(self.norm2, x), mlp_width)
+        return x + fed

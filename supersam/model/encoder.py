@@ -1,0 +1,60 @@
+"""SAM's image encoder with elastic depth, heads, MLP widths and residual width."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from segment_anything.modeling import ImageEncoderViT
+from torch import Tensor, nn
+
+from supersam.model.attention import KERNELS
+from supersam.model.elastic import ElasticBlock
+from supersam.space import EncoderShape, SubnetSpec
+
+
+class ElasticImageEncoder(nn.Module):
+    """One set of encoder weights; every subnet is a set of views of it."""
+
+    def __init__(self, encoder: ImageEncoderViT, shape: EncoderShape, *, attention: str) -> None:
+        """Takes over the stem, position embedding and neck of `encoder` and copies its layers."""
+        super().__init__()
+        self.shape = shape
+        self.kernel = KERNELS[attention]
+        self.patch_embed: nn.Conv2d = encoder.patch_embed.proj
+        self.pos_embed: nn.Parameter = encoder.pos_embed
+        self.blocks = nn.ModuleList(ElasticBlock(shape, layer=i) for i in range(shape.depth))
+        self.neck: nn.Sequential = encoder.neck
+        for mine, theirs in zip(self.blocks, encoder.blocks, strict=True):
+            state = theirs.state_dict()
+            for name in ("attn.qkv.weight", "attn.qkv.bias"):
+                state[name] = heads_first(state[name], shape.num_heads)
+            mine.load_state_dict(state)
+
+    def forward(self, x: Tensor, spec: SubnetSpec) -> Tensor:
+        """x: (B, 3, S, S) normalised. Returns the image embedding, (B, 256, S / 16, S / 16)."""
+        dim = spec.embed_dim
+        weight, bias = self.patch_embed.weight[:dim], self.patch_embed.bias
+        assert bias is not None  # segment-anything's patch embedding has one
+        x = F.conv2d(x, weight, bias[:dim], stride=self.patch_embed.stride)
+        x = x.permute(0, 2, 3, 1) + self.pos_embed[..., :dim]
+        for layer, width, heads in zip(spec.layers, spec.mlp_widths, spec.heads, strict=True):
+            x = self.blocks[layer](x, heads=heads, mlp_width=width, kernel=self.kernel)
+        return self._project(x.permute(0, 3, 1, 2))
+
+    def _project(self, x: Tensor) -> Tensor:
+        """The neck: active channels to the image embedding."""
+        first, *rest = self.neck
+        assert isinstance(first, nn.Conv2d)  # segment-anything's 1 x 1 projection
+        x = F.conv2d(x, first.weight[:, : x.shape[1]])
+        for module in rest:
+            x = module(x)
+        return x
+
+
+def heads_first(rows: Tensor, heads: int) -> Tensor:
+    """Reorder qkv rows from segment-anything's (3, heads, d) to (heads, 3, d)."""
+    return rows.reshape(3, heads, -1, *rows.shape[1:]).transpose(0, 1).reshape(rows.shape)
+
+
+def qkv_first(rows: Tensor, heads: int) -> Tensor:
+    """The inverse of `heads_first`: rows (heads, 3, d) to segment-anything's (3, heads, d)."""
+    return rows.reshape(heads, 3, -1, *rows.shape[1:]).transpose(0, 1).reshape(rows.shape)

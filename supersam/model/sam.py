@@ -1,0 +1,189 @@
+"""segment-anything models of any size: the only file that knows where SAM weights come from."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+from torch import Tensor, nn
+
+from supersam.config import ModelConfig, UserError
+from supersam.model.elastic import NORM_EPS
+from supersam.space import SHAPES, EncoderShape
+from supersam.space.shape import NECK_CHANNELS, PATCH_PX
+
+INIT_STD = 0.02
+_MAX_NAMES_SHOWN = 6
+
+
+def resolve_shape(config: ModelConfig) -> EncoderShape:
+    """The encoder's sizes: the named model's, with every size that `config` gives put in place."""
+    sizes = ("embed_dim", "depth", "num_heads", "global_layers", "image_size", "window_size")
+    given = {name: value for name in sizes if (value := getattr(config, name)) is not None}
+    try:
+        if config.name in SHAPES:
+            return replace(SHAPES[config.name], **given)
+        missing = [name for name in sizes[:4] if name not in given]
+        if missing:
+            raise UserError(
+                f"model.name={config.name!r} is not one of {', '.join(SHAPES)}; choose one, or "
+                f"also give model.{', model.'.join(missing)}"
+            )
+        return EncoderShape(**given)
+    except ValueError as fault:
+        raise UserError(f"model: {fault}") from fault
+
+
+def load_sam(model: str | EncoderShape, checkpoint: Path | None = None, *, seed: int = 0) -> Sam:
+    """A segment-anything model in evaluation mode.
+
+    Args:
+        model: a name in `SHAPES` (vit_t, vit_b, vit_l, vit_h) or the sizes themselves.
+        checkpoint: weights in the format of `sam_vit_b_01ec64.pth`; None draws random ones.
+        seed: seeds the random weights; the global random state is left alone.
+
+    Raises:
+        UserError: the name is unknown, or the file is damaged or of another model.
+    """
+    if isinstance(model, str):
+        if model not in SHAPES:
+            raise UserError(f"model {model!r} is not one of {', '.join(SHAPES)}")
+        model = SHAPES[model]
+    state = None if checkpoint is None else read_checkpoint(checkpoint)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        sam = build_sam(model)
+        if state is None:
+            initialize(sam)
+    if state is not None:
+        _load_state(sam, state, checkpoint)
+    return sam.eval()
+
+
+def build_sam(shape: EncoderShape) -> Sam:
+    """A Sam of `shape` with the weights that segment-anything's constructors leave."""
+    encoder = ImageEncoderViT(
+        img_size=shape.image_size,
+        patch_size=PATCH_PX,
+        embed_dim=shape.embed_dim,
+        depth=shape.depth,
+        num_heads=shape.num_heads,
+        mlp_ratio=shape.mlp_ratio,
+        out_chans=NECK_CHANNELS,
+        norm_layer=partial(nn.LayerNorm, eps=NORM_EPS),
+        use_rel_pos=True,
+        window_size=shape.window_size,
+        global_attn_indexes=shape.global_layers,
+    )
+    prompt_encoder = PromptEncoder(
+        embed_dim=NECK_CHANNELS,
+        image_embedding_size=(shape.grid, shape.grid),
+        input_image_size=(shape.image_size, shape.image_size),
+        mask_in_chans=16,
+    )
+    mask_decoder = MaskDecoder(
+        num_multimask_outputs=3,
+        transformer=TwoWayTransformer(
+            depth=2, embedding_dim=NECK_CHANNELS, mlp_dim=2048, num_heads=8
+        ),
+        transformer_dim=NECK_CHANNELS,
+        iou_head_depth=3,
+        iou_head_hidden_dim=256,
+    )
+    return Sam(encoder, prompt_encoder, mask_decoder)
+
+
+def initialize(sam: Sam) -> None:
+    """Random weights that can be trained from scratch.
+
+    segment-anything leaves position embeddings at zero, for a checkpoint to fill; from random
+    weights nothing would tell the decoder where a patch is.
+    """
+    nn.init.trunc_normal_(sam.image_encoder.pos_embed, std=INIT_STD)
+    for module in sam.image_encoder.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=INIT_STD)
+            nn.init.zeros_(module.bias)
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file, without running any code in it.
+
+    Raises UserError where the file is absent, damaged or holds something else.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path} does not exist") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as fault:
+        raise UserError(
+            f"checkpoint {path} cannot be read ({_first_line(fault)}); it is damaged or cut short "
+            f"({path.stat().st_size:,} bytes): fetch it again and compare its checksum"
+        ) from None
+    except pickle.UnpicklingError as fault:
+        raise UserError(
+            f"checkpoint {path} is not a plain file of tensors ({_first_line(fault)}); a file that "
+            "needs code to be read is refused"
+        ) from None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(
+            f"checkpoint {path} is not a dictionary of tensors as in sam_vit_b_01ec64.pth"
+        )
+    return state
+
+
+def infer_model(state: dict[str, Tensor]) -> str:
+    """What a state dict seems to be, in words: for error messages."""
+    pos, rel = state.get("image_encoder.pos_embed"), "image_encoder.blocks.0.attn.rel_pos_h"
+    if pos is None or pos.ndim != 4 or rel not in state:
+        return "not a segment-anything model"
+    depth = len({k.split(".")[2] for k in state if k.startswith("image_encoder.blocks.")})
+    dim, image_size = pos.shape[-1], pos.shape[1] * PATCH_PX
+    heads = dim // state[rel].shape[-1]
+    for name, shape in SHAPES.items():
+        if (shape.embed_dim, shape.depth, shape.num_heads) == (dim, depth, heads):
+            return f"{name} at image_size {image_size}"
+    return f"embed_dim {dim}, depth {depth}, num_heads {heads}, image_size {image_size}"
+
+
+def _load_state(sam: Sam, state: dict[str, Tensor], path: Path | None) -> None:
+    wanted = sam.state_dict()
+    faults = {
+        "missing": [name for name in wanted if name not in state],
+        "unexpected": [name for name in state if name not in wanted],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
+            for name in wanted
+            if name in state and state[name].shape != wanted[name].shape
+        ],
+    }
+    if any(faults.values()):
+        details = "; ".join(f"{len(v)} {k}: {_few(v)}" for k, v in faults.items() if v)
+        raise UserError(
+            f"checkpoint {path} does not fit this model: {details}. The file looks like: "
+            f"{infer_model(state)}"
+        )
+    sam.load_state_dict(state)
+
+
+def _few(names: Iterable[Any]) -> str:
+    listed = list(names)
+    rest = len(listed) - _MAX_NAMES_SHOWN
+    return ", ".join(listed[:_MAX_NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _first_line(fault: Exception) -> str:
+    return (str(fault).strip().splitlines() or [type(fault).__name__])[0][:160]

@@ -1,0 +1,112 @@
+"""The supernet: one set of SAM weights in which every subnet of a search space is active slices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+
+from supersam.model.decoder import decode_masks, embed_prompts
+from supersam.model.encoder import ElasticImageEncoder
+from supersam.space import SearchSpace, SubnetSpec
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of N prompts on each of B images; s = S / 4."""
+
+    masks: Tensor
+    """(B, N, 4, s, s) float32 logits: the single mask, then the three multimask outputs."""
+    ious: Tensor
+    """(B, N, 4) float32: the model's own estimate of each mask's IoU."""
+    embedding: Tensor
+    """(B, 256, S / 16, S / 16): the image embedding."""
+
+
+class SamSupernet(nn.Module):
+    """A Segment Anything model whose image encoder holds every subnet of `space`.
+
+    The prompt encoder and the mask decoder are segment-anything's and shared by all subnets.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, sam: Sam, space: SearchSpace, *, attention: str = "sdpa") -> None:
+        """Takes over the modules of `sam`, which must have the sizes of `space.shape`."""
+        super().__init__()
+        self.space = space
+        self.image_encoder = ElasticImageEncoder(
+            sam.image_encoder, space.shape, attention=attention
+        )
+        self.prompt_encoder = sam.prompt_encoder
+        self.mask_decoder = sam.mask_decoder
+        self.register_buffer("pixel_mean", sam.pixel_mean, persistent=False)
+        self.register_buffer("pixel_std", sam.pixel_std, persistent=False)
+        self._active = space.largest()
+
+    @property
+    def active_subnet(self) -> SubnetSpec:
+        """The subnet that `forward` runs."""
+        return self._active
+
+    def set_active_subnet(self, spec: SubnetSpec) -> None:
+        """Make `spec` the subnet that `forward` runs. No weight is moved.
+
+        Raises ValueError where `spec` is not a slice of this encoder.
+        """
+        reason = spec.misfit(self.space.shape)
+        if reason is not None:
+            raise ValueError(f"not a subnet of this supernet: {reason}")
+        self._active = spec
+
+    @contextmanager
+    def activated(self, spec: SubnetSpec) -> Iterator[None]:
+        """Run `spec` inside the `with` block, then the former subnet again, even on an error."""
+        former = self._active
+        self.set_active_subnet(spec)
+        try:
+            yield
+        finally:
+            self._active = former
+
+    def forward(self, images: Tensor, sizes: Tensor, points: Tensor, labels: Tensor) -> Prediction:
+        """Masks of every prompt by the active subnet; each image is encoded once.
+
+        Args:
+            images: (B, 3, S, S) uint8 RGB, padded right and below.
+            sizes: (B, 2) int64, (height, width) inside the padding.
+            points: (B, N, K, 2) float32, pixels (x, y) of the padded square.
+            labels: (B, N, K) int64, LABEL_* of each point.
+        """
+        embedding = self.encode(images, sizes)
+        masks, ious = self.decode(embedding, points, labels)
+        return Prediction(masks=masks, ious=ious, embedding=embedding)
+
+    def encode(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """Image embeddings (B, 256, S / 16, S / 16) by the active subnet."""
+        embedding: Tensor = self.image_encoder(self.normalize(images, sizes), self._active)
+        return embedding
+
+    def decode(self, embedding: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask logits (B, N, 4, s, s) and predicted IoUs (B, N, 4), both float32."""
+        batch, count = points.shape[:2]
+        tokens = embed_prompts(self.prompt_encoder, points.flatten(0, 1), labels.flatten(0, 1))
+        masks, ious = decode_masks(
+            self.mask_decoder,
+            self.prompt_encoder,
+            embedding,
+            tokens.view(batch, count, *tokens.shape[1:]),
+        )
+        return masks.float(), ious.float()
+
+    def normalize(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """Normalised pixels (B, 3, S, S) float32, zero in the padding as in segment-anything."""
+        pixels = (images - self.pixel_mean) / self.pixel_std
+        position = torch.arange(images.shape[-1], device=images.device)
+        inside = position < sizes[:, :, None]  # (B, 2, S): rows, columns
+        return pixels * (inside[:, 0, :, None] & inside[:, 1, None, :])[:, None]

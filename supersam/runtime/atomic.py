@@ -1,0 +1,86 @@
+"""Files that appear whole or not at all, and the hashes that tell whether they still are."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+_HASH_PIECE_BYTES = 1 << 20
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path in the folder of `path`; it becomes `path` when the block succeeds.
+
+    Safe against crashes and power loss: the file is on disk before it gets its name. A failed
+    block leaves nothing; a killed process leaves a temporary (see `stale_temporaries`).
+    """
+    temporary = path.with_name(f".{path.name}.tmp.{socket.gethostname()}.{os.getpid()}")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, replacing what was there in one step."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as JSON, keys in the given order, replacing what was there in one step."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, text.encode() + b"\n")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content as hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_HASH_PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def temporaries(folder: Path) -> list[Path]:
+    """Unfinished files in `folder`, of running and of killed writers, sorted."""
+    return sorted(folder.glob(".*.tmp.*.*"))
+
+
+def stale_temporaries(folder: Path) -> list[Path]:
+    """Unfinished files in `folder` whose writer, a process of this host, is gone.
+
+    Files of other hosts are left out: whether their writers live cannot be known from here.
+    """
+    return [path for path in temporaries(folder) if _writer_is_gone(path)]
+
+
+def _writer_is_gone(temporary: Path) -> bool:
+    writer = temporary.name.split(".tmp.")[-1]
+    host, _, pid = writer.rpartition(".")  # a host name may hold dots
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # alive, another user's
+        return False
+    return False
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

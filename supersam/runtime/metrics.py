@@ -1,0 +1,80 @@
+"""Numbers and pictures of a run: TensorBoard and metrics.jsonl on rank 0, nothing elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class MetricWriter:
+    """Writes to one TensorBoard folder over all restarts of a run.
+
+    On the first write after a restart at step n, events of later steps are hidden (`purge_step`),
+    so that a curve has no doubled part.
+    """
+
+    def __init__(self, folder: Path | None, *, first_step: int = 0) -> None:
+        """folder: the run's folder; None for a rank that does not write."""
+        self._board: SummaryWriter | None = None
+        self._lines: Path | None = None
+        if folder is None:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # slow to import; rank 0 only
+
+        self._lines = folder / "metrics.jsonl"
+        _drop_later_lines(self._lines, first_step)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Write scalars named by paths such as `train/loss`."""
+        if self._board is None or self._lines is None:
+            return
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        with self._lines.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def image(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Write a picture. pixels: (H, W, 3) uint8."""
+        if self._board is not None:
+            self._board.add_image(name, pixels, step, dataformats="HWC")
+
+    def text(self, name: str, text: str, step: int = 0) -> None:
+        """Write preformatted text."""
+        if self._board is not None:
+            quoted = "\n".join("    " + line for line in text.splitlines())
+            self._board.add_text(name, quoted, step)
+
+    def hparams(
+        self, values: Mapping[str, float | str | bool], results: Mapping[str, float]
+    ) -> None:
+        """Write the run's settings beside its results."""
+        if self._board is not None:
+            self._board.add_hparams(dict(values), dict(results), run_name="hparams")
+
+    def close(self) -> None:
+        """Flush and close; a closed writer writes nothing more."""
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+
+def _drop_later_lines(path: Path, first_step: int) -> None:
+    """Forget numbers of steps that a restart will take again, and a line cut short by a crash."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= first_step:
+                kept.append(line)
+        except ValueError:
+            continue
+    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

@@ -1,0 +1,83 @@
+"""Search spaces from rules relative to an encoder's size: the published one, and elastic rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from supersam.config import SpaceConfig, UserError, dump_yaml, read_yaml
+from supersam.space.shape import EncoderShape
+from supersam.space.space import SearchSpace
+
+_PUBLISHED_DEPTH = 12
+_PUBLISHED_REMOVABLE = (1, 2, 5, 6, 9)
+_PUBLISHED_WIDTHS = (768 / 3072, 1020 / 3072, 1536 / 3072, 2304 / 3072)
+
+
+def build_space(config: SpaceConfig, shape: EncoderShape) -> SearchSpace:
+    """The search space that `config` asks for, for an encoder of `shape`."""
+    if config.file is not None:
+        return read_space(config.file, shape)
+    if config.preset == "published":
+        return published_space(shape)
+    return _elastic_space(config, shape)
+
+
+def published_space(shape: EncoderShape) -> SearchSpace:
+    """The space of Abebe et al. (arXiv 2501.08504) for ViT-B, by the same rule for other encoders.
+
+    Layers 1, 2, 5, 6, 9 of 12 go with probability 0.5; layer 0 keeps its full MLP; the others have
+    768, 1020, 1536 or 2304 of 3072 units; heads and channels are not elastic.
+    """
+    twelfth = [layer * _PUBLISHED_DEPTH // shape.depth for layer in range(shape.depth)]
+    widths = tuple(sorted({max(1, round(f * shape.mlp_width)) for f in _PUBLISHED_WIDTHS}))
+    return SearchSpace(
+        shape=shape,
+        removal=tuple(0.5 if part in _PUBLISHED_REMOVABLE else 0.0 for part in twelfth),
+        mlp_widths=((shape.mlp_width,), *((widths,) * (shape.depth - 1))),
+        heads=((shape.num_heads,),) * shape.depth,
+        embed_dims=(shape.embed_dim,),
+    )
+
+
+def read_space(path: Path, shape: EncoderShape) -> SearchSpace:
+    """Read `space.yaml`. Raises UserError that names the file and the fault."""
+    try:
+        return SearchSpace.from_dict(read_yaml(path), shape)
+    except ValueError as fault:
+        raise UserError(f"{path} is not a search space for this encoder: {fault}") from fault
+
+
+def space_yaml(space: SearchSpace) -> str:
+    """The text of `space.yaml`."""
+    return dump_yaml(space.to_dict())
+
+
+def _elastic_space(config: SpaceConfig, shape: EncoderShape) -> SearchSpace:
+    removable = config.removable if config.elastic_depth else ()
+    outside = [layer for layer in removable if layer >= shape.depth]
+    if outside:
+        raise ValueError(
+            f"space.removable {outside} do not exist in this encoder; "
+            f"layers are numbered 0 to {shape.depth - 1}"
+        )
+    widths = _widths(config.mlp_fractions, shape.mlp_width, config.width_multiple)
+    heads = _widths(config.head_fractions, shape.num_heads, 1)
+    channels = _widths(config.embed_fractions, shape.embed_dim, config.width_multiple)
+    return SearchSpace(
+        shape=shape,
+        removal=tuple(
+            config.removal_probability if layer in removable else 0.0
+            for layer in range(shape.depth)
+        ),
+        mlp_widths=(widths if config.elastic_mlp else (shape.mlp_width,),) * shape.depth,
+        heads=(heads if config.elastic_heads else (shape.num_heads,),) * shape.depth,
+        embed_dims=channels if config.elastic_embed else (shape.embed_dim,),
+    )
+
+
+def _widths(fractions: Sequence[float], full: int, multiple: int) -> tuple[int, ...]:
+    """`fractions` of `full`, each rounded to a multiple (the nearest, at least one), ascending."""
+    step = min(multiple, full)
+    rounded = {min(full, max(step, round(f * full / step) * step)) for f in fractions}
+    return tuple(sorted(rounded))

@@ -1,0 +1,75 @@
+"""The full-size image encoder as plain numbers, and SAM's published sizes. No weights, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PATCH_PX = 16
+NECK_CHANNELS = 256
+"""Channels of the image embedding: the mask decoder's width, the same in every SAM."""
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """Sizes of a SAM image encoder (a ViT with windowed and global attention)."""
+
+    embed_dim: int
+    """Channels of the residual stream."""
+    depth: int
+    """Transformer layers."""
+    num_heads: int
+    """Attention heads of each layer; `embed_dim` is a multiple of it."""
+    global_layers: tuple[int, ...]
+    """Layers whose attention sees the whole image; the others see windows."""
+    image_size: int = 1024
+    """Side of the square input, pixels; a multiple of 16."""
+    window_size: int = 14
+    """Side of an attention window, patches."""
+    mlp_ratio: float = 4.0
+    """MLP hidden units as a multiple of `embed_dim`."""
+
+    def __post_init__(self) -> None:
+        if self.embed_dim % self.num_heads != 0:
+            raise ValueError(
+                f"embed_dim={self.embed_dim} is not a multiple of num_heads={self.num_heads}; "
+                f"choose num_heads among the divisors of {self.embed_dim}"
+            )
+        if self.image_size % PATCH_PX != 0:
+            nearest = max(PATCH_PX, round(self.image_size / PATCH_PX) * PATCH_PX)
+            raise ValueError(
+                f"image_size={self.image_size} is not a multiple of {PATCH_PX}; try {nearest}"
+            )
+        outside = [layer for layer in self.global_layers if not 0 <= layer < self.depth]
+        if outside:
+            raise ValueError(
+                f"global_layers {outside} do not exist in a depth of {self.depth}; "
+                f"layers are numbered 0 to {self.depth - 1}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head; the same in every subnet."""
+        return self.embed_dim // self.num_heads
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden units of a full MLP."""
+        return int(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the input."""
+        return self.image_size // PATCH_PX
+
+    def window_of(self, layer: int) -> int:
+        """Side of the attention window of a layer, patches; 0 for global attention."""
+        return 0 if layer in self.global_layers else self.window_size
+
+
+SHAPES: dict[str, EncoderShape] = {
+    "vit_t": EncoderShape(192, 12, 3, (2, 5, 8, 11), image_size=256, window_size=8),
+    "vit_b": EncoderShape(768, 12, 12, (2, 5, 8, 11)),
+    "vit_l": EncoderShape(1024, 24, 16, (5, 11, 17, 23)),
+    "vit_h": EncoderShape(1280, 32, 16, (7, 15, 23, 31)),
+}
+"""`vit_t` is this project's small model; B, L and H are Meta's."""

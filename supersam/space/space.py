@@ -1,0 +1,195 @@
+"""The search space: which layers may go, and how wide the others may be. Plain values, no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from supersam.space.shape import EncoderShape
+from supersam.space.spec import SubnetSpec
+
+Rng = np.random.Generator
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """All subnets that a supernet is trained for, and the distribution they are drawn from.
+
+    The largest subnet is the whole encoder and always belongs to the space, whether or not its
+    full widths are among the choices (in the published space they are not).
+    """
+
+    shape: EncoderShape
+    removal: tuple[float, ...]
+    """Probability that each layer is removed; 0 for a layer that always stays."""
+    mlp_widths: tuple[tuple[int, ...], ...]
+    """Choices of MLP hidden units for each layer, ascending."""
+    heads: tuple[tuple[int, ...], ...]
+    """Choices of attention heads for each layer, ascending."""
+    embed_dims: tuple[int, ...]
+    """Choices of the residual stream's channels, ascending."""
+
+    def __post_init__(self) -> None:
+        shape = self.shape
+        for name in ("removal", "mlp_widths", "heads"):
+            if len(getattr(self, name)) != shape.depth:
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} entries; the encoder has "
+                    f"{shape.depth} layers, one entry each"
+                )
+        if not all(0.0 <= p < 1.0 for p in self.removal):
+            raise ValueError(f"removal={self.removal} must be probabilities below 1")
+        if all(p > 0 for p in self.removal):
+            raise ValueError("every layer is removable; keep at least one with removal 0")
+        per_layer = {"mlp_widths": self.mlp_widths, "heads": self.heads}
+        for name, choices in (*per_layer.items(), ("embed_dims", (self.embed_dims,))):
+            full = {"mlp_widths": shape.mlp_width, "heads": shape.num_heads}.get(
+                name, shape.embed_dim
+            )
+            for layer, values in enumerate(choices):
+                _check_choices(f"{name}[{layer}]", values, full)
+
+    @property
+    def removable(self) -> tuple[int, ...]:
+        """Layers that may be removed."""
+        return tuple(layer for layer, p in enumerate(self.removal) if p > 0)
+
+    def largest(self) -> SubnetSpec:
+        """The whole encoder."""
+        return SubnetSpec.full(self.shape)
+
+    def smallest(self) -> SubnetSpec:
+        """Every removable layer gone, every width at its smallest choice."""
+        return self._spec(
+            [layer for layer, p in enumerate(self.removal) if p == 0],
+            lambda choices: choices[0],
+        )
+
+    def medium(self) -> SubnetSpec:
+        """A fixed subnet between the two: every second removable layer gone, middle widths."""
+        gone = set(self.removable[::2])
+        return self._spec(
+            [layer for layer in range(self.shape.depth) if layer not in gone],
+            lambda choices: choices[len(choices) // 2],
+        )
+
+    def sample(self, rng: Rng) -> SubnetSpec:
+        """A random subnet: layers by their removal probability, widths uniformly."""
+        draws = rng.random(self.shape.depth)
+        kept = [i for i, (u, p) in enumerate(zip(draws, self.removal, strict=True)) if u >= p]
+        return self._spec(kept, lambda choices: _pick(choices, rng))
+
+    def mutate(self, spec: SubnetSpec, rng: Rng, *, probability: float = 0.1) -> SubnetSpec:
+        """A neighbour of `spec`: every gene is drawn anew with `probability`."""
+        return self._mix(spec, self.sample(rng), rng, probability)
+
+    def crossover(self, first: SubnetSpec, second: SubnetSpec, rng: Rng) -> SubnetSpec:
+        """A child that takes each gene from one of its parents."""
+        return self._mix(first, second, rng, 0.5)
+
+    def _mix(self, base: SubnetSpec, other: SubnetSpec, rng: Rng, probability: float) -> SubnetSpec:
+        """`base` with each gene replaced by `other`'s with `probability`."""
+        mine, theirs = _genes(base), _genes(other)
+        layers, widths, heads = [], [], []
+        for layer in range(self.shape.depth):
+            gone, width, head = rng.random(3) < probability
+            kept = layer in (theirs if gone else mine)
+            if not kept:
+                continue
+            here, there = mine.get(layer), theirs.get(layer)
+            here = here or there
+            there = there or here
+            assert here is not None  # one parent keeps the layer
+            assert there is not None
+            layers.append(layer)
+            widths.append((there if width else here)[0])
+            heads.append((there if head else here)[1])
+        dim = (other if rng.random() < probability else base).embed_dim
+        return SubnetSpec(tuple(layers), tuple(widths), tuple(heads), dim)
+
+    def misfit(self, spec: SubnetSpec) -> str | None:
+        """Why `spec` is not in the space, with the allowed values; None where it is."""
+        if spec == self.largest():
+            return None
+        reason = spec.misfit(self.shape)
+        if reason is not None:
+            return reason
+        missing = sorted(set(range(self.shape.depth)) - set(spec.layers) - set(self.removable))
+        if missing:
+            return f"layers: {missing} must be kept; removable are {list(self.removable)}"
+        for name, values, choices in (
+            ("mlp_widths", spec.mlp_widths, self.mlp_widths),
+            ("heads", spec.heads, self.heads),
+        ):
+            for layer, value in zip(spec.layers, values, strict=True):
+                if value not in choices[layer]:
+                    return f"{name}: {value} of layer {layer} is not in {list(choices[layer])}"
+        if spec.embed_dim not in self.embed_dims:
+            return f"embed_dim: {spec.embed_dim} is not in {list(self.embed_dims)}"
+        return None
+
+    def contains(self, spec: SubnetSpec) -> bool:
+        """Whether `spec` is a subnet of this space."""
+        return self.misfit(spec) is None
+
+    def num_subnets(self) -> int:
+        """Distinct subnets that `sample` can draw."""
+        per_layer = (
+            len(widths) * len(heads) + (p > 0)
+            for p, widths, heads in zip(self.removal, self.mlp_widths, self.heads, strict=True)
+        )
+        return math.prod(per_layer) * len(self.embed_dims)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers, for YAML; the shape is the model's and not repeated."""
+        return {
+            "removal": list(self.removal),
+            "mlp_widths": [list(c) for c in self.mlp_widths],
+            "heads": [list(c) for c in self.heads],
+            "embed_dims": list(self.embed_dims),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], shape: EncoderShape) -> SearchSpace:
+        """The inverse of `to_dict`. Raises ValueError that names what is wrong."""
+        names = {"removal", "mlp_widths", "heads", "embed_dims"}
+        if not isinstance(values, dict) or set(values) != names:
+            got = sorted(values) if isinstance(values, dict) else type(values).__name__
+            raise ValueError(f"a search space has the fields {sorted(names)}; got {got}")
+        try:
+            return cls(
+                shape=shape,
+                removal=tuple(float(p) for p in values["removal"]),
+                mlp_widths=tuple(tuple(c) for c in values["mlp_widths"]),
+                heads=tuple(tuple(c) for c in values["heads"]),
+                embed_dims=tuple(values["embed_dims"]),
+            )
+        except TypeError as fault:
+            raise ValueError(f"a field of the search space is not a list: {fault}") from fault
+
+    def _spec(self, kept: list[int], choose: Any) -> SubnetSpec:
+        return SubnetSpec(
+            layers=tuple(kept),
+            mlp_widths=tuple(choose(self.mlp_widths[layer]) for layer in kept),
+            heads=tuple(choose(self.heads[layer]) for layer in kept),
+            embed_dim=choose(self.embed_dims),
+        )
+
+
+def _genes(spec: SubnetSpec) -> dict[int, tuple[int, int]]:
+    pairs = zip(spec.mlp_widths, spec.heads, strict=True)
+    return dict(zip(spec.layers, pairs, strict=True))
+
+
+def _pick(choices: tuple[int, ...], rng: Rng) -> int:
+    return choices[int(rng.integers(len(choices)))]
+
+
+def _check_choices(name: str, values: tuple[int, ...], full: int) -> None:
+    if not values or any(type(v) is not int for v in values):
+        raise ValueError(f"{name}={list(values)} must be a list of whole numbers")
+    if list(values) != sorted(set(values)) or values[0] < 1 or values[-1] > full:
+        raise ValueError(f"{name}={list(values)} must ascend within 1 to {full}")

@@ -1,0 +1,102 @@
+"""One subnet as a plain value: which layers it keeps and how wide each of them is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from supersam.space.shape import EncoderShape
+
+
+@dataclass(frozen=True)
+class SubnetSpec:
+    """A subnet of the image encoder: prefix slices of the kept layers.
+
+    The three per-layer tuples have one entry for each kept layer, in order; a removed layer has
+    none, so that equal subnets are equal values.
+    """
+
+    layers: tuple[int, ...]
+    """Kept layers of the supernet, ascending."""
+    mlp_widths: tuple[int, ...]
+    """MLP hidden units of each kept layer: the first units of the full MLP."""
+    heads: tuple[int, ...]
+    """Attention heads of each kept layer: the first heads of the full layer."""
+    embed_dim: int
+    """Channels of the residual stream: the first channels of the full stream."""
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.layers), len(self.mlp_widths), len(self.heads)}
+        if lengths != {len(self.layers)} or not self.layers:
+            raise ValueError(
+                f"a subnet needs one mlp_width and one heads entry for each kept layer, and at "
+                f"least one layer; got {len(self.layers)} layers, {len(self.mlp_widths)} "
+                f"mlp_widths, {len(self.heads)} heads"
+            )
+        if list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"layers={list(self.layers)} must be ascending, each layer once")
+
+    @classmethod
+    def full(cls, shape: EncoderShape) -> SubnetSpec:
+        """The largest subnet: the whole encoder."""
+        return cls(
+            layers=tuple(range(shape.depth)),
+            mlp_widths=(shape.mlp_width,) * shape.depth,
+            heads=(shape.num_heads,) * shape.depth,
+            embed_dim=shape.embed_dim,
+        )
+
+    def misfit(self, shape: EncoderShape) -> str | None:
+        """Why this subnet is not a slice of an encoder of this shape; None where it is."""
+        checks = (
+            ("layers", self.layers, 0, shape.depth - 1),
+            ("mlp_widths", self.mlp_widths, 1, shape.mlp_width),
+            ("heads", self.heads, 1, shape.num_heads),
+            ("embed_dim", (self.embed_dim,), 1, shape.embed_dim),
+        )
+        for name, values, low, high in checks:
+            outside = [value for value in values if not low <= value <= high]
+            if outside:
+                return f"{name}: {outside[0]} is outside {low} to {high} of this encoder"
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers, for JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SubnetSpec:
+        """The inverse of `to_dict`. Raises ValueError that names the wrong field."""
+        names = ("layers", "mlp_widths", "heads", "embed_dim")
+        if not isinstance(values, dict) or set(values) != set(names):
+            got = sorted(values) if isinstance(values, dict) else type(values).__name__
+            raise ValueError(f"a subnet has the fields {', '.join(names)}; got {got}")
+        lists = {name: _ints(name, values[name]) for name in names[:3]}
+        return cls(**lists, embed_dim=_ints("embed_dim", [values["embed_dim"]])[0])
+
+    def write(self, path: Path) -> None:
+        """Write this subnet as a JSON file."""
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> SubnetSpec:
+        """Read a subnet from a JSON file. Raises ValueError that names the file and the fault."""
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as fault:
+            raise ValueError(f"{path} is not a subnet: {fault}") from fault
+
+    def key(self) -> str:
+        """16 hex digits that name this subnet in journals and folders; equal for equal subnets."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _ints(name: str, values: Any) -> tuple[int, ...]:
+    wrong = not isinstance(values, list) or [v for v in values if type(v) is not int]
+    if wrong:
+        raise ValueError(f"{name}={values!r} must be whole numbers")
+    return tuple(values)

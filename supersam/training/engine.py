@@ -1,0 +1,185 @@
+"""The optimizer and DeepSpeed: the only file that imports deepspeed."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from supersam.config import DataConfig, EngineConfig, OptimConfig
+from supersam.model import SamSupernet
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's running averages of gradient and squared gradient."""
+
+_PARTS = {
+    "encoder": "image_encoder.",
+    "prompt_encoder": "prompt_encoder.",
+    "mask_decoder": "mask_decoder.",
+}
+# No prompt of the training reaches these: masks as prompts, and background points.
+_NEVER_PROMPTED = ("prompt_encoder.mask_downscaling.", "prompt_encoder.point_embeddings.0.")
+_POINT_ONLY = ("prompt_encoder.point_embeddings.1.", "prompt_encoder.not_a_point_embed.")
+_BOX_ONLY = ("prompt_encoder.point_embeddings.2.", "prompt_encoder.point_embeddings.3.")
+
+
+def freeze_untrained(supernet: SamSupernet, optim: OptimConfig, data: DataConfig) -> None:
+    """Turn off the gradients of every parameter that this run does not train.
+
+    Besides the parts that the config leaves out, these are embeddings of prompts that never come:
+    a trainable parameter without gradient would hide a dead weight.
+    """
+    unasked: dict[str, tuple[str, ...]] = {"point": _BOX_ONLY, "box": _POINT_ONLY, "either": ()}
+    unused = _NEVER_PROMPTED + unasked[data.prompt]
+    trained = tuple(_PARTS[part] for part in optim.trainable)
+    for name, parameter in supernet.named_parameters():
+        parameter.requires_grad_(name.startswith(trained) and not name.startswith(unused))
+
+
+def parameter_groups(supernet: SamSupernet, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: matrices decay; biases, norms and embeddings do not."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in trainable_parameters(supernet):
+        embedding = "embed" in name or "token" in name or "rel_pos" in name
+        (plain if parameter.ndim < 2 or embedding else decayed).append(parameter)
+    groups = [(decayed, weight_decay), (plain, 0.0)]
+    return [{"params": p, "weight_decay": decay} for p, decay in groups if p]
+
+
+def trainable_parameters(supernet: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and parameters that take part in the optimizer step."""
+    return ((n, p) for n, p in supernet.named_parameters() if p.requires_grad)
+
+
+def learning_rate_scale(optim: OptimConfig) -> Callable[[int], float]:
+    """Share of the peak learning rate at a step: linear warm-up, then a cosine to the minimum."""
+
+    def scale(step: int) -> float:
+        if step < optim.warmup_steps:
+            return (step + 1) / optim.warmup_steps
+        span = max(1, optim.steps - optim.warmup_steps)
+        done = min(1.0, (step - optim.warmup_steps) / span)
+        cosine = 0.5 * (1 + math.cos(math.pi * done))
+        return optim.min_lr_ratio + (1 - optim.min_lr_ratio) * cosine
+
+    return scale
+
+
+def deepspeed_config(
+    optim: OptimConfig, engine: EngineConfig, *, world_size: int
+) -> dict[str, Any]:
+    """DeepSpeed's configuration, derived from ours and the world; there is no second file."""
+    return {
+        "train_micro_batch_size_per_gpu": optim.global_batch // world_size // optim.accumulate,
+        "gradient_accumulation_steps": 1,
+        # Every backward adds to the gradients; they are reduced once, when the step is taken.
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": optim.clip_norm,  # DeepSpeed's own default is 1.0, not off
+        "zero_optimization": {"stage": engine.zero_stage, "overlap_comm": False},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,  # the trainer logs
+        "wall_clock_breakdown": False,
+    }
+
+
+class Engine:
+    """One optimizer over all ranks: backward as often as needed, then one step."""
+
+    def __init__(
+        self, supernet: SamSupernet, optim: OptimConfig, engine: EngineConfig, *, world_size: int
+    ) -> None:
+        """Wraps `supernet`, whose untrained parameters are frozen already."""
+        deepspeed = _import_deepspeed()
+        self.supernet = supernet
+        optimizer = AdamW(
+            parameter_groups(supernet, optim.weight_decay),
+            lr=optim.lr,
+            betas=(optim.beta1, optim.beta2),
+            fused=next(supernet.parameters()).is_cuda or None,
+        )
+        self._scale = learning_rate_scale(optim)
+        self._engine, *_ = deepspeed.initialize(
+            model=supernet,
+            optimizer=optimizer,
+            lr_scheduler=LambdaLR(optimizer, self._scale),
+            config=deepspeed_config(optim, engine, world_size=world_size),
+            dist_init_required=False,
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss`, a scalar, to those of this step."""
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self) -> float:
+        """Reduce the gradients, clip them, move the weights. Returns the norm before clipping."""
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return float(norm) if norm is not None else math.nan
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate that the next step will use."""
+        return float(self._engine.optimizer.param_groups[0]["lr"])
+
+    def moments(self) -> Iterator[tuple[str, Tensor]]:
+        """AdamW's moments, named `exp_avg/NAME`, whole on every rank. All ranks must iterate."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        self._link_moments()
+        for name, parameter in trainable_parameters(self.supernet):
+            for key in MOMENTS:
+                yield f"{key}/{name}", safe_get_full_optimizer_state(parameter, key)
+
+    def restore(self, moments: dict[str, Tensor], *, step: int) -> None:
+        """Continue after `step` optimizer steps with `moments`, as `moments()` gave them.
+
+        The weights must have been in the supernet when this engine was built.
+        """
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        zero = self._engine.optimizer
+        for flat in zero.single_partition_of_fp32_groups:
+            # AdamW creates its state in the first step; a resumed run needs it before.
+            state = zero.optimizer.state[flat]
+            state["step"] = torch.tensor(float(step), device=flat.device if flat.is_cuda else None)
+            state.update({key: torch.zeros_like(flat) for key in MOMENTS})
+        self._link_moments()
+        for name, parameter in trainable_parameters(self.supernet):
+            for key in MOMENTS:
+                value = moments[f"{key}/{name}"].to(parameter.device)
+                safe_set_full_optimizer_state(parameter, value, key)
+        self._engine.lr_scheduler.step(step)
+
+    def _link_moments(self) -> None:
+        """Tell each parameter where its share of the flat moments lies.
+
+        DeepSpeed does so after the first group's first step, when the other groups have none yet.
+        """
+        from deepspeed.utils.mixed_precision_linkage import lazy_init_hp_params_optimizer_state
+
+        zero = self._engine.optimizer
+        for group, flat in zip(
+            zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True
+        ):
+            lazy_init_hp_params_optimizer_state(group, flat, zero.optimizer.state)
+
+
+def _import_deepspeed() -> Any:
+    """deepspeed, without its banner: it logs its set-up at import and at every start."""
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists, even in a world of one
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    # A C++ extension that only inference uses; each start would try to compile it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

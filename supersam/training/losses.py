@@ -1,0 +1,134 @@
+"""What is minimised, on low-resolution mask logits. All of it in float32.
+
+Letters: B images, N prompts, M masks a prompt, s mask-logit side. Every loss is averaged over the
+objects of an image, then over images, so that it does not depend on how a batch is split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from supersam.config import LossConfig
+from supersam.data.sample import Batch
+from supersam.model import Prediction
+
+_FOCAL_ALPHA, _FOCAL_GAMMA = 0.25, 2.0
+_SMOOTH = 1.0  # cells; keeps dice defined for empty masks
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The parts of one subnet's loss, each a float32 scalar; `total` is what is minimised."""
+
+    total: Tensor
+    mask: Tensor
+    iou: Tensor
+    distill: Tensor
+
+
+def subnet_loss(
+    prediction: Prediction, batch: Batch, config: LossConfig, *, teacher: Prediction | None
+) -> LossTerms:
+    """The loss of one subnet; `teacher` is the largest subnet's prediction of the same batch."""
+    target = batch.masks.float() / 255.0
+    losses = _per_mask(config)(prediction.masks, target[:, :, None])  # (B, N, 4)
+    best = losses[..., 1:].min(dim=-1).values
+    per_object = losses[..., 0] + config.multimask_weight * best
+    mask = mean_over_objects(per_object, batch.valid)
+
+    error = (prediction.ious - mask_iou(prediction.masks, target[:, :, None])).square()
+    iou = mean_over_objects(error.mean(dim=-1), batch.valid)
+
+    total = mask + config.iou_weight * iou
+    distill = torch.zeros_like(total)
+    if teacher is not None:
+        distill = distillation_loss(prediction, teacher, batch, config)
+        total = total + distill
+    return LossTerms(total=total, mask=mask, iou=iou, distill=distill)
+
+
+def distillation_loss(
+    student: Prediction, teacher: Prediction, batch: Batch, config: LossConfig
+) -> Tensor:
+    """How far a subnet is from the largest one: image embedding and single-mask logits."""
+    embedding = F.mse_loss(student.embedding.float(), teacher.embedding.float().detach())
+    soft = teacher.masks[:, :, :1].detach().sigmoid()
+    masks = _per_mask(config)(student.masks[:, :, :1], soft)[..., 0]
+    return (
+        config.distill_embedding_weight * embedding
+        + config.distill_mask_weight * mean_over_objects(masks, batch.valid)
+    )
+
+
+def mean_over_objects(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean over the valid objects of each image, then over images. values, valid: (B, N)."""
+    weights = valid.float()
+    return ((values * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)).mean()
+
+
+def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """1 - dice coefficient of each mask (Milletari et al., arXiv 1606.04797).
+
+    logits: (..., s, s); target: the same or broadcastable, in [0, 1]. Returns (...).
+    """
+    shares = logits.sigmoid()
+    overlap = (shares * target).sum(dim=(-2, -1))
+    sizes = shares.sum(dim=(-2, -1)) + target.sum(dim=(-2, -1))
+    return 1 - (2 * overlap + _SMOOTH) / (sizes + _SMOOTH)
+
+
+def balanced_bce_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy with object and background weighing the same, whatever their areas.
+
+    A mean over the whole mask lets small objects vanish. Shapes as in `dice_loss`.
+    """
+    inside = _weighted_mean(F.softplus(-logits), target)
+    outside = _weighted_mean(F.softplus(logits), 1 - target)
+    return inside + outside
+
+
+def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Focal loss (Lin et al., arXiv 1708.02002), divided by the object's share of the mask.
+
+    Shapes as in `dice_loss`.
+    """
+    chance = logits.sigmoid()
+    hit = chance * target + (1 - chance) * (1 - target)
+    alpha = _FOCAL_ALPHA * target + (1 - _FOCAL_ALPHA) * (1 - target)
+    cross_entropy = F.softplus(logits) - logits * target
+    loss = (alpha * (1 - hit) ** _FOCAL_GAMMA * cross_entropy).sum(dim=(-2, -1))
+    return loss / target.sum(dim=(-2, -1)).clamp(min=1)
+
+
+def mask_iou(logits: Tensor, target: Tensor) -> Tensor:
+    """IoU of thresholded masks with the target, without gradient; 1 where both are empty.
+
+    logits: (B, N, M, s, s); target: (B, N, 1, s, s) in [0, 1]. Returns (B, N, M).
+    """
+    with torch.no_grad():
+        predicted, true = logits > 0, target > 0.5
+        both = (predicted & true).sum(dim=(-2, -1))
+        either = (predicted | true).sum(dim=(-2, -1))
+        return torch.where(either > 0, both / either.clamp(min=1), 1.0)
+
+
+def _per_mask(config: LossConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    pixel = {"dice_bce": balanced_bce_loss, "dice_focal": focal_loss, "dice": None}[config.mask]
+
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        value = config.dice_weight * dice_loss(logits, target)
+        if pixel is not None:
+            value = value + config.pixel_weight * pixel(logits, target)
+        return value
+
+    return loss
+
+
+def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    total = (values * weights).sum(dim=(-2, -1))
+    return total / weights.sum(dim=(-2, -1)).clamp(min=1e-6)

@@ -1,0 +1,41 @@
+"""The sandwich rule: which subnets one optimizer step trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from supersam.space import SearchSpace, SubnetSpec
+
+_STREAM = 0x5A4D  # keeps these draws apart from those of data order and prompts
+
+
+@dataclass(frozen=True)
+class SandwichSampler:
+    """Largest, k random and smallest subnet of each step (Yu and Huang, arXiv 1903.05134).
+
+    The draw is a pure function of (seed, step): the same on every rank and after every restart.
+    """
+
+    space: SearchSpace
+    seed: int
+    random_subnets: int
+    largest_only_steps: int = 0
+
+    def draw(self, step: int) -> tuple[SubnetSpec, ...]:
+        """The subnets of `step`, largest first and smallest last."""
+        if step < self.largest_only_steps:
+            return (self.space.largest(),)
+        rng = np.random.Generator(
+            np.random.Philox(key=[self.seed, _STREAM], counter=[0, 0, 0, step])
+        )
+        middle = [self.space.sample(rng) for _ in range(self.random_subnets)]
+        return (self.space.largest(), *middle, self.space.smallest())
+
+    def slots(self, step: int) -> tuple[str, ...]:
+        """Names of the subnets of `step`, for metrics."""
+        if step < self.largest_only_steps:
+            return ("largest",)
+        middle = [f"random_{i}" for i in range(self.random_subnets)]
+        return ("largest", *middle, "smallest")
