@@ -103,13 +103,14 @@ def test_hosts_talk_to_each_other_by_name(devcluster: DevCluster, tmp_path: Path
 def test_folders_are_shared_but_tmp_and_shared_memory_are_not(
     devcluster: DevCluster, tmp_path: Path
 ) -> None:
-    script = f"touch /tmp/$(hostname) /dev/shm/$(hostname) {tmp_path}/$(hostname); ls /tmp /dev/shm"
-    seen = devcluster.run(["srun", "-N2", "-w", "n1,n2", "sh", "-c", script])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["n1", "n2"]
-    for host in ("n1", "n2"):
-        assert seen.split().count(host) == 2  # its own in each folder, and no one else's
-        assert not any(Path(folder, host).exists() for folder in ("/tmp", "/dev/shm"))
-    assert (COMMAND.parent / "devcluster").is_file()
+    name = f"{devcluster.name}-$(hostname)"
+    script = f"touch /tmp/{name} /dev/shm/{name} {tmp_path}/{name}; ls /tmp /dev/shm"
+    seen = devcluster.run(["srun", "-N2", "-w", "n1,n2", "sh", "-c", script]).split()
+    marks = [f"{devcluster.name}-{host}" for host in ("n1", "n2")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == marks
+    for mark in marks:
+        assert seen.count(mark) == 2  # its own in each of two folders, and no one else's
+        assert not any(Path(folder, mark).exists() for folder in ("/tmp", "/dev/shm"))
     devcluster.run(["srun", "-N2", "test", "-x", COMMAND])
 
 
@@ -225,7 +226,7 @@ def test_up_and_down_leave_nothing_behind() -> None:
     assert devcluster_command("up", "--name", name, "--hosts", "2").returncode == 0
     env = DevCluster(name, []).env
     subprocess.run(["sbatch", "--wrap", "sleep 300", "-o", "/dev/null"], env=env, check=True)
-    shell = [COMMAND, "shell", "--name", name, "n2", "--", "sleep", "300"]
+    shell = [COMMAND, "shell", "--name", name, "n2", "--", "sleep", "30"]
     with subprocess.Popen(shell) as visitor:
         pids = host_processes(name)
         used = namespaces_of(pids)
