@@ -19,7 +19,7 @@ from devcluster.network import choose_number, run_ip, unplug
 from devcluster.processes import ProcessRecord, wait_until
 from devcluster.requirements import require_machine
 
-END_S, LOCK_S = 30, 300
+END_S, LOCK_S, SPAWN_S = 30, 300, 2
 
 
 def up(wanted: Cluster) -> Cluster:
@@ -115,7 +115,7 @@ def _complete(cluster: Cluster, wanted: Cluster) -> Cluster:
 def _remove(name: str) -> None:
     """End the switch, and so every process; then the interface and the folder go."""
     folder = ROOT / name
-    switch = ProcessRecord.read(folder / "hosts" / SWITCH / "process.json")
+    switch = _find_switch(folder / "hosts" / SWITCH)
     if switch is not None:
         switch.kill()
         switch.wait_end(END_S)
@@ -125,6 +125,14 @@ def _remove(name: str) -> None:
             _remove_interface(cluster)
     if folder.exists():
         shutil.rmtree(folder)
+
+
+def _find_switch(folder: Path) -> ProcessRecord | None:
+    """The switch's record; one just spawned gets the time to write it."""
+    path = folder / "process.json"
+    if (folder / "log" / "boot.log").exists():  # made as it is spawned
+        wait_until(path.exists, SPAWN_S)
+    return ProcessRecord.read(path)
 
 
 def _remove_interface(cluster: Cluster) -> None:
