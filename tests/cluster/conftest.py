@@ -1,0 +1,69 @@
+"""A real Slurm cluster for a session of tests; skipped, with the reason, where none can run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.handle import RUN_ROOT, DevCluster, devcluster_command
+
+SESSION_NAME = f"pytest{os.getpid()}"  # not the default name: a user's own cluster is left alone
+
+
+def _remove_leftovers() -> None:
+    """End clusters of sessions that were killed."""
+    for folder in RUN_ROOT.glob("pytest*"):
+        owner = folder.name.removeprefix("pytest").partition("_")[0]
+        if not Path(f"/proc/{owner}").exists():
+            devcluster_command("down", "--name", folder.name)
+
+
+@pytest.fixture(scope="session")
+def machine_for_clusters() -> None:
+    """Skip where no cluster can be started, with what is missing."""
+    check = devcluster_command("check")
+    if check.returncode != 0:
+        pytest.skip(check.stderr.strip())
+    _remove_leftovers()
+
+
+@pytest.fixture(scope="session")
+def start_cluster(
+    machine_for_clusters: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., DevCluster]]:
+    """Start clusters, each under a name of its own; all end with the session."""
+    names: list[str] = []
+
+    def start(*options: str, hosts: int) -> DevCluster:
+        name = SESSION_NAME if len(names) == 0 else f"{SESSION_NAME}_{len(names)}"
+        names.append(name)
+        shared = str(tmp_path_factory.getbasetemp())
+        size = ["--hosts", str(hosts), "--share", shared]
+        done = devcluster_command("up", "--name", name, *size, *options, timeout_s=300)
+        assert done.returncode == 0, done.stderr
+        return DevCluster(name, [f"n{i}" for i in range(1, hosts + 1)])
+
+    yield start
+    for name in names:
+        done = devcluster_command("down", "--name", name)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def session_cluster(start_cluster: Callable[..., DevCluster]) -> DevCluster:
+    """Eight hosts, no accounting, one for all tests."""
+    return start_cluster(hosts=8)
+
+
+@pytest.fixture
+def devcluster(session_cluster: DevCluster) -> Iterator[DevCluster]:
+    """The session's cluster with all hosts idle, before the test and after it."""
+    session_cluster.wait_idle()
+    yield session_cluster
+    session_cluster.run(["scancel", "--user", "root"])
+    for host in session_cluster.hosts:
+        if session_cluster.host_states().get(host) != "idle":
+            session_cluster.start(host)
