@@ -5,8 +5,8 @@ Worker processes use one thread each: `DataLoader` sees to it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import itertools
+from collections.abc import Iterator
 from typing import Literal
 
 from torch.utils.data import DataLoader, default_collate

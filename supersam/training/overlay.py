@@ -53,7 +53,7 @@ def _with_masks(pixels: NDArray[np.uint8], masks: Tensor) -> NDArray[np.uint8]:
 
 
 def _with_prompts(pixels: NDArray[np.uint8], points: Tensor, labels: Tensor) -> NDArray[np.uint8]:
-    drawn = pixels.copy()
+    drawn: NDArray[np.uint8] = pixels.copy()
     limit = np.array(pixels.shape[1::-1]) - 1
     for index, (pair, kinds) in enumerate(zip(points.numpy(), labels.numpy(), strict=True)):
         colour = _colour(index).astype(np.uint8)
