@@ -59,12 +59,16 @@ def prepare_data(run: TrainRun) -> tuple[list[Path], list[Path]]:
     """Folders of the training and validation shards; generated ones are made where missing."""
     if run.data.source == "shards":
         return list(run.data.train), list(run.data.val)
-    folders = []
-    for name, synthetic in (("train", run.data.synthetic_train), ("val", run.data.synthetic_val)):
-        folder = run.folder / "data" / name
-        convert(_synthetic_source(synthetic), folder, workers=1)
-        folders.append(folder)
-    return folders[:1], folders[1:]
+    train = run.folder / "data" / "train"
+    convert(_synthetic_source(run.data.synthetic_train), train)
+    (val,) = validation_folders(run)
+    convert(_synthetic_source(run.data.synthetic_val), val)
+    return [train], [val]
+
+
+def validation_folders(run: TrainRun) -> list[Path]:
+    """Where the held-out shards of a run are."""
+    return list(run.data.val) if run.data.source == "shards" else [run.folder / "data" / "val"]
 
 
 def build_supernet(run: TrainRun, space: SearchSpace) -> SamSupernet:
