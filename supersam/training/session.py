@@ -18,6 +18,7 @@ from supersam.data.shards import ShardReader
 from supersam.model import SamSupernet, load_sam, resolve_shape
 from supersam.runtime.distributed import World, barrier, choose_device, close_world, init_world
 from supersam.runtime.logging import setup_logging
+from supersam.runtime.memory import keep_freed_memory
 from supersam.runtime.metrics import MetricWriter
 from supersam.runtime.signals import StopFlag, stop_requested
 from supersam.space import SearchSpace, read_space
@@ -48,6 +49,7 @@ def train(run: TrainRun) -> None:
     device = choose_device(run.engine.device, world.local_rank)
     setup_logging(world, run.folder / "logs" / f"train-{world.rank:05d}.log")
     _set_threads(run)
+    keep_freed_memory()
     try:
         with stop_requested() as stop:
             _Session(run, world, device).train(stop)
