@@ -136,7 +136,9 @@ class Trainer:
 
 
 def _named(slot: str, terms: LossTerms) -> dict[str, Tensor]:
-    parts = {"loss": terms.total, "mask": terms.mask, "iou": terms.iou, "distill": terms.distill}
+    parts = {"loss": terms.total, "mask": terms.mask, "iou": terms.iou}
+    if terms.distill is not None:
+        parts["distill"] = terms.distill
     return {f"train/{part}/{slot}": value.detach() for part, value in parts.items()}
 
 
