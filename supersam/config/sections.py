@@ -18,7 +18,11 @@ class Section(BaseModel):
     """A frozen part of a configuration; unknown keys are errors."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        hide_input_in_errors=True,  # the flag parser prints errors raw
     )
 
 
@@ -145,8 +149,9 @@ class ModelConfig(Section):
     """Layers with global attention; null takes the named model's."""
     window_size: PositiveInt | None = None
     """Side of an attention window, patches; null takes the named model's."""
-    attention: Literal["sdpa", "reference"] = "sdpa"
-    """Attention kernel: PyTorch's fused one, or segment-anything's own sequence of operations."""
+    attention: Literal["auto", "sdpa", "reference"] = "auto"
+    """Attention kernel: PyTorch's fused one (sdpa) or segment-anything's own sequence of
+    operations (reference); auto takes sdpa on a GPU and reference on a CPU, where it is faster."""
 
 
 class SpaceConfig(Section):

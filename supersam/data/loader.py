@@ -15,6 +15,7 @@ from supersam.data.dataset import EvalDataset, ShardDataset, TooManyBadRecordsEr
 from supersam.data.partition import SampleOrder
 from supersam.data.sample import Batch, EvalImage
 from supersam.runtime.distributed import World
+from supersam.runtime.workers import begin_worker
 
 StartMethod = Literal["fork", "spawn", "forkserver"]
 
@@ -102,6 +103,7 @@ def build_loader(
         batch_sampler=_StepSampler(order, world, batch_size=batch_size, start_step=start_step),
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=begin_worker,
         pin_memory=pin_memory,
         multiprocessing_context=start_method if workers > 0 else None,
     )
@@ -130,6 +132,7 @@ def build_eval_loader(
         batch_size=None,
         sampler=range(world.rank, count, world.world_size),
         num_workers=workers,
+        worker_init_fn=begin_worker,
         multiprocessing_context=start_method if workers > 0 else None,
     )
 
