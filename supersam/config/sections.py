@@ -136,7 +136,8 @@ class ModelConfig(Section):
     name: str = "vit_t"
     """vit_t, vit_b, vit_l, vit_h; or any word when all sizes below are given."""
     checkpoint: Path | None = None
-    """Weights to start from, in the format of `sam_vit_b_01ec64.pth`; null draws random ones."""
+    """Weights to start from: a file in the format of `sam_vit_b_01ec64.pth`, or the folder of
+    another run of the same model; null draws random ones."""
     image_size: PositiveInt | None = None
     """Side of the square input, pixels; null takes the named model's."""
     embed_dim: PositiveInt | None = None

@@ -33,7 +33,7 @@ def prepare_run_folder(run: TrainRun) -> SearchSpace:
     space = _build_space(run)
     for path in (*run.data.train, *run.data.val):
         read_manifest(path)  # now, not on a node an hour later
-    if run.model.checkpoint is not None and not run.model.checkpoint.is_file():
+    if run.model.checkpoint is not None and not run.model.checkpoint.exists():
         raise UserError(f"model.checkpoint {run.model.checkpoint} does not exist")
     if run_file.exists():
         _require_same(load_run(TrainRun, run_file), run, folder)

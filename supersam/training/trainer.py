@@ -119,7 +119,7 @@ class Trainer:
 
     def _agree_to_stop(self, stop: StopFlag) -> bool:
         """Whether any rank was asked to stop: all of them must leave at the same step."""
-        return all_reduce_max(float(bool(stop)), self.device) > 0
+        return all_reduce_max(float(bool(stop))) > 0
 
     def _autocast(self) -> torch.autocast:
         enabled = self.run.engine.precision == "bf16"
@@ -136,7 +136,9 @@ class Trainer:
 
 
 def _named(slot: str, terms: LossTerms) -> dict[str, Tensor]:
-    parts = {"loss": terms.total, "mask": terms.mask, "iou": terms.iou, "distill": terms.distill}
+    parts = {"loss": terms.total, "mask": terms.mask, "iou": terms.iou}
+    if terms.distill is not None:
+        parts["distill"] = terms.distill
     return {f"train/{part}/{slot}": value.detach() for part, value in parts.items()}
 
 
