@@ -7,6 +7,7 @@ needs. It is written beside its place and renamed into it when every rank has fi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -91,18 +92,13 @@ class CheckpointManager:
         """
         final = self.path(state.step)
         partial = final.with_name(f".{final.name}.partial")
-        if self._world.is_first:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        barrier()
+        fault = self._make_room(partial) if self._world.is_first else None
+        self._agree(fault, partial)
         fault = self._write_share(partial, model, moments)
         self._agree(fault, partial)
         if self._world.is_first:
-            hashes = {
-                path.name: file_sha256(path) for path in sorted(partial.glob("*.safetensors"))
-            }
             manifest = Manifest(
-                state, dict(order), data, self._world.world_size, hashes, dict(versions)
+                state, dict(order), data, self._world.world_size, {}, dict(versions)
             )
             fault = self._finish(partial, final, manifest)
         self._agree(fault, partial)
@@ -142,6 +138,16 @@ class CheckpointManager:
         """Where the checkpoint of `step` is or would be."""
         return self._folder / f"step-{step:06d}"
 
+    def _make_room(self, partial: Path) -> OSError | None:
+        """Remove what killed writers left and create the folder to write in."""
+        for leftover in self._folder.glob(".step-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+        except OSError as fault:
+            return fault
+        return None
+
     def _write_share(
         self, folder: Path, model: nn.Module, moments: Iterator[tuple[str, Tensor]]
     ) -> OSError | None:
@@ -163,7 +169,8 @@ class CheckpointManager:
 
     def _finish(self, partial: Path, final: Path, manifest: Manifest) -> OSError | None:
         try:
-            write_json(partial / MANIFEST, {"format": FORMAT, **asdict(manifest)})
+            files = {path.name: file_sha256(path) for path in sorted(partial.glob("*.safetensors"))}
+            write_json(partial / MANIFEST, {"format": FORMAT, **asdict(manifest), "files": files})
             if final.exists():  # an earlier attempt saved this very step
                 shutil.rmtree(final)
             os.rename(partial, final)
@@ -187,7 +194,15 @@ class CheckpointManager:
         kept |= set(self.all()[-self._config.keep_last :])
         for path in self.all():
             if path not in kept:
-                shutil.rmtree(path, ignore_errors=True)
+                _delete(path)
+
+
+def _delete(path: Path) -> None:
+    """Delete a checkpoint; it loses its name first, so that a kill leaves no half of it."""
+    hidden = path.with_name(f".{path.name}.deleted")
+    with contextlib.suppress(OSError):
+        os.rename(path, hidden)
+        shutil.rmtree(hidden)
 
 
 def verify(path: Path) -> Manifest:

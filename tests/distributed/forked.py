@@ -1,0 +1,53 @@
+"""Functions run as ranks of a small world: forked, for torch and deepspeed are slow to import."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing import get_context
+from typing import Any
+
+from supersam.cluster.executor import free_port
+
+TIMEOUT_S = 280
+
+
+def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list[int]:
+    """Call `function(*args)` in `world_size` processes; returns their exit codes by rank.
+
+    The environment of each names its place, as a launcher would.
+    """
+    context = get_context("fork")
+    port = free_port()
+    ranks = [
+        context.Process(target=_as_rank, args=(rank, world_size, port, function, args))
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(TIMEOUT_S)
+    for process in ranks:
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return [process.exitcode for process in ranks]
+
+
+def _as_rank(
+    rank: int, world_size: int, port: int, function: Callable[..., Any], args: Sequence[Any]
+) -> None:
+    place = {
+        "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size,
+        "GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+    }  # fmt: skip
+    os.environ.update({name: str(value) for name, value in place.items()})
+    try:
+        function(*args)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)

@@ -1,0 +1,159 @@
+"""`python launch/train.py` as a user types it: what it leaves on disk, prints and returns."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from supersam.config import TrainRun, load_run
+from supersam.runtime.distributed import World
+from supersam.training.checkpoint import CheckpointManager
+from tests.paths import ROOT
+from tests.training.runs import TINY_RUN
+
+pytestmark = pytest.mark.slow
+
+STEPS = 20
+WAIT_S = 200
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    values = {
+        **TINY_RUN,
+        "data": {
+            **TINY_RUN["data"],
+            "source": "synthetic",
+            "synthetic_train": {"images": 8, "size_px": 64},
+            "synthetic_val": {"images": 3, "size_px": 64, "seed": 1},
+        },
+        "optim": {**TINY_RUN["optim"], "steps": STEPS},
+        "checkpoint": {"every_steps": 100, "validate_every_steps": 100, "overlay_images": 2},
+    }
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "launch/train.py", *map(str, words)]
+
+
+def launch(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*words), cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory) -> Path:
+    """The folder of a finished run in one process."""
+    folder = tmp_path_factory.mktemp("runs") / "alone"
+    done = launch("--config", config, "--run", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def metrics(folder: Path) -> dict[int, dict[str, float]]:
+    found: dict[int, dict[str, float]] = {}
+    for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
+        found.setdefault(line["step"], {}).update(line)
+    return found
+
+
+def test_the_run_folder_holds_what_is_promised(finished):
+    run = load_run(TrainRun, finished / "run.yaml")
+    assert run.optim.steps == STEPS
+    assert (finished / "space.yaml").is_file()
+    found = CheckpointManager(finished, run.checkpoint, World.single()).latest()
+    assert found is not None
+    path, manifest = found
+    assert (path.name, manifest.state.step) == (f"step-{STEPS:06d}", STEPS)
+    assert list(metrics(finished)) == list(range(1, STEPS + 1))
+    assert any((finished / "logs").iterdir())
+    assert not [path for path in finished.rglob("*") if ".tmp" in path.name]
+
+
+def test_tensorboard_holds_the_promised_curves_pictures_and_texts(finished):
+    board = EventAccumulator(str(finished / "tensorboard"))
+    board.Reload()
+    tags = board.Tags()
+    promised = {f"train/loss/{slot}" for slot in ("largest", "random_0", "smallest")}
+    promised |= {"train/lr", "train/grad_norm", "perf/images_per_s", "perf/data_wait_s"}
+    promised |= {"perf/memory_gib"}
+    promised |= {f"val/miou/{name}" for name in ("largest", "medium", "smallest")}
+    assert promised <= set(tags["scalars"])
+    assert len(board.Scalars("train/loss/largest")) == STEPS
+    assert [event.step for event in board.Scalars("val/miou/smallest")] == [STEPS]
+    assert any(tag.startswith("val/masks") for tag in tags["images"])
+    assert any(tag.startswith("run") for tag in tags["tensors"])
+    assert list((finished / "tensorboard" / "hparams").iterdir())
+
+
+def test_training_lowers_the_loss(finished):
+    values = [line["train/loss/largest"] for line in metrics(finished).values()]
+    assert sum(values[-5:]) < sum(values[:5])
+
+
+def test_a_finished_run_says_so_and_changes_nothing(config, finished):
+    before = metrics(finished)
+    done = launch("--run", finished)
+    assert done.returncode == 0
+    assert "complete" in done.stderr
+    assert metrics(finished) == before
+
+
+def test_ctrl_c_saves_two_ranks_and_one_goes_on_with_the_same_losses(config, finished):
+    folder = finished.parent / "interrupted"
+    process = subprocess.Popen(
+        command("--config", config, "--run", folder, "--tasks-per-node", 2),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C reaches the launcher and its ranks at once
+    )
+    deadline = time.monotonic() + WAIT_S
+    while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    stopped = max(metrics(folder))
+    assert stopped < STEPS
+    done = launch("--run", folder, "--tasks-per-node", 1)
+    assert done.returncode == 0, done.stderr
+    assert f"resumed at step {stopped}" in done.stderr
+    expected, found = metrics(finished), metrics(folder)
+    assert found.keys() == expected.keys()
+    for step, values in expected.items():
+        for name in (n for n in values if n.startswith("train/loss")):
+            assert found[step][name] == pytest.approx(values[name], abs=1e-5), (step, name)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--optim.lr", "-1"], "greater than 0"),
+        (["--config", "absent.yaml"], "absent.yaml"),
+        (["--no-such-flag", "1"], "--no-such-flag"),
+        (["--model.name", "vit_x"], "vit_t, vit_b, vit_l, vit_h"),
+        (["--data.source", "shards", "--data.train", "absent"], "absent"),
+    ],
+)
+def test_mistakes_end_in_one_message_and_code_2(tmp_path, words, expected):
+    done = launch("--run", tmp_path / "run", *words)
+    assert done.returncode == 2, done.stderr
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
