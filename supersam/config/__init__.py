@@ -22,6 +22,7 @@ from supersam.config.sections import (
     SourceConfig,
     SpaceConfig,
     SyntheticConfig,
+    WatchdogConfig,
 )
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "SyntheticConfig",
     "TrainRun",
     "UserError",
+    "WatchdogConfig",
     "dump_run",
     "dump_yaml",
     "load_run",

@@ -21,6 +21,7 @@ from supersam.config.sections import (
     Section,
     SourceConfig,
     SpaceConfig,
+    WatchdogConfig,
 )
 
 Flat = tyro.conf.arg(name="")
@@ -68,6 +69,7 @@ class TrainRun(Section):
     loss: LossConfig = LossConfig()
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
 
     @property
     def folder(self) -> Path:

@@ -291,6 +291,21 @@ class CheckpointConfig(Section):
     """Images whose masks are drawn to TensorBoard at each validation."""
 
 
+class WatchdogConfig(Section):
+    """Signs of life of every rank, and the end of an attempt that hangs."""
+
+    enabled: bool = True
+    """End a hanging attempt; off while a debugger holds a rank."""
+    heartbeat_s: float = Field(10.0, gt=0)
+    """Seconds between two signs of life of a rank."""
+    stall_s: float = Field(60.0, gt=0)
+    """Least seconds without progress in training that count as a stall."""
+    stall_steps: float = Field(10.0, gt=0)
+    """A stall lasts at least as long as this many steps (their median)."""
+    other_s: float = Field(480.0, gt=0)
+    """The same outside of training: start, validation, saving; below a collective's own 600 s."""
+
+
 class ClusterConfig(Section):
     """Where a run runs."""
 

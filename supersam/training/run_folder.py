@@ -14,7 +14,7 @@ from supersam.runtime.atomic import write_bytes
 from supersam.space import SearchSpace, build_space, read_space, space_yaml, subnet_cost
 
 # What a resumed run may change: where it runs, how often it reports, how long it is.
-_CHANGEABLE = ("run", "dry_run", "cluster", "checkpoint", "optim.steps", "data.workers")
+_CHANGEABLE = ("run", "dry_run", "cluster", "checkpoint", "watchdog", "optim.steps", "data.workers")
 _CHANGEABLE_ENGINE = tuple(
     f"engine.{name}"
     for name in ("threads", "device", "loader_start", "log_every", "log_sample_ids", "zero_stage")

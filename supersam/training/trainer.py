@@ -15,6 +15,7 @@ from supersam.data.loader import TrainLoader
 from supersam.data.sample import Batch
 from supersam.model import Prediction, SamSupernet
 from supersam.runtime.distributed import World, all_reduce_max
+from supersam.runtime.heartbeat import Heart
 from supersam.runtime.signals import StopFlag
 from supersam.training.checkpoint import TrainState
 from supersam.training.engine import Engine
@@ -41,6 +42,7 @@ class Trainer:
         loader: TrainLoader,
         sandwich: SandwichSampler,
         telemetry: Telemetry,
+        heart: Heart,
         validator: Validator | None,
         save: Callable[[], None],
         state: TrainState,
@@ -53,6 +55,7 @@ class Trainer:
         self.loader = loader
         self.sandwich = sandwich
         self.telemetry = telemetry
+        self.heart = heart
         self.validator = validator
         self.save = save
         self.state = state
@@ -65,13 +68,17 @@ class Trainer:
             self.supernet.train()
             self.train_step(batches)
             self.state.step += 1
+            self.heart.end_step(self.state.step)
             stopping = self._agree_to_stop(stop)
             last = self.state.step == self.run.optim.steps
             self.telemetry.pause()
             if last or self.state.step % self.run.checkpoint.validate_every_steps == 0:
+                self.heart.enter("validating")
                 self.validate()
             if last or stopping or self.state.step % self.run.checkpoint.every_steps == 0:
+                self.heart.enter("saving")
                 self.save()
+            self.heart.enter("training")
             self.telemetry.resume()
             if stopping and not last:
                 raise InterruptedRunError(f"stopped at step {self.state.step}, which is saved")
@@ -81,13 +88,16 @@ class Trainer:
         step, accumulate = self.state.step, self.run.optim.accumulate
         for _ in range(accumulate):
             started = time.perf_counter()
+            self.heart.mark()
             batch = next(batches)
             self._log_sample_ids(batch)
             batch = batch.to(self.device)
             waited = time.perf_counter() - started
+            self.heart.mark()
             losses = self.accumulate_sandwich(batch, step, scale=1 / accumulate)
             self.telemetry.add(losses, images=len(batch.images), data_wait_s=waited)
         learning_rate = self.engine.learning_rate
+        self.heart.mark()  # from here on this rank waits for the others
         grad_norm = self.engine.step()
         self.telemetry.end_step(step + 1, learning_rate=learning_rate, grad_norm=grad_norm)
 
@@ -114,6 +124,7 @@ class Trainer:
         if self.validator is None:
             return
         score = self.validator.validate(self.supernet, self.state.step)
+        self.heart.validated(score)
         if self.state.best_score is None or score > self.state.best_score:
             self.state.best_score, self.state.best_step = score, self.state.step
 
