@@ -1,5 +1,6 @@
 """What a run is: sections, roots, files and flags. Imports no torch."""
 
+from supersam.config.cluster import ClusterConfig
 from supersam.config.io import (
     UserError,
     dump_run,
@@ -12,7 +13,6 @@ from supersam.config.io import (
 from supersam.config.runs import EvaluateRun, ShardRun, TrainRun
 from supersam.config.sections import (
     CheckpointConfig,
-    ClusterConfig,
     DataConfig,
     EngineConfig,
     LossConfig,

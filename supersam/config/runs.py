@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import Field, PositiveInt, model_validator
 
+from supersam.config.cluster import ClusterConfig
 from supersam.config.sections import (
     CheckpointConfig,
-    ClusterConfig,
     DataConfig,
     EngineConfig,
     LossConfig,

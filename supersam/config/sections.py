@@ -289,14 +289,3 @@ class CheckpointConfig(Section):
     """Prompt of a validation during training."""
     overlay_images: int = Field(4, ge=0)
     """Images whose masks are drawn to TensorBoard at each validation."""
-
-
-class ClusterConfig(Section):
-    """Where a run runs."""
-
-    cluster: Literal["auto", "inline", "local", "slurm"] = "auto"
-    """auto: Slurm where there is one and nodes are asked for, else this machine."""
-    nodes: PositiveInt | None = None
-    """Nodes of the Slurm job."""
-    tasks_per_node: PositiveInt | None = None
-    """Ranks on each node (with `local`: on this machine); null takes one a GPU, else one."""
