@@ -16,7 +16,6 @@ from supersam.config.sections import (
     LossConfig,
     ModelConfig,
     OptimConfig,
-    PromptKind,
     SandwichConfig,
     Section,
     SourceConfig,
@@ -104,7 +103,7 @@ class EvaluateRun(Section):
     """Folders of held-out shards; empty takes the run's validation sets."""
     checkpoint: str = "last"
     """last, best, initial (the weights before training), or a step number."""
-    prompt: tuple[PromptKind, ...] = ("point", "box")
+    prompt: tuple[Literal["point", "box"], ...] = ("point", "box")
     """Prompts to evaluate with: point, box."""
     boundary: bool = False
     """Also measure boundary IoU (slower)."""

@@ -145,8 +145,9 @@ class ModelConfig(Section):
     """Layers with global attention; null takes the named model's."""
     window_size: PositiveInt | None = None
     """Side of an attention window, patches; null takes the named model's."""
-    attention: Literal["sdpa", "reference"] = "sdpa"
-    """Attention kernel: PyTorch's fused one, or segment-anything's own sequence of operations."""
+    attention: Literal["auto", "sdpa", "reference"] = "auto"
+    """Attention kernel: PyTorch's fused one (sdpa), or segment-anything's own sequence of operations
+    (reference); auto takes sdpa on a GPU and reference on a CPU, where it is faster."""
 
 
 class SpaceConfig(Section):
