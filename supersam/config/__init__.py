@@ -1,9 +1,11 @@
 """What a run is: sections, roots, files and flags. Imports no torch."""
 
+from supersam.config.cluster import ClusterConfig
 from supersam.config.io import (
     UserError,
     dump_run,
     dump_yaml,
+    exit_code,
     load_run,
     merge,
     parse_cli,
@@ -12,7 +14,6 @@ from supersam.config.io import (
 from supersam.config.runs import EvaluateRun, ShardRun, TrainRun
 from supersam.config.sections import (
     CheckpointConfig,
-    ClusterConfig,
     DataConfig,
     EngineConfig,
     LossConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "WatchdogConfig",
     "dump_run",
     "dump_yaml",
+    "exit_code",
     "load_run",
     "merge",
     "parse_cli",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +52,15 @@ def parse_cli(
         description=f"{run_type.__doc__}\n\n--config FILE (may repeat; later files win) reads "
         "values from YAML; flags win over files.",
     )
+
+
+def exit_code(action: Callable[[Run], int], run: Run) -> int:
+    """Perform `action` on `run`; a user's mistake becomes one message and exit code 2."""
+    try:
+        return action(run)
+    except UserError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return USAGE_ERROR
 
 
 def load_run(run_type: type[Run], path: Path) -> Run:

@@ -8,15 +8,14 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import Field, PositiveInt, model_validator
 
+from supersam.config.cluster import ClusterConfig
 from supersam.config.sections import (
     CheckpointConfig,
-    ClusterConfig,
     DataConfig,
     EngineConfig,
     LossConfig,
     ModelConfig,
     OptimConfig,
-    PromptKind,
     SandwichConfig,
     Section,
     SourceConfig,
@@ -106,7 +105,7 @@ class EvaluateRun(Section):
     """Folders of held-out shards; empty takes the run's validation sets."""
     checkpoint: str = "last"
     """last, best, initial (the weights before training), or a step number."""
-    prompt: tuple[PromptKind, ...] = ("point", "box")
+    prompt: tuple[Literal["point", "box"], ...] = ("point", "box")
     """Prompts to evaluate with: point, box."""
     boundary: bool = False
     """Also measure boundary IoU (slower)."""

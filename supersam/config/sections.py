@@ -145,8 +145,9 @@ class ModelConfig(Section):
     """Layers with global attention; null takes the named model's."""
     window_size: PositiveInt | None = None
     """Side of an attention window, patches; null takes the named model's."""
-    attention: Literal["sdpa", "reference"] = "sdpa"
-    """Attention kernel: PyTorch's fused one, or segment-anything's own sequence of operations."""
+    attention: Literal["auto", "sdpa", "reference"] = "auto"
+    """Attention kernel: PyTorch's fused one (sdpa), or segment-anything's own sequence of operations
+    (reference); auto takes sdpa on a GPU and reference on a CPU, where it is faster."""
 
 
 class SpaceConfig(Section):
@@ -304,14 +305,3 @@ class WatchdogConfig(Section):
     """A stall lasts at least as long as this many steps (their median)."""
     other_s: float = Field(480.0, gt=0)
     """The same outside of training: start, validation, saving; below a collective's own 600 s."""
-
-
-class ClusterConfig(Section):
-    """Where a run runs."""
-
-    cluster: Literal["auto", "inline", "local", "slurm"] = "auto"
-    """auto: Slurm where there is one and nodes are asked for, else this machine."""
-    nodes: PositiveInt | None = None
-    """Nodes of the Slurm job."""
-    tasks_per_node: PositiveInt | None = None
-    """Ranks on each node (with `local`: on this machine); null takes one a GPU, else one."""

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
+from supersam.config import UserError
 from supersam.runtime.atomic import write_json
 
 T = TypeVar("T")
@@ -20,7 +21,7 @@ FORMAT = "supersam-shards"
 SCHEMA_MAJOR, SCHEMA_MINOR = 1, 0
 
 
-class ShardFolderError(RuntimeError):
+class ShardFolderError(UserError):
     """A folder that is no finished set of shards, or one of another version."""
 
 

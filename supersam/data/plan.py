@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from supersam.config.sections import SourceConfig
+from supersam.config import SourceConfig, UserError
 from supersam.data.manifest import MANIFEST, PLAN, pick, shard_file
 from supersam.data.sources import Item
 from supersam.runtime.atomic import write_json
@@ -24,7 +24,7 @@ _TILED_JPEG_GROWTH = 4
 _NOT_IN_THE_SHARDS = {"root", "on_bad"}  # the folder may be mounted elsewhere, an input mended
 
 
-class OtherSourceError(RuntimeError):
+class OtherSourceError(UserError):
     """An output folder that holds the shards of another conversion."""
 
 

@@ -98,3 +98,14 @@ KERNELS: dict[str, AttentionKernel] = {
     "reference": reference_attention,
     "sdpa": sdpa_attention,
 }
+
+
+def choose_kernel(name: str, device: torch.device) -> AttentionKernel:
+    """The kernel that `auto`, `sdpa` or `reference` means on `device`.
+
+    PyTorch has no fused kernel with a mask's gradient on a CPU: there the reference took 0.87 CPU
+    seconds where sdpa took 1.15 (a training step of vit_t, 4 images, 8 prompts, bf16, one core).
+    """
+    if name == "auto":
+        name = "sdpa" if device.type == "cuda" else "reference"
+    return KERNELS[name]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
-from supersam.model.attention import KERNELS
+from supersam.model.attention import choose_kernel
 from supersam.model.elastic import ElasticBlock
 from supersam.space import EncoderShape, SubnetSpec
 
@@ -18,7 +18,7 @@ class ElasticImageEncoder(nn.Module):
         """Takes over the stem, position embedding and neck of `encoder` and copies its layers."""
         super().__init__()
         self.shape = shape
-        self.kernel = KERNELS[attention]
+        self.attention = attention
         self.patch_embed: nn.Conv2d = encoder.patch_embed.proj
         self.pos_embed: nn.Parameter = encoder.pos_embed
         self.blocks = nn.ModuleList(ElasticBlock(shape, layer=i) for i in range(shape.depth))
@@ -36,8 +36,9 @@ class ElasticImageEncoder(nn.Module):
         assert bias is not None  # segment-anything's patch embedding has one
         x = F.conv2d(x, weight, bias[:dim], stride=self.patch_embed.stride)
         x = x.permute(0, 2, 3, 1) + self.pos_embed[..., :dim]
+        kernel = choose_kernel(self.attention, x.device)
         for layer, width, heads in zip(spec.layers, spec.mlp_widths, spec.heads, strict=True):
-            x = self.blocks[layer](x, heads=heads, mlp_width=width, kernel=self.kernel)
+            x = self.blocks[layer](x, heads=heads, mlp_width=width, kernel=kernel)
         return self._project(x.permute(0, 3, 1, 2))
 
     def _project(self, x: Tensor) -> Tensor:

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from supersam.config import ModelConfig, UserError
 from supersam.model.elastic import NORM_EPS
+from supersam.model.initialize import initialize
 from supersam.space import SHAPES, EncoderShape
 from supersam.space.shape import NECK_CHANNELS, PATCH_PX
 
-INIT_STD = 0.02
 _MAX_NAMES_SHOWN = 6
 
 
@@ -104,19 +104,6 @@ def build_sam(shape: EncoderShape) -> Sam:
         iou_head_hidden_dim=256,
     )
     return Sam(encoder, prompt_encoder, mask_decoder)
-
-
-def initialize(sam: Sam) -> None:
-    """Random weights that can be trained from scratch.
-
-    segment-anything leaves position embeddings at zero, for a checkpoint to fill; from random
-    weights nothing would tell the decoder where a patch is.
-    """
-    nn.init.trunc_normal_(sam.image_encoder.pos_embed, std=INIT_STD)
-    for module in sam.image_encoder.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=INIT_STD)
-            nn.init.zeros_(module.bias)
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ class SamSupernet(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, sam: Sam, space: SearchSpace, *, attention: str = "sdpa") -> None:
+    def __init__(self, sam: Sam, space: SearchSpace, *, attention: str = "auto") -> None:
         """Takes over the modules of `sam`, which must have the sizes of `space.shape`."""
         super().__init__()
         self.space = space

@@ -19,6 +19,7 @@ from supersam.model import SamSupernet, load_sam, resolve_shape
 from supersam.runtime.distributed import World, barrier, choose_device, close_world, init_world
 from supersam.runtime.heartbeat import Heart
 from supersam.runtime.logging import setup_logging
+from supersam.runtime.memory import keep_freed_memory
 from supersam.runtime.metrics import MetricWriter
 from supersam.runtime.signals import StopFlag, stop_requested
 from supersam.runtime.watchdog import Watchdog
@@ -50,6 +51,7 @@ def train(run: TrainRun) -> None:
     device = choose_device(run.engine.device, world.local_rank)
     setup_logging(world, run.folder / "logs" / f"train-{world.rank:05d}.log")
     _set_threads(run)
+    keep_freed_memory()
     try:
         heart = _build_heart(run, world)
         with stop_requested() as stop, heart, Watchdog(heart, run.watchdog):
@@ -62,12 +64,16 @@ def prepare_data(run: TrainRun) -> tuple[list[Path], list[Path]]:
     """Folders of the training and validation shards; generated ones are made where missing."""
     if run.data.source == "shards":
         return list(run.data.train), list(run.data.val)
-    folders = []
-    for name, synthetic in (("train", run.data.synthetic_train), ("val", run.data.synthetic_val)):
-        folder = run.folder / "data" / name
-        convert(_synthetic_source(synthetic), folder, workers=1)
-        folders.append(folder)
-    return folders[:1], folders[1:]
+    train = run.folder / "data" / "train"
+    convert(_synthetic_source(run.data.synthetic_train), train)
+    (val,) = validation_folders(run)
+    convert(_synthetic_source(run.data.synthetic_val), val)
+    return [train], [val]
+
+
+def validation_folders(run: TrainRun) -> list[Path]:
+    """Where the held-out shards of a run are."""
+    return list(run.data.val) if run.data.source == "shards" else [run.folder / "data" / "val"]
 
 
 def build_supernet(run: TrainRun, space: SearchSpace) -> SamSupernet:

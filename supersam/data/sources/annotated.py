@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from supersam.config import UserError
 from supersam.data.rle import Runs
 
 
-class SourceError(ValueError):
+class SourceError(UserError, ValueError):
     """A source that is not laid out as its kind says."""
 
 
-class BadInputError(ValueError):
+class BadInputError(UserError, ValueError):
     """One input image that cannot be used; the others can."""
 
 

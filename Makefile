@@ -1,0 +1,49 @@
+# `make demo` and `make test` do all the set-up on a machine with Python 3.10 to 3.12 and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# Tests share few cores with each other: more threads would only wait for one another.
+TEST_ENV := OMP_NUM_THREADS=1
+
+.PHONY: help demo test check unit install packages clean
+
+help:
+	@echo "make demo      set up, then train a small supernet on generated images (two minutes)"
+	@echo "make test      set up, then run all tests"
+	@echo "make unit      the tests without those marked slow or cluster"
+	@echo "make check     format, lint, types, floors"
+	@echo "make packages  Debian packages for a Slurm cluster on this machine (needs root)"
+
+$(INSTALLED): setup.py supersam/__init__.py
+	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info < (3, 13); \
+	sys.exit(None if ok else f"error: Python {sys.version.split()[0]}; use 3.10 to 3.12: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+install: $(INSTALLED)
+
+demo: $(INSTALLED)
+	$(BIN)/python launch/train.py
+
+test: $(INSTALLED)
+	$(TEST_ENV) $(BIN)/python -m pytest
+
+unit: $(INSTALLED)
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not cluster"
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+packages:
+	apt-get update -q
+	DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
+		$$(grep -v '^\#' slurm/devcluster/packages.txt)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
