@@ -11,7 +11,7 @@ from supersam.config.io import (
     parse_cli,
     read_yaml,
 )
-from supersam.config.runs import EvaluateRun, ShardRun, TrainRun
+from supersam.config.runs import EvaluateRun, MonitorRun, ShardRun, StatusRun, TrainRun
 from supersam.config.sections import (
     CheckpointConfig,
     DataConfig,
@@ -34,11 +34,13 @@ __all__ = [
     "EvaluateRun",
     "LossConfig",
     "ModelConfig",
+    "MonitorRun",
     "OptimConfig",
     "SandwichConfig",
     "ShardRun",
     "SourceConfig",
     "SpaceConfig",
+    "StatusRun",
     "SyntheticConfig",
     "TrainRun",
     "UserError",

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -77,6 +77,7 @@ class Heart:
         self._since = self._progress = time.monotonic()
         self._trained_s = 0.0
         self._step_s: deque[float] = deque(maxlen=_REMEMBERED_STEPS)
+        self._work_s: deque[float] = deque(maxlen=_REMEMBERED_STEPS)
         self._seconds: dict[str, float] = {}
         self._numbers = _Numbers()
         self._former: list[AttemptTimes] = []
@@ -120,6 +121,12 @@ class Heart:
         """A place was passed at which a rank may wait for the others, or leave them waiting."""
         self._marks += 1
         self._progress = time.monotonic()
+
+    def wait_for_others(self) -> None:
+        """This rank's own part of the step is done; what follows takes as long as the slowest."""
+        if self._phase == "training":
+            self._work_s.append(self.seconds()["training"] - self._trained_s)
+        self.mark()
 
     def enter(self, phase: Phase) -> None:
         """What is done from here on."""
@@ -177,8 +184,7 @@ class Heart:
     @property
     def median_step_s(self) -> float | None:
         """Seconds of a training step, of the last ones; None before there are any."""
-        steps = list(self._step_s)
-        return statistics.median(steps) if steps else None
+        return _median(self._step_s)
 
     def seconds(self) -> dict[str, float]:
         """Seconds spent in each phase."""
@@ -202,6 +208,13 @@ class Heart:
         while not self._over.wait(self.interval_s):
             self.beat()
 
+    def _finished_seconds(self) -> dict[str, float]:
+        """Seconds by phase, with a step that is not finished apart: it may never be."""
+        seconds = self.seconds()
+        trained_s = min(self._trained_s, seconds.get("training", 0.0))
+        unfinished_s = seconds.pop("training", 0.0) - trained_s
+        return {**seconds, "training": trained_s, "unfinished": unfinished_s}
+
     def _beat(self) -> Beat:
         return Beat(
             rank=self.rank,
@@ -214,6 +227,7 @@ class Heart:
             step=self._step,
             step_time=self._step_time,
             median_step_s=self.median_step_s,
+            median_work_s=_median(self._work_s),
             marks=self._marks,
             memory_gib=self._memory_gib(),
             host_free_gib=available_gib(),
@@ -229,7 +243,7 @@ class Heart:
             last_step=self._step,
             world_size=self.world_size,
             nodes=self._nodes,
-            seconds=self.seconds(),
+            seconds=self._finished_seconds(),
         )
         return Status(
             time=times.updated,
@@ -250,6 +264,11 @@ def _describe(fault: BaseException) -> Fault:
     where = f"{named[-1].filename}:{named[-1].lineno}" if named else ""
     kind = UserError.__name__ if isinstance(fault, UserError) else type(fault).__name__
     return Fault(kind=kind, message=str(fault)[:_MESSAGE_LETTERS], where=where)
+
+
+def _median(values: Iterable[float]) -> float | None:
+    known = list(values)  # a copy: the other thread may append
+    return statistics.median(known) if known else None
 
 
 def _finite(value: float) -> float | None:

@@ -48,6 +48,8 @@ class Beat:
     """When the last of them ended (at first: the start), Unix seconds."""
     median_step_s: float | None
     """Of the last steps; None before the second one."""
+    median_work_s: float | None
+    """Of the part of a step before it waits for the others: a straggler's is the longest."""
     marks: int
     """Places in the program passed: the rank with the fewest is behind."""
     memory_gib: float
@@ -74,7 +76,7 @@ class AttemptTimes:
     world_size: int
     nodes: int
     seconds: dict[str, float]
-    """By phase."""
+    """By phase; `training` counts finished steps, `unfinished` the one that was not."""
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class Trainer:
             losses = self.accumulate_sandwich(batch, step, scale=1 / accumulate)
             self.telemetry.add(losses, images=len(batch.images), data_wait_s=waited)
         learning_rate = self.engine.learning_rate
-        self.heart.mark()  # from here on this rank waits for the others
+        self.heart.wait_for_others()
         grad_norm = self.engine.step()
         self.telemetry.end_step(step + 1, learning_rate=learning_rate, grad_norm=grad_norm)
 

@@ -145,6 +145,7 @@ def beat(rank: int, **changes: object) -> Beat:
         step=40,
         step_time=900.0,
         median_step_s=1.0,
+        median_work_s=0.9,
         marks=120,
         memory_gib=1.0,
         host_free_gib=10.0,
