@@ -52,13 +52,14 @@ class RunRecord:
             return "pending" if self.job.is_waiting else "running"
         if any(is_alive(beat, self.heartbeat_s) for beat in self.beats):
             return "running"
-        if self.status is not None and self.status.phase == "finished":
+        failed = any(beat.phase == "failed" for beat in self.beats)
+        if self.status is not None and self.status.phase == "finished" and not failed:
             return "finished"
         if self.cancelled and self.status is not None:
             return "cancelled"
         if self.blame is not None:
             return "stuck"
-        if any(beat.phase == "failed" for beat in self.beats):
+        if failed:
             return "failed"
         if self.status is not None and self.status.phase == "stopped":
             return "stopped"

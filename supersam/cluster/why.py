@@ -11,7 +11,7 @@ from supersam.cluster.logs import Finding, cause_of, find_signs, is_echo
 from supersam.cluster.record import RunRecord, is_alive
 from supersam.runtime.vitals import Beat, Fault
 
-_FULL_BYTES = 1 << 20
+_LEAST_BYTES = 4096
 _TIGHT_GIB = 0.5
 _TIMES = ("never", "once", "twice")
 _WORDS = 300
@@ -76,6 +76,8 @@ def _failure(record: RunRecord) -> Why:
     if own and own[0].fault is not None:
         return _explain_fault(own[0], own[0].fault)
     signs = find_signs(record.folder, since=_last_start(record))
+    if shutil.disk_usage(record.folder).free < _LEAST_BYTES:  # then no rank could write its word
+        return Why("disk full", f"disk full on {record.folder}: no byte is left")
     slurm = _explain_job(record, signs)
     if slurm is not None:
         return slurm
@@ -87,8 +89,6 @@ def _failure(record: RunRecord) -> Why:
         return _explain_sign(exceptions[0])
     if told and told[0].fault is not None:
         return _explain_fault(told[0], told[0].fault)
-    if shutil.disk_usage(record.folder).free < _FULL_BYTES:
-        return Why("disk full", f"the disk of {record.folder} is full")
     return Why("unknown", f"ended at step {record.step}, and nothing says why; see {_logs(record)}")
 
 

@@ -41,7 +41,7 @@ TINY: dict[str, Any] = {
     "checkpoint": {"every_steps": 2, "validate_every_steps": 4, "overlay_images": 0},
     "watchdog": {"heartbeat_s": 0.2, "stall_s": 60, "stall_steps": 3},
 }
-START_S = 120
+START_S = 280
 ENDLESS = ("--optim.steps", "100000", "--checkpoint.every-steps", "100000")
 
 
