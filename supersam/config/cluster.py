@@ -20,7 +20,6 @@ _OWN_OPTIONS = {
     *("kill-on-bad-exit", "no-kill", "no-requeue", "nodes", "ntasks", "ntasks-per-node"),
     *("open-mode", "output", "requeue", "signal", "time", "wrap"),
 }
-)
 
 
 def plain(value: str) -> str:
