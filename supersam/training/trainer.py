@@ -27,6 +27,11 @@ from supersam.training.validation import Validator
 class InterruptedRunError(Exception):
     """The run was asked to stop, and has saved its state."""
 
+    def __init__(self, step: int, number: int) -> None:
+        """step: where it stopped; number: of the signal that asked for it."""
+        super().__init__(f"stopped at step {step}, which is saved")
+        self.signal = number
+
 
 class Trainer:
     """Takes a supernet from `state.step` to the end of its run."""
@@ -74,7 +79,7 @@ class Trainer:
                 self.save()
             self.telemetry.resume()
             if stopping and not last:
-                raise InterruptedRunError(f"stopped at step {self.state.step}, which is saved")
+                raise InterruptedRunError(self.state.step, stopping)
 
     def train_step(self, batches: Iterator[Batch]) -> None:
         """One optimizer step of the sandwich rule, over `optim.accumulate` micro-batches."""
@@ -117,9 +122,9 @@ class Trainer:
         if self.state.best_score is None or score > self.state.best_score:
             self.state.best_score, self.state.best_step = score, self.state.step
 
-    def _agree_to_stop(self, stop: StopFlag) -> bool:
-        """Whether any rank was asked to stop: all of them must leave at the same step."""
-        return all_reduce_max(float(bool(stop)), self.device) > 0
+    def _agree_to_stop(self, stop: StopFlag) -> int:
+        """The signal that asked any rank to stop, 0 for none: all must leave at the same step."""
+        return int(all_reduce_max(float(stop.number), self.device))
 
     def _autocast(self) -> torch.autocast:
         enabled = self.run.engine.precision == "bf16"
