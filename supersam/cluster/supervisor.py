@@ -28,6 +28,7 @@ from supersam.cluster.attempts import (
 )
 from supersam.cluster.batch import legal_node_counts
 from supersam.cluster.decisions import Ending, next_action
+from supersam.cluster.orphans import BEAT_S, write_beat
 from supersam.cluster.rendezvous import clear_rendezvous
 from supersam.cluster.sbatch import cores_per_rank
 from supersam.config import TrainRun, UserError, load_run
@@ -112,12 +113,16 @@ class _Job:
         return here[:count]
 
     def _run_ranks(self, started: AttemptEvent, hosts: list[str]) -> int | None:
-        """Start the ranks and wait for them. Returns the exit code; None where they are stuck."""
+        """Start the ranks and wait for them. Returns the exit code; None where nobody saw one."""
         clear_rendezvous(self.folder)
         (self.folder / "logs").mkdir(exist_ok=True)
         step = subprocess.Popen(self._srun(started, hosts), env=_step_environment())
         save_until: float | None = None
+        beaten = 0.0
         while step.poll() is None:
+            if time.monotonic() - beaten > BEAT_S:
+                beaten = time.monotonic()
+                write_beat(self.folder)
             time.sleep(_POLL_S)
             if self.notice and save_until is None:
                 logger.info("told to save; passing it on to the ranks")
@@ -126,8 +131,10 @@ class _Job:
             if save_until is not None and time.monotonic() > save_until and not self.ending:
                 logger.error("the ranks are stuck: they did not save in time")
                 return None
-        code = step.returncode
-        return 128 - code if code < 0 else code
+        code = 128 - step.returncode if step.returncode < 0 else step.returncode
+        # srun also ends with 0 when Slurm ended the step under it; the last checkpoint is proof.
+        done = saved_step(self.folder) >= self.run.optim.steps
+        return code if code != 0 or done else None
 
     def _srun(self, started: AttemptEvent, hosts: list[str]) -> list[str]:
         each = self.run.cluster.ranks_per_node
