@@ -9,6 +9,7 @@ from typing import Any
 
 from supersam import __version__
 from supersam.config import TrainRun, UserError, dump_run, load_run
+from supersam.data.manifest import read_manifest
 from supersam.model import resolve_shape
 from supersam.runtime.atomic import write_bytes
 from supersam.space import SearchSpace, build_space, read_space, space_yaml, subnet_cost
@@ -27,11 +28,16 @@ _CHANGEABLE_ENGINE = tuple(
 def prepare_run_folder(run: TrainRun) -> SearchSpace:
     """Create the folder of a new run, or check that an existing one is the same run.
 
-    Writes `run.yaml` and `space.yaml`. Raises UserError that lists what differs.
+    Writes `run.yaml` and `space.yaml`. Raises UserError that lists what differs, or names shards
+    or a checkpoint that are not there; nothing is written then.
     """
     folder = run.folder
     space_file, run_file = folder / "space.yaml", folder / "run.yaml"
     space = _build_space(run)
+    for path in (*run.data.train, *run.data.val):
+        read_manifest(path)  # now, not on a node an hour later
+    if run.model.checkpoint is not None and not run.model.checkpoint.exists():
+        raise UserError(f"model.checkpoint {run.model.checkpoint} does not exist")
     if run_file.exists():
         _require_same(load_run(TrainRun, run_file), run, folder)
         space = read_space(space_file, space.shape)

@@ -124,7 +124,7 @@ class Trainer:
 
     def _agree_to_stop(self, stop: StopFlag) -> int:
         """The signal that asked any rank to stop, 0 for none: all must leave at the same step."""
-        return int(all_reduce_max(float(stop.number), self.device))
+        return int(all_reduce_max(float(stop.number)))
 
     def _autocast(self) -> torch.autocast:
         enabled = self.run.engine.precision == "bf16"
@@ -141,7 +141,9 @@ class Trainer:
 
 
 def _named(slot: str, terms: LossTerms) -> dict[str, Tensor]:
-    parts = {"loss": terms.total, "mask": terms.mask, "iou": terms.iou, "distill": terms.distill}
+    parts = {"loss": terms.total, "mask": terms.mask, "iou": terms.iou}
+    if terms.distill is not None:
+        parts["distill"] = terms.distill
     return {f"train/{part}/{slot}": value.detach() for part, value in parts.items()}
 
 

@@ -58,7 +58,7 @@ def test_a_run_folder_that_a_script_could_misread_is_refused(name):
 
 def test_a_folder_with_blanks_stays_one_word_in_the_script():
     run = run_with(nodes=2).model_copy(update={"run": Path("/shared/my runs/é")})
-    last = sbatch_text(run).splitlines()[-2]
+    last = sbatch_text(run).splitlines()[-1]
     assert shlex.split(last)[-1] == "/shared/my runs/é/slurm"
     assert options(run)["output"] == "/shared/my runs/é/slurm/%j_0_log.out"
 
@@ -123,10 +123,15 @@ def test_only_world_sizes_that_divide_the_batch_are_legal():
 
 def test_the_facts_of_a_job_are_read_from_what_slurm_prints():
     line = (
-        "JobId=3 JobName=x JobState=PENDING Reason=BeginTime Dependency=(null) Requeue=1 Restarts=2 "
+        "JobId=3 JobName=x JobState=PENDING Reason=BeginTime Dependency=(null) Restarts=2 "
         "RunTime=00:10:00 TimeLimit=1-00:20:00 PreemptTime=None"
     )
     facts = parse_job(line)
-    assert (facts.restarts, facts.is_active, facts.is_held, facts.preempted) == (2, True, True, False)
+    assert (facts.restarts, facts.is_active, facts.is_held, facts.preempted) == (
+        2,
+        True,
+        True,
+        False,
+    )
     assert facts.time_left_s == 86400 + 600
     assert parse_job(line.replace("1-00:20:00", "UNLIMITED")).time_left_s == float("inf")
