@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -121,6 +122,17 @@ def saved_step(folder: Path) -> int:
         return int(json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))["step"])
     except FileNotFoundError:
         return 0
+
+
+def reason_of(exit_code: int) -> Reason:
+    """What an exit code of the ranks alone says."""
+    stopped: dict[int, Reason] = {
+        0: "finished",
+        128 + signal.SIGINT: "signal INT",
+        128 + signal.SIGTERM: "signal TERM",
+        128 + signal.SIGUSR2: "signal USR2",
+    }
+    return stopped.get(exit_code, "failed")
 
 
 def is_cancelled(folder: Path) -> bool:

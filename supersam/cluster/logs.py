@@ -10,7 +10,8 @@ from pathlib import Path
 
 TAIL_BYTES = 1 << 16
 _FILES = 64
-_RANK = (re.compile(r"(?:task|train|rank)-(\d+)"), re.compile(r"_(\d+)_log\.(?:out|err)$"))
+_JOBS = "slurm"  # the batch logs, named by job: JOB_0_log.out
+_RANK = re.compile(r"(?:task|train)-(\d+)")
 _FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+)')
 _RAISED = re.compile(
     r"^(?P<kind>[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit))(?:: (?P<text>.*))?$"
@@ -92,13 +93,13 @@ def read_tail(path: Path, limit: int = TAIL_BYTES) -> str:
 
 def log_rank(path: Path) -> int | None:
     """The rank that a log file belongs to, by its name."""
-    found = next((m for pattern in _RANK if (m := pattern.search(path.name))), None)
+    found = _RANK.search(path.name)
     return None if found is None else int(found.group(1))
 
 
 def _newest(folder: Path, since: float) -> list[Path]:
     dated = []
-    for path in (folder / "logs").rglob("*"):
+    for path in (*(folder / "logs").rglob("*"), *(folder / _JOBS).glob("*")):
         if path.suffix in (".log", ".out", ".err") and path.is_file():
             dated.append((path.stat().st_mtime, path))
     return [path for when, path in sorted(dated, reverse=True)[:_FILES] if when >= since]

@@ -14,11 +14,12 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from supersam.cluster.executor import FAILURE, free_port
+from supersam.cluster.rendezvous import free_port
 from supersam.config import MonitorRun, UserError
 from supersam.config.io import USAGE_ERROR
 
-_START_S = 60.0
+_FAILURE = 1
+_START_S = 120.0
 _END_S = 10.0
 _LOOPBACK = "127.0.0.1"
 
@@ -48,10 +49,10 @@ def monitor(options: MonitorRun) -> int:
         print(_instructions(options.logdir, port), flush=True)
         code = server.wait()
         print(f"error: TensorBoard ended by itself with code {code}", file=sys.stderr)
-        return FAILURE
+        return _FAILURE
     except TimeoutError as fault:
         print(f"error: {fault}", file=sys.stderr)
-        return FAILURE
+        return _FAILURE
     except KeyboardInterrupt:
         return 0
     finally:
@@ -64,7 +65,7 @@ def _check(options: MonitorRun) -> int:
     if not options.logdir.is_dir():
         raise UserError(f"--logdir {options.logdir} is no folder; name a run's folder, or runs")
     if options.port == 0:
-        return free_port()
+        return free_port(_LOOPBACK)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

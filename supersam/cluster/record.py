@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Sequence
@@ -20,8 +21,7 @@ State = Literal[
     "new", "pending", "running", "finished", "stopped", "cancelled", "failed", "stuck", "lost"
 ]
 RUN_FILE = "run.yaml"
-JOB_FILE = "job_id"
-"""Holds Slurm's id of the job that was submitted last: `sbatch --parsable ... > RUN/job_id`."""
+JOB_FILE = "job.json"  # written by `submission`, which this file must not import: it is slow
 _FRESH_BEATS = 6
 
 
@@ -135,7 +135,10 @@ def _run_values(folder: Path) -> dict[str, Any]:
 def _newest_job(folder: Path, events: list[AttemptEvent]) -> str | None:
     """The job submitted last, which may not have begun, else the one that ran last."""
     began = max((event.time for event in events), default=0.0)
-    file = folder / JOB_FILE
-    if file.is_file() and file.stat().st_mtime >= began:
-        return file.read_text(encoding="utf-8").strip() or None
+    try:
+        job = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
+        if job["submitted"] >= began:
+            return str(job["job_id"])
+    except (OSError, ValueError, KeyError):  # a local run, or another version's
+        pass
     return next((event.job_id for event in reversed(events) if event.job_id is not None), None)

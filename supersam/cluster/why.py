@@ -107,13 +107,8 @@ def _explain_fault(beat: Beat, fault: Fault) -> Why:
 
 def _explain_job(record: RunRecord, signs: list[Finding]) -> Why | None:
     """What Slurm did to the job, by its log lines, its state or the recorded end."""
-    for cause in ("out of memory", "node failure", "time limit", "preempted"):
-        found = next((s for s in signs if s.cause == cause and not s.where), None)
-        if found is not None:
-            rank = f" rank {found.rank}" if found.rank is not None else ""
-            host = f" host {found.host}" if found.host is not None else ""
-            on = f" on{rank}{host}" if rank or host else ""
-            return Why(cause, f"{cause}{on}: {found.text}")
+    if (said := _explain_slurm_line(signs, "out of memory")) is not None:
+        return said
     states = {"OUT_OF_MEMORY": "out of memory", "NODE_FAIL": "node failure"}
     states |= {"TIMEOUT": "time limit", "PREEMPTED": "preempted", "DEADLINE": "time limit"}
     if record.job is not None and record.job.state in states:
@@ -123,7 +118,18 @@ def _explain_job(record: RunRecord, signs: list[Finding]) -> Why | None:
     last = record.events[-1] if record.events else None
     if last is not None and last.reason in ("node failure", "time limit", "preempted"):
         return Why(last.reason, f"{last.reason} at step {record.step} of job {last.job_id}")
-    return None
+    causes = ("node failure", "time limit", "preempted")
+    return next((w for cause in causes if (w := _explain_slurm_line(signs, cause))), None)
+
+
+def _explain_slurm_line(signs: list[Finding], cause: str) -> Why | None:
+    found = next((s for s in signs if s.cause == cause and not s.where), None)
+    if found is None:
+        return None
+    rank = f" rank {found.rank}" if found.rank is not None else ""
+    host = f" host {found.host}" if found.host is not None else ""
+    on = f" on{rank}{host}" if rank or host else ""
+    return Why(cause, f"{cause}{on}: {found.text}")
 
 
 def _explain_vanished(record: RunRecord, beat: Beat) -> Why:

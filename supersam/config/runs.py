@@ -110,7 +110,7 @@ class EvaluateRun(Section):
     boundary: bool = False
     """Also measure boundary IoU (slower)."""
     images: PositiveInt | None = None
-    """Look at the first images only; null looks at all."""
+    """Look at this many images, spread evenly over the set; null looks at all."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU where there is one."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")

@@ -18,7 +18,11 @@ class Section(BaseModel):
     """A frozen part of a configuration; unknown keys are errors."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        hide_input_in_errors=True,  # the flag parser prints errors raw
     )
 
 
@@ -132,7 +136,8 @@ class ModelConfig(Section):
     name: str = "vit_t"
     """vit_t, vit_b, vit_l, vit_h; or any word when all sizes below are given."""
     checkpoint: Path | None = None
-    """Weights to start from, in the format of `sam_vit_b_01ec64.pth`; null draws random ones."""
+    """Weights to start from: a file in the format of `sam_vit_b_01ec64.pth`, or the folder of
+    another run of the same model; null draws random ones."""
     image_size: PositiveInt | None = None
     """Side of the square input, pixels; null takes the named model's."""
     embed_dim: PositiveInt | None = None
@@ -146,8 +151,8 @@ class ModelConfig(Section):
     window_size: PositiveInt | None = None
     """Side of an attention window, patches; null takes the named model's."""
     attention: Literal["auto", "sdpa", "reference"] = "auto"
-    """Attention kernel: PyTorch's fused one (sdpa), or segment-anything's own sequence of operations
-    (reference); auto takes sdpa on a GPU and reference on a CPU, where it is faster."""
+    """Attention kernel: PyTorch's fused one (sdpa) or segment-anything's own sequence of
+    operations (reference); auto takes sdpa on a GPU and reference on a CPU, where it is faster."""
 
 
 class SpaceConfig(Section):

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -31,6 +28,7 @@ from supersam.data.plan import claim_folder, make_plan
 from supersam.data.shards import ShardWriter
 from supersam.data.sources import BadInputError, Item, SourceError, list_items, read_samples
 from supersam.runtime.atomic import file_sha256, stale_temporaries, write_json
+from supersam.runtime.workers import begin_worker
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +151,7 @@ def _run_in_processes(
 ) -> None:
     others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")  # fork is unsafe where threads run
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker) as pool:
         futures = {pool.submit(_convert_shard, job): job for job in jobs}
         try:
             for future in as_completed(futures):
@@ -172,18 +170,6 @@ def _run_in_processes(
                     "run again with fewer workers or a smaller shard_bytes"
                 ) from error
             raise
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # only workers come here
-    parent.join()
-    os._exit(1)
 
 
 def _convert_shard(job: _Job) -> _Result | None:

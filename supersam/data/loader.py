@@ -15,6 +15,7 @@ from supersam.data.dataset import EvalDataset, ShardDataset, TooManyBadRecordsEr
 from supersam.data.partition import SampleOrder
 from supersam.data.sample import Batch, EvalImage
 from supersam.runtime.distributed import World
+from supersam.runtime.workers import begin_worker
 
 StartMethod = Literal["fork", "spawn", "forkserver"]
 
@@ -102,6 +103,7 @@ def build_loader(
         batch_sampler=_StepSampler(order, world, batch_size=batch_size, start_step=start_step),
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=begin_worker,
         pin_memory=pin_memory,
         multiprocessing_context=start_method if workers > 0 else None,
     )
@@ -120,16 +122,18 @@ def build_eval_loader(
     workers: int = 0,
     start_method: StartMethod | None = None,
 ) -> DataLoader[EvalImage]:
-    """This rank's images r, r + R, r + 2R, ...: each once over all ranks, none padded.
+    """This rank's images: every R-th from the r-th on, each once over all ranks, none padded.
 
-    `limit` looks at the first images only; None looks at all.
+    `limit` looks at that many images, spread evenly over the set; None looks at all.
     """
     count = len(dataset) if limit is None else min(limit, len(dataset))
+    chosen = [index * len(dataset) // count for index in range(count)]
     return DataLoader(
         dataset,
         batch_size=None,
-        sampler=range(world.rank, count, world.world_size),
+        sampler=chosen[world.rank :: world.world_size],
         num_workers=workers,
+        worker_init_fn=begin_worker,
         multiprocessing_context=start_method if workers > 0 else None,
     )
 

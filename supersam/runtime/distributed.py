@@ -49,6 +49,8 @@ def init_world(device: torch.device) -> World:
         local_rank=int(os.environ.get("LOCAL_RANK", 0)),
         node=int(os.environ.get("GROUP_RANK", 0)),
     )
+    if device.type == "cuda":
+        torch.cuda.set_device(choose_device("cuda", world.local_rank))
     if not dist.is_initialized():
         alone = world.world_size == 1
         dist.init_process_group(
@@ -75,6 +77,12 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))
 
 
+def collective_device() -> torch.device:
+    """The device on which the default process group exchanges tensors."""
+    uses_gpu = dist.is_initialized() and dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if uses_gpu else torch.device("cpu")
+
+
 def all_reduce_mean(values: torch.Tensor) -> torch.Tensor:
     """The mean of `values` over all ranks, on every rank."""
     if dist.is_initialized() and dist.get_world_size() > 1:
@@ -84,11 +92,12 @@ def all_reduce_mean(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def all_reduce_max(value: float, device: torch.device) -> float:
+def all_reduce_max(value: float) -> float:
     """The largest `value` of all ranks, on every rank."""
-    tensor = torch.tensor(value, dtype=torch.float64, device=device)
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    tensor = torch.tensor(value, dtype=torch.float64, device=collective_device())
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return float(tensor)
 
 

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -176,8 +175,7 @@ class CheckpointManager:
 
     def _agree(self, fault: OSError | None, partial: Path) -> None:
         """Raise on every rank where one of them failed; a barrier otherwise."""
-        device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-        if all_reduce_max(float(fault is not None), device) == 0.0:
+        if all_reduce_max(float(fault is not None)) == 0.0:
             return
         if self._world.is_first:
             shutil.rmtree(partial, ignore_errors=True)

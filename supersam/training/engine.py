@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -177,6 +178,8 @@ def _import_deepspeed() -> Any:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists, even in a world of one
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by names that newer PyTorch calls deprecated; not our user's news.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)

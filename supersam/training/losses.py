@@ -28,7 +28,8 @@ class LossTerms:
     total: Tensor
     mask: Tensor
     iou: Tensor
-    distill: Tensor
+    distill: Tensor | None
+    """None for a subnet without a teacher."""
 
 
 def subnet_loss(
@@ -45,11 +46,10 @@ def subnet_loss(
     iou = mean_over_objects(error.mean(dim=-1), batch.valid)
 
     total = mask + config.iou_weight * iou
-    distill = torch.zeros_like(total)
-    if teacher is not None:
-        distill = distillation_loss(prediction, teacher, batch, config)
-        total = total + distill
-    return LossTerms(total=total, mask=mask, iou=iou, distill=distill)
+    if teacher is None:
+        return LossTerms(total=total, mask=mask, iou=iou, distill=None)
+    distill = distillation_loss(prediction, teacher, batch, config)
+    return LossTerms(total=total + distill, mask=mask, iou=iou, distill=distill)
 
 
 def distillation_loss(

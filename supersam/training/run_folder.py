@@ -9,9 +9,13 @@ from typing import Any
 
 from supersam import __version__
 from supersam.config import TrainRun, UserError, dump_run, load_run
+from supersam.data.manifest import read_manifest
 from supersam.model import resolve_shape
 from supersam.runtime.atomic import write_bytes
 from supersam.space import SearchSpace, build_space, read_space, space_yaml, subnet_cost
+
+COMMIT = "COMMIT"
+"""File beside a copied package: the commit that it was copied from."""
 
 # What a resumed run may change: where it runs, how often it reports, how long it is.
 _CHANGEABLE = ("run", "dry_run", "cluster", "checkpoint", "watchdog", "optim.steps", "data.workers")
@@ -24,11 +28,16 @@ _CHANGEABLE_ENGINE = tuple(
 def prepare_run_folder(run: TrainRun) -> SearchSpace:
     """Create the folder of a new run, or check that an existing one is the same run.
 
-    Writes `run.yaml` and `space.yaml`. Raises UserError that lists what differs.
+    Writes `run.yaml` and `space.yaml`. Raises UserError that lists what differs, or names shards
+    or a checkpoint that are not there; nothing is written then.
     """
     folder = run.folder
     space_file, run_file = folder / "space.yaml", folder / "run.yaml"
     space = _build_space(run)
+    for path in (*run.data.train, *run.data.val):
+        read_manifest(path)  # now, not on a node an hour later
+    if run.model.checkpoint is not None and not run.model.checkpoint.exists():
+        raise UserError(f"model.checkpoint {run.model.checkpoint} does not exist")
     if run_file.exists():
         _require_same(load_run(TrainRun, run_file), run, folder)
         space = read_space(space_file, space.shape)
@@ -51,6 +60,9 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str:
     """The commit of the code that runs, with a mark for uncommitted changes."""
+    copied_from = Path(__file__).parents[2] / COMMIT
+    if copied_from.is_file():
+        return copied_from.read_text(encoding="utf-8").strip()
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)

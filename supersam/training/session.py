@@ -77,9 +77,27 @@ def validation_folders(run: TrainRun) -> list[Path]:
 
 
 def build_supernet(run: TrainRun, space: SearchSpace) -> SamSupernet:
-    """The supernet before training: random weights or the run's checkpoint."""
-    sam = load_sam(resolve_shape(run.model), run.model.checkpoint, seed=run.optim.seed)
-    return SamSupernet(sam, space, attention=run.model.attention)
+    """The supernet before training: random weights, a checkpoint file, or another run's newest."""
+    start = run.model.checkpoint
+    other_run = start if start is not None and start.is_dir() else None
+    sam = load_sam(space.shape, None if other_run else start, seed=run.optim.seed)
+    supernet = SamSupernet(sam, space, attention=run.model.attention)
+    if other_run is not None:
+        _load_run_weights(supernet, other_run, run)
+    return supernet
+
+
+def _load_run_weights(supernet: SamSupernet, other_run: Path, run: TrainRun) -> None:
+    found = CheckpointManager(other_run, run.checkpoint, World.single()).latest()
+    if found is None:
+        raise UserError(f"model.checkpoint {other_run} is a folder without checkpoints of a run")
+    weights = read_tensors(*found, "weights")
+    shapes = {name: tensor.shape for name, tensor in supernet.state_dict().items()}
+    if {name: tensor.shape for name, tensor in weights.items()} != shapes:
+        raise UserError(
+            f"model.checkpoint {other_run} trained a model of other sizes; see its run.yaml"
+        )
+    supernet.load_state_dict(weights)
 
 
 class _Session:

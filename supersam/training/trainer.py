@@ -28,6 +28,11 @@ from supersam.training.validation import Validator
 class InterruptedRunError(Exception):
     """The run was asked to stop, and has saved its state."""
 
+    def __init__(self, step: int, number: int) -> None:
+        """step: where it stopped; number: of the signal that asked for it."""
+        super().__init__(f"stopped at step {step}, which is saved")
+        self.signal = number
+
 
 class Trainer:
     """Takes a supernet from `state.step` to the end of its run."""
@@ -81,7 +86,7 @@ class Trainer:
             self.heart.enter("training")
             self.telemetry.resume()
             if stopping and not last:
-                raise InterruptedRunError(f"stopped at step {self.state.step}, which is saved")
+                raise InterruptedRunError(self.state.step, stopping)
 
     def train_step(self, batches: Iterator[Batch]) -> None:
         """One optimizer step of the sandwich rule, over `optim.accumulate` micro-batches."""
@@ -128,9 +133,9 @@ class Trainer:
         if self.state.best_score is None or score > self.state.best_score:
             self.state.best_score, self.state.best_step = score, self.state.step
 
-    def _agree_to_stop(self, stop: StopFlag) -> bool:
-        """Whether any rank was asked to stop: all of them must leave at the same step."""
-        return all_reduce_max(float(bool(stop)), self.device) > 0
+    def _agree_to_stop(self, stop: StopFlag) -> int:
+        """The signal that asked any rank to stop, 0 for none: all must leave at the same step."""
+        return int(all_reduce_max(float(stop.number)))
 
     def _autocast(self) -> torch.autocast:
         enabled = self.run.engine.precision == "bf16"
@@ -147,7 +152,9 @@ class Trainer:
 
 
 def _named(slot: str, terms: LossTerms) -> dict[str, Tensor]:
-    parts = {"loss": terms.total, "mask": terms.mask, "iou": terms.iou, "distill": terms.distill}
+    parts = {"loss": terms.total, "mask": terms.mask, "iou": terms.iou}
+    if terms.distill is not None:
+        parts["distill"] = terms.distill
     return {f"train/{part}/{slot}": value.detach() for part, value in parts.items()}
 
 

@@ -67,6 +67,8 @@ class Validator:
         if not self._world.is_first or self._config.overlay_images == 0:
             return
         if self._shown is None:
-            self._shown = list(itertools.islice(self._images, self._config.overlay_images))
+            wanted = self._config.overlay_images
+            spread = max(1, len(self._images) // wanted)
+            self._shown = list(itertools.islice(self._images, 0, wanted * spread, spread))
         picture = draw_overlays(self._shown, predictors)
         self._writer.image("val/masks: prompts, truth, largest, medium, smallest", picture, step)

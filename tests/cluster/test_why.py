@@ -153,7 +153,7 @@ def test_slurm_knows_better_than_silence(lost_record: RunRecord) -> None:
 
 
 def test_the_kernels_oom_killer_is_found_in_slurms_log(lost_record: RunRecord) -> None:
-    log = lost_record.folder / "logs" / "7_0_log.err"
+    log = lost_record.folder / "logs" / "7_0_log.out"
     log.parent.mkdir()
     log.write_text("srun: error: n4: task 3: Out Of Memory\n", encoding="utf-8")
     said = explain(lost_record)

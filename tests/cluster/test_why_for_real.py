@@ -15,7 +15,7 @@ import pytest
 from supersam.runtime.process import is_same_process
 from supersam.runtime.vitals import read_beats
 from supersam.runtime.watchdog import STALLED, blame
-from tests.cluster.training import ENDLESS, Training, status, why
+from tests.cluster.tiny_run import ENDLESS, Training, status, why
 
 pytestmark = pytest.mark.slow
 HOST = socket.gethostname()

@@ -1,4 +1,4 @@
-"""A real training run in processes of its own, small and watched closely."""
+"""A tiny training run: started as a user starts it, and compared with another one."""
 
 from __future__ import annotations
 
@@ -6,105 +6,111 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pytest
+import torch
 import yaml
 
-from supersam.runtime.vitals import Beat, read_beats
-from tests.paths import ROOT
+from supersam.cluster.attempts import AttemptEvent, read_attempts, saved_step
+from supersam.training.checkpoint import read_tensors, verify
+from tests.cluster.handle import PROJECT
 
-TINY: dict[str, Any] = {
+STEPS = 20
+BATCH = 8
+CONFIG = {
+    "name": "tiny",
     "model": {
-        "name": "tiny",
-        "embed_dim": 32,
-        "depth": 2,
-        "num_heads": 2,
-        "global_layers": [1],
-        "image_size": 64,
-        "window_size": 2,
+        **{"name": "tiny", "embed_dim": 32, "depth": 2, "num_heads": 2, "global_layers": [1]},
+        **{"image_size": 64, "window_size": 2},
     },
-    "space": {"removable": [0], "width_multiple": 16},
+    "space": {"removable": [0]},
     "data": {
-        "source": "synthetic",
-        "synthetic_train": {"images": 16, "size_px": 64},
-        "synthetic_val": {"images": 2, "size_px": 64, "seed": 1},
-        "workers": 0,
-        "block_records": 4,
+        **{"source": "synthetic", "workers": 0, "prompts_per_image": 1},
+        "synthetic_train": {"images": 40, "size_px": 64},
+        "synthetic_val": {"images": 1, "size_px": 64, "seed": 1},
     },
     "sandwich": {"random_subnets": 0},
-    "optim": {"steps": 4, "warmup_steps": 1, "global_batch": 2},
-    "engine": {"threads": 1, "log_every": 1, "device": "cpu"},
-    "checkpoint": {"every_steps": 2, "validate_every_steps": 4, "overlay_images": 0},
-    "watchdog": {"heartbeat_s": 0.2, "stall_s": 60, "stall_steps": 3},
+    "optim": {"steps": STEPS, "lr": 1e-3, "warmup_steps": 4, "global_batch": BATCH},
+    "engine": {"device": "cpu", "threads": 1, "log_every": 1, "log_sample_ids": True},
+    "checkpoint": {"every_steps": 4, "validate_every_steps": 1000, "validate_images": 1},
 }
-START_S = 280
-ENDLESS = ("--optim.steps", "100000", "--checkpoint.every-steps", "100000")
+# As if submitted from inside another job: what would bind ours to its cores, nodes and step.
+ENCLOSING = {
+    **{"SLURM_JOB_ID": "1", "SLURM_NTASKS": "7", "SLURM_NNODES": "5", "SLURM_CPU_BIND": "none"},
+    **{"SLURM_MEM_PER_NODE": "1", "SBATCH_PARTITION": "absent", "SLURM_PROCID": "3"},
+}
 
 
-class Training:
-    """`launch/train.py` on a folder."""
-
-    def __init__(self, folder: Path, *flags: str, tasks: int = 1) -> None:
-        self.folder = folder
-        config = folder.parent / "tiny.yaml"
-        config.write_text(yaml.safe_dump(TINY), encoding="utf-8")
-        where = ["--run", str(folder), "--cluster", "local", "--tasks-per-node", str(tasks)]
-        again = (folder / "run.yaml").exists()
-        self.process = subprocess.Popen(
-            [sys.executable, ROOT / "launch" / "train.py", *([] if again else ["--config", config])]
-            + [*where, *flags],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+def launch(folder: Path, *flags: str, env: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start launch/train.py; what it prints goes to a file beside `folder`."""
+    config = folder.parent / "config.yaml"
+    config.write_text(yaml.safe_dump(CONFIG))
+    words = ["--config", str(config), "--run", str(folder), *flags]
+    quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(PROJECT)}
+    with folder.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, str(PROJECT / "launch" / "train.py"), *words],
+            env=env | quiet,
+            stdout=log,
+            stderr=log,
         )
 
-    def beat(self, rank: int) -> Beat:
-        """The rank's last sign of life."""
-        return next(beat for beat in read_beats(self.folder) if beat.rank == rank)
 
-    def wait_for_step(self, step: int) -> None:
-        """Until every rank has taken `step` steps in this process."""
-
-        def reached() -> bool:
-            beats = read_beats(self.folder)
-            return bool(beats) and all(b.step >= step and b.phase == "training" for b in beats)
-
-        self.wait_until(reached, f"step {step}")
-
-    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
-        """Poll; fail the test with what the run printed."""
-        deadline = time.monotonic() + START_S
-        while not condition():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.process.kill()
-                pytest.fail(f"{what} was never reached: {self.process.communicate()[1][-3000:]}")
-            time.sleep(0.1)
-
-    def end(self, timeout_s: float = START_S) -> int:
-        """The exit code, once the run has ended."""
-        self.process.communicate(timeout=timeout_s)
-        return self.process.returncode
+def printed(folder: Path) -> str:
+    """What the commands on a run printed."""
+    return folder.with_suffix(".log").read_text()
 
 
-def status(*words: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    """Run `launch/status.py`."""
-    return subprocess.run(
-        [sys.executable, ROOT / "launch" / "status.py", *words],
-        env={**(env or os.environ), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def reference_run(folder: Path, ranks: int) -> Path:
+    """The folder of an unbroken run on this machine."""
+    process = launch(folder, "--tasks-per-node", str(ranks), env=dict(os.environ))
+    assert process.wait(timeout=280) == 0, printed(folder)
+    return folder
 
 
-def why(folder: Path, env: dict[str, str] | None = None) -> dict[str, str]:
-    """What `--why --json` says."""
-    done = status(folder, "--why", "--json", env=env)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def ends(folder: Path) -> list[AttemptEvent]:
+    return [event for event in read_attempts(folder) if event.event == "end"]
+
+
+def has_saved(folder: Path, step: int) -> bool:
+    return saved_step(folder) >= step
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """The largest subnet's loss of each step; a later attempt's counts."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {r["step"]: r["train/loss/largest"] for r in lines if "train/loss/largest" in r}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / "checkpoints" / f"step-{STEPS:06d}"
+    return read_tensors(path, verify(path), "weights")
+
+
+def sample_lines(folder: Path) -> list[tuple[int, list[int]]]:
+    """Every logged (step, ids) of all ranks and attempts."""
+    files = sorted((folder / "logs").glob("sample_ids-*.jsonl"))
+    records = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return [(record["step"], record["ids"]) for record in records]
+
+
+def samples_by_step(folder: Path) -> dict[int, list[int]]:
+    """The ids of each step over all ranks, sorted; each logged line counts."""
+    steps: dict[int, list[int]] = {}
+    for step, ids in sample_lines(folder):
+        steps.setdefault(step, []).extend(ids)
+    return {step: sorted(ids) for step, ids in steps.items()}
+
+
+def assert_same_losses(folder: Path, reference: Path) -> None:
+    ours, theirs = losses(folder), losses(reference)
+    assert list(range(1, STEPS + 1)) == sorted(ours)
+    for step, value in theirs.items():
+        assert abs(ours[step] - value) <= 1e-5 * max(1.0, abs(value)), f"step {step}"
+
+
+def assert_same_weights(folder: Path, reference: Path) -> None:
+    ours, theirs = weights(folder), weights(reference)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-5, msg=name)
