@@ -23,13 +23,21 @@ def cancel(record: RunRecord) -> str:
     A run on this machine that was cancelled before, and has not ended, is killed. Raises UserError
     where there is nothing to cancel, or where it cannot be reached from here.
     """
-    if record.job is None and record.state not in ("running", "pending"):
+    if not _may_be_active(record):
         raise UserError(f"{record.folder} is not running ({record.state}); there is nothing to end")
     before = record.cancelled
     (record.folder / CANCEL).touch()
     if record.job_id is not None:
         return _cancel_job(record)
     return _signal_ranks(record, signal.SIGKILL if before else signal.SIGTERM)
+
+
+def _may_be_active(record: RunRecord) -> bool:
+    """Whether it works or waits; also where Slurm was asked for it and does not answer."""
+    if record.state in ("running", "pending"):
+        return True
+    unknown = record.job is None and record.job_id is not None
+    return unknown and record.state in ("new", "lost", "stuck")
 
 
 def _cancel_job(record: RunRecord) -> str:
