@@ -63,21 +63,22 @@ def measure_goodput(
 
 def _account(attempt: _Attempt, taken_again_from: int | None) -> tuple[float, dict[str, float]]:
     """Seconds of steps that count, and the other seconds by cause."""
-    reason, times = attempt.reason or "the end", attempt.times
+    times, why = attempt.times, "" if attempt.reason is None else f": {attempt.reason}"
     if times is None:
-        return 0.0, {f"no step before: {reason}": attempt.end - attempt.begin}
-    causes = {_CAUSES.get(name, name): s for name, s in times.seconds.items() if s > 0}
-    trained_s = causes.pop("training", 0.0)
-    causes.pop("unfinished", None)
+        return 0.0, {f"no step before the end{why}": attempt.end - attempt.begin}
+    causes = {
+        name: times.seconds[phase] for phase, name in _CAUSES.items() if phase in times.seconds
+    }
+    trained_s = times.seconds.get("training", 0.0)
     steps = times.last_step - times.first_step
     kept = steps if taken_again_from is None else taken_again_from - times.first_step
     kept_s = trained_s * min(max(kept / steps, 0.0), 1.0) if steps > 0 else 0.0
     causes["start-up"] = causes.get("start-up", 0.0) + max(0.0, times.started - attempt.begin)
     if trained_s > kept_s:
-        causes[f"steps taken again: {reason}"] = trained_s - kept_s
+        causes[f"steps taken again{why}"] = trained_s - kept_s
     rest = attempt.end - attempt.begin - kept_s - sum(causes.values())
     if rest > 0:
-        causes[f"waiting for the end: {reason}"] = rest
+        causes[f"waiting for the end{why}"] = rest
     return kept_s, causes
 
 

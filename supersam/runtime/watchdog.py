@@ -108,9 +108,9 @@ class Watchdog:
 
     def limit_s(self) -> float:
         """Seconds without progress that are a stall, in what the rank does now."""
-        if self._heart.phase != "training":
+        median = self._heart.median_step_s
+        if self._heart.phase != "training" or median is None:
             return self._config.other_s
-        median = self._heart.median_step_s or 0.0
         return max(self._config.stall_s, self._config.stall_steps * median)
 
     def _run(self) -> None:

@@ -76,7 +76,7 @@ def test_an_attempt_without_a_step_is_wholly_lost() -> None:
     events = [event(1, "start", 0.0), event(1, "end", 60.0, "failed")]
     goodput = measure_goodput(events, [], now=0.0)
     assert goodput.share == 0
-    assert goodput.lost_node_h == {"no step before: failed": pytest.approx(120 / HOUR)}
+    assert goodput.lost_node_h == {"no step before the end: failed": pytest.approx(120 / HOUR)}
 
 
 def test_a_run_that_nobody_recorded_is_measured_by_rank_0_alone() -> None:

@@ -65,7 +65,7 @@ def test_a_finished_run_is_told_from_a_stopped_and_resumed_one(train, tmp_path: 
 
 
 def test_a_stopped_rank_ends_the_run_and_is_named(train) -> None:
-    run = train(*ENDLESS, "--watchdog.stall-s", "4", tasks=2)
+    run = train(*ENDLESS, "--watchdog.stall-s", "8", tasks=2)
     run.wait_for_step(3)
     os.kill(run.beat(1).pid, signal.SIGSTOP)
     assert run.end() == STALLED
