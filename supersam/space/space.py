@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +109,17 @@ class SearchSpace:
             widths.append((there if width else here)[0])
             heads.append((there if head else here)[1])
         dim = (other if rng.random() < probability else base).embed_dim
-        return SubnetSpec(tuple(layers), tuple(widths), tuple(heads), dim)
+        mixed = SubnetSpec(tuple(layers), tuple(widths), tuple(heads), dim)
+        return mixed if self.contains(mixed) else self._nearest(mixed)
+
+    def _nearest(self, spec: SubnetSpec) -> SubnetSpec:
+        """`spec` with every full width that is no choice, the largest subnet's, at the widest."""
+        return SubnetSpec(
+            layers=spec.layers,
+            mlp_widths=_allowed(spec.mlp_widths, [self.mlp_widths[i] for i in spec.layers]),
+            heads=_allowed(spec.heads, [self.heads[i] for i in spec.layers]),
+            embed_dim=_allowed((spec.embed_dim,), [self.embed_dims])[0],
+        )
 
     def misfit(self, spec: SubnetSpec) -> str | None:
         """Why `spec` is not in the space, with the allowed values; None where it is."""
@@ -182,6 +193,11 @@ class SearchSpace:
 def _genes(spec: SubnetSpec) -> dict[int, tuple[int, int]]:
     pairs = zip(spec.mlp_widths, spec.heads, strict=True)
     return dict(zip(spec.layers, pairs, strict=True))
+
+
+def _allowed(values: Sequence[int], choices: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Each value that is a choice; the widest choice in place of the others."""
+    return tuple(v if v in c else c[-1] for v, c in zip(values, choices, strict=True))
 
 
 def _pick(choices: tuple[int, ...], rng: Rng) -> int:

@@ -177,7 +177,7 @@ def test_a_killed_conversion_is_refused_then_finished(tmp_path, generated, how, 
     assert verify_shards(out, full=True).ok
 
 
-def wait_for(condition, seconds=20.0):
+def wait_for(condition, seconds=60.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "timed out"

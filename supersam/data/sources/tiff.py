@@ -84,7 +84,7 @@ def _find(root: Path, stem: str) -> Path:
 def _open(path: Path) -> Any:
     try:
         return tifffile.TiffFile(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, tifffile.TiffFileError) as error:
         raise SourceError(f"{path} is no TIFF file: {error}") from error
 
 

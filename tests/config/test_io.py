@@ -1,0 +1,198 @@
+"""Files and flags to a run and back; what is wrong is said at once, by name, without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from supersam.config import (
+    EvaluateRun,
+    ShardRun,
+    TrainRun,
+    UserError,
+    dump_run,
+    load_run,
+    merge,
+    parse_cli,
+    read_yaml,
+)
+from tests.paths import ROOT
+
+SYNTHETIC = {"data": {"source": "synthetic"}}
+LAUNCH = sorted((ROOT / "launch").glob("*.py"))
+CONFIGS = sorted((ROOT / "configs" / "train").glob("*.yaml"))
+
+
+def write(path: Path, values: object) -> Path:
+    path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    return path
+
+
+def parse(*words: object) -> TrainRun:
+    return parse_cli(TrainRun, [str(word) for word in words])
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """What is printed on stderr when the command line is refused, with exit code 2."""
+    with pytest.raises(SystemExit) as stop:
+        parse(*words)
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def test_a_dumped_run_loads_back_equal(tmp_path):
+    run = TrainRun.model_validate(
+        SYNTHETIC
+        | {
+            "name": "x",
+            "run": "runs/y",
+            "cluster": {"tasks_per_node": 2},
+            "optim": {"lr": 1e-7, "steps": 3},
+            "space": {"removable": [0]},
+            "checkpoint": {"pin": [5, 6]},
+        }
+    )
+    path = write(tmp_path / "run.yaml", dump_run(run))
+    assert load_run(TrainRun, path) == run
+    assert parse("--config", path) == run
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        EvaluateRun(run=Path("runs/x"), json=True),
+        ShardRun(out=Path("out"), source={"root": "in", "kind": "coco"}),
+    ],
+)
+def test_other_runs_load_back_equal(tmp_path, run):
+    assert load_run(type(run), write(tmp_path / "run.yaml", dump_run(run))) == run
+
+
+def test_merging_is_deep_and_later_trees_win():
+    first = {"a": {"b": 1, "c": [1, 2]}, "d": 1}
+    second = {"a": {"c": [3]}, "d": {"e": 2}}
+    assert merge(first, second) == {"a": {"b": 1, "c": [3]}, "d": {"e": 2}}
+    assert merge(first) == first
+    assert merge() == {}
+
+
+def test_later_files_win_and_flags_win_over_files(tmp_path):
+    first = write(tmp_path / "a.yaml", SYNTHETIC | {"optim": {"lr": 0.1, "steps": 7}})
+    second = write(tmp_path / "b.yaml", {"optim": {"lr": 0.2, "warmup_steps": 3}})
+    run = parse("--config", first, f"--config={second}")
+    assert (run.optim.lr, run.optim.steps, run.optim.warmup_steps) == (0.2, 7, 3)
+    run = parse("--optim.lr", "0.3", "--config", first, "--config", second)
+    assert (run.optim.lr, run.optim.steps, run.optim.warmup_steps) == (0.3, 7, 3)
+
+
+def test_flags_reach_what_the_user_types_on_a_cluster(tmp_path):
+    run = parse("--data.source", "synthetic", "--tasks-per-node", "2", "--run", tmp_path)
+    assert run.cluster.tasks_per_node == 2
+    assert run.folder == tmp_path
+
+
+def test_a_flag_may_mend_what_only_the_whole_run_can_violate(tmp_path):
+    path = write(tmp_path / "a.yaml", {"optim": {"steps": 7}})  # names no data
+    assert parse("--config", path, "--data.source", "synthetic").optim.steps == 7
+
+
+def test_an_existing_run_is_recalled_by_its_folder(tmp_path):
+    run = TrainRun.model_validate(SYNTHETIC | {"optim": {"steps": 7}})
+    write(tmp_path / "run.yaml", dump_run(run))
+    recalled = parse_cli(TrainRun, ["--run", str(tmp_path), "--optim.lr", "0.5"], recall=True)
+    assert (recalled.optim.steps, recalled.optim.lr, recalled.run) == (7, 0.5, tmp_path)
+
+
+def test_all_faults_of_a_file_are_listed_at_once(tmp_path, capsys):
+    faulty = {"optim": {"lr": -1, "steps": 0}, "engine": {"precision": "fp8"}}
+    message = complaint(capsys, "--config", write(tmp_path / "a.yaml", SYNTHETIC | faulty))
+    for fault in ("3 faults", "optim.lr", "got -1", "optim.steps", "engine.precision", "bf16"):
+        assert fault in message
+
+
+def test_unknown_keys_name_the_nearest(tmp_path, capsys):
+    faulty = {"optim": {"warmup_step": 3}, "modle": {}}
+    message = complaint(capsys, "--config", write(tmp_path / "a.yaml", SYNTHETIC | faulty))
+    assert "optim.warmup_step: unknown name; did you mean warmup_steps?" in message
+    assert "modle: unknown name; did you mean model?" in message
+
+
+def test_unknown_flags_name_the_nearest(capsys):
+    message = complaint(capsys, "--data.source", "synthetic", "--optim.warmup-step", "3")
+    assert "--optim.warmup-step" in message
+    assert "--optim.warmup-steps" in message.replace("--optim.warmup-step ", "", 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--optim.lr", "-1"], "greater than 0"),
+        (["--optim.lr", "fast"], "--optim.lr"),
+        (["--optim.global-batch", "5", "--optim.accumulate", "2"], "global_batch=5 is not"),
+        (["--engine.zero-stage", "3"], "stage 3 gathers whole parameters"),
+        (["--name", "../up"], "name"),
+    ],
+)
+def test_faulty_flags_end_in_one_message(capsys, words, expected):
+    assert expected in complaint(capsys, "--data.source", "synthetic", *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "is empty"),
+        ("[1]", "is a list"),
+        ("a: [1", "cannot read"),
+        ("a: 1\na: 2", "'a' stands twice"),
+        ("a: !!python/object/apply:os.getcwd []", "cannot read"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path, capsys, text, expected):
+    path = write(tmp_path / "odd.yaml", text)
+    with pytest.raises(UserError, match=expected):
+        read_yaml(path)
+    assert "odd.yaml" in complaint(capsys, "--config", path)
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path, capsys):
+    assert "absent.yaml" in complaint(capsys, "--config", tmp_path / "absent.yaml")
+    assert "--config needs a FILE" in complaint(capsys, "--config")
+
+
+def test_a_run_is_frozen_and_its_folder_follows_its_name():
+    run = TrainRun.model_validate(SYNTHETIC | {"name": "mine"})
+    assert run.folder == Path("runs/mine")
+    with pytest.raises(ValueError, match="frozen"):
+        run.optim.lr = 1.0
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_have_no_faults(path):
+    parse("--config", path, *([] if "demo" in path.stem else ["--data.train", "somewhere"]))
+
+
+def test_parsing_and_help_import_no_torch():
+    """On a login node `--help` is instant: every launch script in one fresh interpreter."""
+    script = f"""
+import runpy, sys
+for path in {[str(path) for path in LAUNCH]!r}:
+    sys.argv = [path, "--help"]
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except SystemExit as stop:
+        assert stop.code == 0, path
+heavy = {{"torch", "deepspeed", "ray", "h5py", "submitit"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("--config") >= len(LAUNCH)

@@ -1,0 +1,74 @@
+"""Kernels against each other and windows against segment-anything's own."""
+
+import pytest
+import torch
+from segment_anything.modeling.image_encoder import Attention, window_partition, window_unpartition
+from torch import Tensor
+
+from supersam.model.attention import KERNELS, WindowGeometry
+
+
+def random_inputs(side: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    """q, k, v of (3, 2, side * side, 16) and the two position tables."""
+    generator = torch.Generator().manual_seed(side)
+    shapes = [(3, 2, side * side, 16)] * 3 + [(side, side, 16)] * 2
+    made = (torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes)
+    return tuple(tensor.requires_grad_(True) for tensor in made)
+
+
+@pytest.mark.parametrize("side", [1, 3, 7, 8])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_fused_kernel_equals_the_reference_with_gradients(side, dtype, tolerance):
+    inputs = random_inputs(side, dtype)
+    direction = torch.randn(3, 2, side * side, 16, generator=torch.Generator().manual_seed(0))
+    outputs = {}
+    for name, kernel in KERNELS.items():
+        mixed = kernel(*inputs)
+        outputs[name] = (mixed, *torch.autograd.grad((mixed * direction).sum(), inputs))
+    assert outputs["reference"][4].abs().sum() > 0 or side == 1
+    for fused, reference in zip(outputs["sdpa"], outputs["reference"], strict=True):
+        torch.testing.assert_close(fused, reference, rtol=tolerance, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("side", [3, 7])
+def test_reference_kernel_is_segment_anythings_attention_bit_for_bit(side):
+    torch.manual_seed(0)
+    theirs = Attention(32, num_heads=2, use_rel_pos=True, input_size=(side, side))
+    for position in (theirs.rel_pos_h, theirs.rel_pos_w):
+        torch.nn.init.normal_(position)
+    x = torch.randn(3, side, side, 32)
+    q, k, v = theirs.qkv(x).reshape(3, side * side, 3, 2, 16).permute(2, 0, 3, 1, 4).unbind(0)
+    index = WindowGeometry(side, 0).relative_index()
+    mixed = KERNELS["reference"](q, k, v, theirs.rel_pos_h[index], theirs.rel_pos_w[index])
+    mine = theirs.proj(mixed.transpose(1, 2).reshape(3, side, side, 32))
+    assert torch.equal(mine, theirs(x))
+
+
+@pytest.mark.parametrize(("grid", "window"), [(5, 3), (6, 3), (4, 14), (1, 2), (5, 0)])
+def test_windows_are_segment_anythings_and_merge_to_what_was_cut(grid, window):
+    geometry = WindowGeometry(grid, window)
+    x = torch.randn(2, grid, grid, 8)
+    windows = geometry.partition(x)
+    assert torch.equal(geometry.merge(windows, 2), x)
+    if window:
+        theirs, padded = window_partition(x, window)
+        assert torch.equal(windows, theirs)
+        changed = windows.sin()
+        expected = window_unpartition(changed, window, padded, (grid, grid))
+        assert torch.equal(geometry.merge(changed, 2), expected)
+
+
+def test_kernels_agree_in_the_whole_model(make_supernet, tiny_space):
+    from tests.model.scenes import random_scene
+
+    scene = random_scene(tiny_space.shape.image_size)
+    reference, fused = make_supernet(attention="reference"), make_supernet(attention="sdpa")
+    with torch.no_grad():
+        for spec in (tiny_space.largest(), tiny_space.smallest()):
+            with reference.activated(spec), fused.activated(spec):
+                torch.testing.assert_close(
+                    fused(*scene.inputs()).masks,
+                    reference(*scene.inputs()).masks,
+                    rtol=1e-4,
+                    atol=1e-4,
+                )
