@@ -88,6 +88,7 @@ def _setup(folder: Path) -> list[str]:
         f"  echo error: {job_folder} must belong to you alone, as it holds pickles >&2; exit 1",
         "fi",
         f"export PYTHONPATH={code}",
+        f"cd {code} || exit 1  # or `python -m` would prefer the code where the job was submitted",
     ]
 
 
