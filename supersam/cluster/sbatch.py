@@ -30,9 +30,8 @@ def sbatch_parameters(run: TrainRun) -> dict[str, Any]:
         "constraint": cluster.constraint,
         "exclude": cluster.exclude,
         "nodes": (cluster.nodes or 1) + cluster.spare_nodes,
-        "ntasks_per_node": cluster.ranks_per_node,
         "gpus_per_node": cluster.gpus_per_node,
-        "cpus_per_task": cores_per_rank(run),
+        **_tasks(run),
         "mem": cluster.mem,
         "signal_delay_s": cluster.signal_delay_s,
         "wckey": None,
@@ -78,6 +77,14 @@ def plain_path(path: Path) -> Path:
     if odd:
         raise UserError(f"the path {str(path)!r} holds {odd}, which Slurm cannot take; rename it")
     return path
+
+
+def _tasks(run: TrainRun) -> dict[str, int]:
+    each, cores = run.cluster.ranks_per_node, cores_per_rank(run)
+    if run.cluster.min_nodes is None:
+        return {"ntasks_per_node": each, "cpus_per_task": cores}
+    # With tasks per node and a range of nodes, Slurm grants the fewest even if more are free.
+    return {"cpus_per_task": each * cores}
 
 
 def _setup(folder: Path) -> list[str]:
