@@ -18,9 +18,12 @@ from supersam.config.io import USAGE_ERROR
 
 def main(folder: Path) -> int:
     """Execute the prepared run of `folder`. Returns the exit code."""
+    started_by_slurm = "RANK" not in os.environ
+    if started_by_slurm:
+        os.chdir(os.environ["SLURM_SUBMIT_DIR"])  # relative paths of the run start there
     try:
         run = load_run(TrainRun, folder / "run.yaml").model_copy(update={"run": folder})
-        if "RANK" not in os.environ:
+        if started_by_slurm:
             os.environ.update(join_step(folder, os.environ) | _local_caches())
             _check_cores(run)
             if run.cluster.may_lose_nodes and os.environ["LOCAL_RANK"] == "0":
@@ -34,7 +37,8 @@ def main(folder: Path) -> int:
 def _check_cores(run: TrainRun) -> None:
     """Say on which cores this rank runs, and refuse too few: it would be slow without a word."""
     cores = sorted(os.sched_getaffinity(0))
-    print(f"rank {os.environ['RANK']} on {os.uname().nodename}, cores {cores}", flush=True)
+    code = Path(__file__).parents[2]
+    print(f"rank {os.environ['RANK']} on {os.uname().nodename}, cores {cores}, code {code}")
     needed = run.data.workers + 1
     if len(cores) < needed:
         raise UserError(

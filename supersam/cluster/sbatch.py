@@ -30,9 +30,8 @@ def sbatch_parameters(run: TrainRun) -> dict[str, Any]:
         "constraint": cluster.constraint,
         "exclude": cluster.exclude,
         "nodes": (cluster.nodes or 1) + cluster.spare_nodes,
-        "ntasks_per_node": cluster.ranks_per_node,
         "gpus_per_node": cluster.gpus_per_node,
-        "cpus_per_task": cores_per_rank(run),
+        **_tasks(run),
         "mem": cluster.mem,
         "signal_delay_s": cluster.signal_delay_s,
         "wckey": None,
@@ -80,6 +79,14 @@ def plain_path(path: Path) -> Path:
     return path
 
 
+def _tasks(run: TrainRun) -> dict[str, int]:
+    each, cores = run.cluster.ranks_per_node, cores_per_rank(run)
+    if run.cluster.min_nodes is None:
+        return {"ntasks_per_node": each, "cpus_per_task": cores}
+    # With tasks per node and a range of nodes, Slurm grants the fewest even if more are free.
+    return {"cpus_per_task": each * cores}
+
+
 def _setup(folder: Path) -> list[str]:
     job_folder, code = shlex.quote(str(folder / JOB_FOLDER)), shlex.quote(str(folder / "code"))
     return [
@@ -88,6 +95,7 @@ def _setup(folder: Path) -> list[str]:
         f"  echo error: {job_folder} must belong to you alone, as it holds pickles >&2; exit 1",
         "fi",
         f"export PYTHONPATH={code}",
+        f"cd {code} || exit 1  # or `python -m` would prefer the code where the job was submitted",
     ]
 
 

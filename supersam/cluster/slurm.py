@@ -77,7 +77,8 @@ def run_command(*words: str, timeout_s: float = _TIMEOUT_S) -> str:
     except subprocess.TimeoutExpired:
         raise SlurmError(f"{words[0]} gave no answer within {timeout_s:g} s") from None
     if done.returncode != 0:
-        raise SlurmError(done.stderr.strip() or f"{words[0]} ended with {done.returncode}")
+        said = done.stderr.strip().splitlines()
+        raise SlurmError(said[-1] if said else f"{words[0]} ended with {done.returncode}")
     return done.stdout
 
 

@@ -56,6 +56,7 @@ class Supervisor:
         logging.basicConfig(
             format="%(asctime)s supervisor: %(message)s", level=logging.INFO, force=True
         )
+        os.chdir(os.environ["SLURM_SUBMIT_DIR"])  # relative paths of the run start there
         try:
             code = _Job(Path(self.folder)).execute()
         except (UserError, slurm.SlurmError) as fault:
@@ -150,6 +151,7 @@ class _Job:
             f"--wait={_GRACE_S}",
             "--kill-on-bad-exit=0",  # ranks that saved end one by one; --wait bounds it
             "--unbuffered",
+            f"--chdir={self.folder / 'code'}",  # the job goes back; see sbatch.py
             f"--output={log}",
             *(sys.executable, "-u", "-m", "supersam.cluster.job", str(self.folder)),
         ]
@@ -167,7 +169,8 @@ class _Job:
         )
 
     def _is_preempted(self, facts: slurm.JobFacts) -> bool:
-        return facts.preempted or facts.time_left_s > self.run.cluster.signal_delay_s + 60
+        early = facts.time_left_s > self.run.cluster.signal_delay_s + 60
+        return facts.preempted or (self.notice and early)  # Slurm may not say who needs the place
 
     def _decide(self, started: AttemptEvent, ending: Ending) -> str:
         stalled = attempts_without_progress(read_attempts(self.folder), self.id)

@@ -25,9 +25,9 @@ from tests.cluster.training import (
     samples_by_step,
 )
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-PATIENCE_S = 400  # a busy machine imports torch slowly
+PATIENCE_S = 600  # a busy machine imports torch slowly
 SLURM = ("--time", "1:00:00", "--signal-delay-s", "60", "--wait")
 
 
@@ -70,6 +70,7 @@ def finish(process: subprocess.Popen[bytes], folder: Path) -> None:
     """The command ends with 0, and the run is complete."""
     assert process.wait(timeout=PATIENCE_S) == 0, printed(folder)
     assert has_saved(folder, STEPS)
+    assert f"code {folder}/code" in printed(folder)
     assert ends(folder)[-1].reason == "finished"
 
 

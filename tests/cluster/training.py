@@ -64,7 +64,7 @@ def printed(folder: Path) -> str:
 def reference_run(folder: Path, ranks: int) -> Path:
     """The folder of an unbroken run on this machine."""
     process = launch(folder, "--tasks-per-node", str(ranks), env=dict(os.environ))
-    assert process.wait(timeout=280) == 0, printed(folder)
+    assert process.wait(timeout=900) == 0, printed(folder)
     return folder
 
 
