@@ -1,22 +1,27 @@
-"""Where a run runs: in this process, or as several local processes. Imports no torch."""
+"""Where a run runs: in this process, as several local processes, or on Slurm. Imports no torch."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from supersam.config import ClusterConfig, TrainRun, UserError
+from supersam.cluster.attempts import CANCEL, end_attempt, reason_of, start_attempt
+from supersam.cluster.batch import require_legal_world
+from supersam.cluster.preflight import describe_submission
+from supersam.cluster.rendezvous import free_port
+from supersam.cluster.slurm import missing_slurm
+from supersam.config import TrainRun, UserError
 from supersam.config.io import USAGE_ERROR
+from supersam.runtime.watchdog import STALLED
 
-FAILURE, INTERRUPTED = 1, 130
+FAILURE = 1
 _GRACE_S = 20  # for the other ranks to end by themselves after one has failed
 _LAST_LINES = 12
 
@@ -27,32 +32,71 @@ def submit(run: TrainRun) -> int:
     A user's mistake is printed in one message, without a traceback.
     """
     try:
-        where = resolve_cluster(run.cluster)
-        from supersam.training.run_folder import describe_run, prepare_run_folder
+        where = resolve_cluster(run)
+        from supersam.training.run_folder import prepare_run_folder
 
         if run.dry_run:
-            print(describe_run(run))
+            print(describe_submission(run, where))
             return 0
+        if where == "slurm":
+            return _run_on_slurm(run)
+        tasks = 1 if where == "inline" else run.cluster.tasks_per_node or 1
+        require_legal_world(run, tasks)
         prepare_run_folder(run)
         if where == "local":
-            return run_local(run.folder, tasks=run.cluster.tasks_per_node or 1)
-        return run_inline(run)
+            return _recorded(run.folder, tasks, lambda: run_local(run.folder, tasks=tasks))
+        return _recorded(run.folder, 1, lambda: run_inline(run))
     except UserError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return USAGE_ERROR
 
 
-def resolve_cluster(config: ClusterConfig) -> str:
+def resolve_cluster(run: TrainRun) -> str:
     """inline, local or slurm: what `auto` means here."""
+    config = run.cluster
     if config.cluster == "slurm" or (config.cluster == "auto" and config.nodes is not None):
-        missing = "" if shutil.which("sbatch") else " (there is no sbatch on this machine either)"
-        raise UserError(
-            f"this version does not submit to Slurm yet{missing}; leave out --nodes to train here, "
-            "with --tasks-per-node N for several processes"
-        )
+        missing = None if run.dry_run else missing_slurm()
+        if missing is not None:
+            raise UserError(
+                f"a Slurm job was asked for, and {missing}. Submit from a login node; or leave out "
+                "--nodes to train here, with --tasks-per-node N for several processes; or add "
+                "--dry-run to see what would be submitted"
+            )
+        return "slurm"
     if config.cluster != "auto":
         return config.cluster
     return "local" if (config.tasks_per_node or 1) > 1 else "inline"
+
+
+def _run_on_slurm(run: TrainRun) -> int:
+    from supersam.cluster.submission import follow_job, require_no_active_job, submit_job
+    from supersam.training.run_folder import prepare_run_folder
+
+    require_legal_world(run, (run.cluster.nodes or 1) * run.cluster.ranks_per_node)
+    require_no_active_job(run.folder)
+    prepare_run_folder(run)
+    job_id = submit_job(run)
+    print(f"submitted job {job_id}: {run.cluster.nodes or 1} nodes, run folder {run.folder}")
+    if run.cluster.wait:
+        return follow_job(run, job_id)
+    print(f"follow it: python launch/status.py {run.folder} --follow    end it: scancel {job_id}")
+    return 0
+
+
+def _recorded(folder: Path, tasks: int, execute: Callable[[], int]) -> int:
+    """Execute, and write start and end to the run's attempts."""
+    (folder / CANCEL).unlink(missing_ok=True)
+    host = socket.gethostname()
+    started = start_attempt(folder, hosts=[host] * tasks, world_size=tasks)
+    code = FAILURE
+    try:
+        code = execute()
+    except UserError:
+        code = USAGE_ERROR
+        raise
+    finally:
+        end_attempt(folder, started, reason_of(code), code)
+    return code
 
 
 def run_inline(run: TrainRun) -> int:
@@ -64,7 +108,7 @@ def run_inline(run: TrainRun) -> int:
         train(run)
     except InterruptedRunError as stop:
         print(f"{stop}; run the same command to go on", file=sys.stderr)
-        return INTERRUPTED
+        return 128 + stop.signal
     return 0
 
 
@@ -76,19 +120,12 @@ def run_local(folder: Path, *, tasks: int) -> int:
     """
     ranks = []
     try:
-        port = free_port()
+        port = free_port("127.0.0.1")
         for rank in range(tasks):
             ranks.append(_start_rank(folder, rank, tasks, port))
         return _wait(ranks, folder)
     finally:
         _end(ranks)
-
-
-def free_port() -> int:
-    """A TCP port on which this host can listen now."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def task_log(folder: Path, rank: int) -> Path:
@@ -132,14 +169,15 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], folder: Path) -> int:
         with contextlib.suppress(KeyboardInterrupt):  # the ranks got it too: they save and end
             time.sleep(0.2)
     _wait_for_rest(ranks)
-    codes = [rank.poll() for rank in ranks]
-    worst = next((i for i, code in enumerate(codes) if code not in (None, 0)), None)
+    codes = [rank.poll() or 0 for rank in ranks]
+    worst = next((i for i, code in enumerate(codes) if code != 0), None)
     if worst is None:
         return 0
     if worst > 0:
         _show_end(task_log(folder, worst), worst)
     code = codes[worst]
-    return code if code in (USAGE_ERROR, INTERRUPTED) else FAILURE
+    known = code in (USAGE_ERROR, STALLED) or reason_of(code) != "failed"
+    return code if known else FAILURE
 
 
 def _wait_for_rest(ranks: Sequence[subprocess.Popen[bytes]]) -> None:

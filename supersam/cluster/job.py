@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
+from functools import partial
 from pathlib import Path
 
 from supersam.cluster.executor import run_inline
+from supersam.cluster.orphans import watch_supervisor
+from supersam.cluster.rendezvous import join_step
+from supersam.cluster.slurm import requeue
 from supersam.config import TrainRun, UserError, load_run
 from supersam.config.io import USAGE_ERROR
 
 
 def main(folder: Path) -> int:
     """Execute the prepared run of `folder`. Returns the exit code."""
+    started_by_slurm = "RANK" not in os.environ
+    if started_by_slurm:
+        os.chdir(os.environ["SLURM_SUBMIT_DIR"])  # relative paths of the run start there
     try:
-        run = load_run(TrainRun, folder / "run.yaml")
-        return run_inline(run.model_copy(update={"run": folder}))
+        run = load_run(TrainRun, folder / "run.yaml").model_copy(update={"run": folder})
+        if started_by_slurm:
+            os.environ.update(join_step(folder, os.environ) | _local_caches())
+            _check_cores(run)
+            if run.cluster.may_lose_nodes and os.environ["LOCAL_RANK"] == "0":
+                watch_supervisor(folder, partial(requeue, os.environ["SLURM_JOB_ID"]))
+        return run_inline(run)
     except UserError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return USAGE_ERROR
+
+
+def _check_cores(run: TrainRun) -> None:
+    """Say on which cores this rank runs, and refuse too few: it would be slow without a word."""
+    cores = sorted(os.sched_getaffinity(0))
+    code = Path(__file__).parents[2]
+    print(f"rank {os.environ['RANK']} on {os.uname().nodename}, cores {cores}, code {code}")
+    needed = run.data.workers + 1
+    if len(cores) < needed:
+        raise UserError(
+            f"rank {os.environ['RANK']} has {len(cores)} cores, {needed} are needed for it and its "
+            f"data.workers={run.data.workers}; ask for --cpus-per-task {needed} or fewer workers"
+        )
+
+
+def _local_caches() -> dict[str, str]:
+    """Compiled kernels stay on the node: locks and stale handles of shared folders do harm."""
+    place = Path(tempfile.gettempdir()) / f"supersam-{os.getuid()}-{os.environ['SLURM_JOB_ID']}"
+    names = ("TORCH_EXTENSIONS_DIR", "TRITON_CACHE_DIR")
+    return {name: str(place / name.lower()) for name in names if name not in os.environ}
 
 
 if __name__ == "__main__":

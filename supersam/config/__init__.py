@@ -1,5 +1,6 @@
 """What a run is: sections, roots, files and flags. Imports no torch."""
 
+from supersam.config.cluster import ClusterConfig
 from supersam.config.io import (
     UserError,
     dump_run,
@@ -10,10 +11,9 @@ from supersam.config.io import (
     parse_cli,
     read_yaml,
 )
-from supersam.config.runs import EvaluateRun, ShardRun, TrainRun
+from supersam.config.runs import EvaluateRun, MonitorRun, ShardRun, StatusRun, TrainRun
 from supersam.config.sections import (
     CheckpointConfig,
-    ClusterConfig,
     DataConfig,
     EngineConfig,
     LossConfig,
@@ -23,6 +23,7 @@ from supersam.config.sections import (
     SourceConfig,
     SpaceConfig,
     SyntheticConfig,
+    WatchdogConfig,
 )
 
 __all__ = [
@@ -33,14 +34,17 @@ __all__ = [
     "EvaluateRun",
     "LossConfig",
     "ModelConfig",
+    "MonitorRun",
     "OptimConfig",
     "SandwichConfig",
     "ShardRun",
     "SourceConfig",
     "SpaceConfig",
+    "StatusRun",
     "SyntheticConfig",
     "TrainRun",
     "UserError",
+    "WatchdogConfig",
     "dump_run",
     "dump_yaml",
     "exit_code",

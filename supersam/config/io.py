@@ -45,13 +45,17 @@ def parse_cli(
     except UserError as fault:
         print(f"error: {fault}", file=sys.stderr)
         raise SystemExit(USAGE_ERROR) from None
-    return tyro.cli(
-        run_type,
-        args=flags,
-        default=defaults,
-        description=f"{run_type.__doc__}\n\n--config FILE (may repeat; later files win) reads "
-        "values from YAML; flags win over files.",
-    )
+    try:
+        return tyro.cli(
+            run_type,
+            args=flags,
+            default=defaults,
+            description=f"{run_type.__doc__}\n\n--config FILE (may repeat; later files win) reads "
+            "values from YAML; flags win over files.",
+        )
+    except ValidationError as fault:  # of one section, before the whole is put together
+        print(f"error: {_describe(run_type, fault.errors(), fault.title)}", file=sys.stderr)
+        raise SystemExit(USAGE_ERROR) from None
 
 
 def exit_code(action: Callable[[Run], int], run: Run) -> int:

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import Field, PositiveInt, model_validator
 
+from supersam.config.cluster import ClusterConfig
 from supersam.config.sections import (
     CheckpointConfig,
-    ClusterConfig,
     DataConfig,
     EngineConfig,
     LossConfig,
@@ -20,6 +20,7 @@ from supersam.config.sections import (
     Section,
     SourceConfig,
     SpaceConfig,
+    WatchdogConfig,
 )
 
 Flat = tyro.conf.arg(name="")
@@ -67,6 +68,7 @@ class TrainRun(Section):
     loss: LossConfig = LossConfig()
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
 
     @property
     def folder(self) -> Path:
@@ -113,3 +115,45 @@ class EvaluateRun(Section):
     """auto takes a GPU where there is one."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")
     """Print the result as one JSON object on stdout."""
+
+
+class StatusRun(Section):
+    """Where runs stand, and why one failed."""
+
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+    """Folder of a run, or its name below `runs`; left out, all runs are listed."""
+    root: Path = Path("runs")
+    """Where the runs lie."""
+    why: bool = False
+    """Say in one line what happened."""
+    follow: bool = False
+    """Print a rank's log as it grows, until the run ends."""
+    rank: int = Field(0, ge=0)
+    """With --follow: whose log."""
+    cancel: bool = False
+    """End the run, which saves first, and do not requeue it; a second time ends it at once."""
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")
+    """Print one JSON object on stdout."""
+
+    @model_validator(mode="after")
+    def _one_run_to_act_on(self) -> StatusRun:
+        asked = [name for name in ("why", "follow", "cancel") if getattr(self, name)]
+        if asked and self.run is None:
+            raise ValueError(f"--{asked[0]} needs a RUN: its folder, or its name below {self.root}")
+        return self
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the run that was asked for."""
+        if self.run is None or (self.run / "run.yaml").is_file():
+            return self.run
+        return self.root / self.run
+
+
+class MonitorRun(Section):
+    """TensorBoard on this machine's loopback, and the ssh line to reach it."""
+
+    logdir: Path = Path("runs")
+    """A run's folder, or one that holds several."""
+    port: int = Field(0, ge=0, le=65535)
+    """0 takes a free one."""

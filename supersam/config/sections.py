@@ -297,12 +297,16 @@ class CheckpointConfig(Section):
     """Images whose masks are drawn to TensorBoard at each validation."""
 
 
-class ClusterConfig(Section):
-    """Where a run runs."""
+class WatchdogConfig(Section):
+    """Signs of life of every rank, and the end of an attempt that hangs."""
 
-    cluster: Literal["auto", "inline", "local", "slurm"] = "auto"
-    """auto: Slurm where there is one and nodes are asked for, else this machine."""
-    nodes: PositiveInt | None = None
-    """Nodes of the Slurm job."""
-    tasks_per_node: PositiveInt | None = None
-    """Ranks on each node (with `local`: on this machine); null takes one a GPU, else one."""
+    enabled: bool = True
+    """End a hanging attempt; off while a debugger holds a rank."""
+    heartbeat_s: float = Field(10.0, gt=0)
+    """Seconds between two signs of life of a rank."""
+    stall_s: float = Field(60.0, gt=0)
+    """Least seconds without progress in training that count as a stall."""
+    stall_steps: float = Field(10.0, gt=0)
+    """A stall lasts at least as long as this many steps (their median)."""
+    other_s: float = Field(480.0, gt=0)
+    """The same outside of training: start, validation, saving; below a collective's own 600 s."""

@@ -14,32 +14,35 @@ _HASH_PIECE_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary path in the folder of `path`; it becomes `path` when the block succeeds.
 
     Safe against crashes and power loss: the file is on disk before it gets its name. A failed
-    block leaves nothing; a killed process leaves a temporary (see `stale_temporaries`).
+    block leaves nothing; a killed process leaves a temporary (see `stale_temporaries`). Without
+    `durable` it does not wait for the disk: for files that are soon written again.
     """
     temporary = path.with_name(f".{path.name}.tmp.{socket.gethostname()}.{os.getpid()}")
     try:
         yield temporary
-        sync(temporary)
+        if durable:
+            sync(temporary)
         os.replace(temporary, path)
-        sync(path.parent)
+        if durable:
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write `data` to `path`, replacing what was there in one step."""
-    with atomic_file(path) as temporary:
+    with atomic_file(path, durable=durable) as temporary:
         temporary.write_bytes(data)
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object, *, durable: bool = True) -> None:
     """Write `value` as JSON, keys in the given order, replacing what was there in one step."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, text.encode() + b"\n")
+    write_bytes(path, text.encode() + b"\n", durable=durable)
 
 
 def file_sha256(path: Path) -> str:

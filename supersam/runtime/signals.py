@@ -19,6 +19,11 @@ class StopFlag:
     def __bool__(self) -> bool:
         return self.signal is not None
 
+    @property
+    def number(self) -> int:
+        """The signal's number; 0 for none."""
+        return 0 if self.signal is None else int(self.signal)
+
     def _set(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt  # a second Ctrl-C means now

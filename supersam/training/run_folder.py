@@ -14,8 +14,11 @@ from supersam.model import resolve_shape
 from supersam.runtime.atomic import write_bytes
 from supersam.space import SearchSpace, build_space, read_space, space_yaml, subnet_cost
 
+COMMIT = "COMMIT"
+"""File beside a copied package: the commit that it was copied from."""
+
 # What a resumed run may change: where it runs, how often it reports, how long it is.
-_CHANGEABLE = ("run", "dry_run", "cluster", "checkpoint", "optim.steps", "data.workers")
+_CHANGEABLE = ("run", "dry_run", "cluster", "checkpoint", "watchdog", "optim.steps", "data.workers")
 _CHANGEABLE_ENGINE = tuple(
     f"engine.{name}"
     for name in ("threads", "device", "loader_start", "log_every", "log_sample_ids", "zero_stage")
@@ -57,6 +60,9 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str:
     """The commit of the code that runs, with a mark for uncommitted changes."""
+    copied_from = Path(__file__).parents[2] / COMMIT
+    if copied_from.is_file():
+        return copied_from.read_text(encoding="utf-8").strip()
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)

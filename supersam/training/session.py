@@ -17,10 +17,12 @@ from supersam.data.partition import SampleOrder
 from supersam.data.shards import ShardReader
 from supersam.model import SamSupernet, load_sam, resolve_shape
 from supersam.runtime.distributed import World, barrier, choose_device, close_world, init_world
+from supersam.runtime.heartbeat import Heart
 from supersam.runtime.logging import setup_logging
 from supersam.runtime.memory import keep_freed_memory
 from supersam.runtime.metrics import MetricWriter
 from supersam.runtime.signals import StopFlag, stop_requested
+from supersam.runtime.watchdog import Watchdog
 from supersam.space import SearchSpace, read_space
 from supersam.training.checkpoint import (
     CheckpointManager,
@@ -31,8 +33,8 @@ from supersam.training.checkpoint import (
 from supersam.training.engine import Engine, freeze_untrained, trainable_parameters
 from supersam.training.run_folder import git_commit, versions
 from supersam.training.sandwich import SandwichSampler
-from supersam.training.telemetry import Telemetry
-from supersam.training.trainer import Trainer
+from supersam.training.telemetry import Telemetry, memory_gib
+from supersam.training.trainer import InterruptedRunError, Trainer
 from supersam.training.validation import Validator
 
 logger = logging.getLogger(__name__)
@@ -51,8 +53,9 @@ def train(run: TrainRun) -> None:
     _set_threads(run)
     keep_freed_memory()
     try:
-        with stop_requested() as stop:
-            _Session(run, world, device).train(stop)
+        heart = _build_heart(run, world)
+        with stop_requested() as stop, heart, Watchdog(heart, run.watchdog):
+            _Session(run, world, device, heart).train(stop)
     finally:
         close_world()
 
@@ -100,8 +103,8 @@ def _load_run_weights(supernet: SamSupernet, other_run: Path, run: TrainRun) -> 
 class _Session:
     """Everything one rank of a run holds."""
 
-    def __init__(self, run: TrainRun, world: World, device: torch.device) -> None:
-        self.run, self.world, self.device = run, world, device
+    def __init__(self, run: TrainRun, world: World, device: torch.device, heart: Heart) -> None:
+        self.run, self.world, self.device, self.heart = run, world, device, heart
         self.space = read_space(run.folder / "space.yaml", resolve_shape(run.model))
         self.train_readers, self.val_readers = _open_data(run, world)
         self.order = _build_order(run, self.train_readers)
@@ -123,6 +126,7 @@ class _Session:
             engine.restore(read_tensors(path, manifest, "moments"), step=state.step)
             logger.info("resumed at step %d from %s (verified)", state.step, path)
         self._announce(supernet)
+        self.heart.begin(state.step)
         if state.step >= self.run.optim.steps:
             logger.info("this run is complete at step %d; raise optim.steps to go on", state.step)
             return
@@ -140,6 +144,7 @@ class _Session:
             every=run.engine.log_every,
             steps=run.optim.steps,
             first_step=state.step,
+            heart=self.heart,
         )
         validator = self._build_validator(writer)
         trainer = Trainer(
@@ -150,6 +155,7 @@ class _Session:
             loader=self._build_loader(state.step),
             sandwich=self._build_sandwich(),
             telemetry=telemetry,
+            heart=self.heart,
             validator=validator,
             save=lambda: self._save(supernet, engine, state),
             state=state,
@@ -159,6 +165,9 @@ class _Session:
             trainer.fit(stop)
             if validator is not None:
                 writer.hparams(_hparams(run), validator.last)
+        except InterruptedRunError:
+            self.heart.enter("stopped")
+            raise
         finally:
             telemetry.close()
             writer.close()
@@ -172,6 +181,7 @@ class _Session:
             data=[reader.fingerprint for reader in self.train_readers],
             versions={**versions(), "git": git_commit()},
         )
+        self.heart.saved(state.step)
         logger.info("saved %s", path)
 
     def _build_loader(self, step: int) -> TrainLoader:
@@ -274,6 +284,18 @@ def _agree_on_checkpoint(
     if isinstance(choice[0], UserError):
         raise choice[0]
     return choice[0]
+
+
+def _build_heart(run: TrainRun, world: World) -> Heart:
+    return Heart(
+        run.folder,
+        rank=world.rank,
+        world_size=world.world_size,
+        nodes=world.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", world.world_size)),
+        interval_s=run.watchdog.heartbeat_s,
+        steps=run.optim.steps,
+        memory_gib=memory_gib,
+    )
 
 
 def _synthetic_source(synthetic: SyntheticConfig) -> SourceConfig:

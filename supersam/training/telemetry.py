@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from supersam.runtime.distributed import World, all_reduce_mean
+from supersam.runtime.heartbeat import Heart
 from supersam.runtime.metrics import MetricWriter
 
 logger = logging.getLogger(__name__)
@@ -23,10 +24,18 @@ class Telemetry:
     """Collects the numbers of single steps and writes their means every `every` steps."""
 
     def __init__(
-        self, writer: MetricWriter, world: World, *, every: int, steps: int, first_step: int
+        self,
+        writer: MetricWriter,
+        world: World,
+        *,
+        every: int,
+        steps: int,
+        first_step: int,
+        heart: Heart,
     ) -> None:
         self._writer = writer
         self._world = world
+        self._heart = heart
         self._every = every
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
@@ -65,7 +74,7 @@ class Telemetry:
             "train/grad_norm": grad_norm,
             "perf/images_per_s": self._images * self._world.world_size / elapsed,
             "perf/data_wait_s": self._data_wait_s,
-            "perf/memory_gib": _memory_gib(),
+            "perf/memory_gib": memory_gib(),
         }
         self._writer.scalars(scalars, step)
         self._report(step, scalars)
@@ -86,6 +95,7 @@ class Telemetry:
 
     def _report(self, step: int, scalars: Mapping[str, float]) -> None:
         slots = {n.rpartition("/")[2]: v for n, v in scalars.items() if n.startswith("train/loss/")}
+        self._heart.report(losses=slots, images_per_s=scalars["perf/images_per_s"])
         losses = "  ".join(f"{name} {value:.3f}" for name, value in slots.items())
         if self._bar.disable:
             logger.info(
@@ -99,7 +109,7 @@ class Telemetry:
             self._bar.set_postfix_str(losses)
 
 
-def _memory_gib() -> float:
+def memory_gib() -> float:
     """Peak memory: of the GPU where there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30

@@ -15,6 +15,7 @@ from supersam.data.loader import TrainLoader
 from supersam.data.sample import Batch
 from supersam.model import Prediction, SamSupernet
 from supersam.runtime.distributed import World, all_reduce_max
+from supersam.runtime.heartbeat import Heart
 from supersam.runtime.signals import StopFlag
 from supersam.training.checkpoint import TrainState
 from supersam.training.engine import Engine
@@ -26,6 +27,11 @@ from supersam.training.validation import Validator
 
 class InterruptedRunError(Exception):
     """The run was asked to stop, and has saved its state."""
+
+    def __init__(self, step: int, number: int) -> None:
+        """step: where it stopped; number: of the signal that asked for it."""
+        super().__init__(f"stopped at step {step}, which is saved")
+        self.signal = number
 
 
 class Trainer:
@@ -41,6 +47,7 @@ class Trainer:
         loader: TrainLoader,
         sandwich: SandwichSampler,
         telemetry: Telemetry,
+        heart: Heart,
         validator: Validator | None,
         save: Callable[[], None],
         state: TrainState,
@@ -53,6 +60,7 @@ class Trainer:
         self.loader = loader
         self.sandwich = sandwich
         self.telemetry = telemetry
+        self.heart = heart
         self.validator = validator
         self.save = save
         self.state = state
@@ -65,29 +73,36 @@ class Trainer:
             self.supernet.train()
             self.train_step(batches)
             self.state.step += 1
+            self.heart.end_step(self.state.step)
             stopping = self._agree_to_stop(stop)
             last = self.state.step == self.run.optim.steps
             self.telemetry.pause()
             if last or self.state.step % self.run.checkpoint.validate_every_steps == 0:
+                self.heart.enter("validating")
                 self.validate()
             if last or stopping or self.state.step % self.run.checkpoint.every_steps == 0:
+                self.heart.enter("saving")
                 self.save()
+            self.heart.enter("training")
             self.telemetry.resume()
             if stopping and not last:
-                raise InterruptedRunError(f"stopped at step {self.state.step}, which is saved")
+                raise InterruptedRunError(self.state.step, stopping)
 
     def train_step(self, batches: Iterator[Batch]) -> None:
         """One optimizer step of the sandwich rule, over `optim.accumulate` micro-batches."""
         step, accumulate = self.state.step, self.run.optim.accumulate
         for _ in range(accumulate):
             started = time.perf_counter()
+            self.heart.mark()
             batch = next(batches)
             self._log_sample_ids(batch)
             batch = batch.to(self.device)
             waited = time.perf_counter() - started
+            self.heart.mark()
             losses = self.accumulate_sandwich(batch, step, scale=1 / accumulate)
             self.telemetry.add(losses, images=len(batch.images), data_wait_s=waited)
         learning_rate = self.engine.learning_rate
+        self.heart.wait_for_others()
         grad_norm = self.engine.step()
         self.telemetry.end_step(step + 1, learning_rate=learning_rate, grad_norm=grad_norm)
 
@@ -114,12 +129,13 @@ class Trainer:
         if self.validator is None:
             return
         score = self.validator.validate(self.supernet, self.state.step)
+        self.heart.validated(score)
         if self.state.best_score is None or score > self.state.best_score:
             self.state.best_score, self.state.best_step = score, self.state.step
 
-    def _agree_to_stop(self, stop: StopFlag) -> bool:
-        """Whether any rank was asked to stop: all of them must leave at the same step."""
-        return all_reduce_max(float(bool(stop))) > 0
+    def _agree_to_stop(self, stop: StopFlag) -> int:
+        """The signal that asked any rank to stop, 0 for none: all must leave at the same step."""
+        return int(all_reduce_max(float(stop.number)))
 
     def _autocast(self) -> torch.autocast:
         enabled = self.run.engine.precision == "bf16"

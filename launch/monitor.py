@@ -1,0 +1,9 @@
+"""TensorBoard on loopback, with the ssh tunnel line: python launch/monitor.py [--logdir DIR]"""
+
+import sys
+
+from supersam.cluster.monitor import monitor
+from supersam.config import MonitorRun, parse_cli
+
+if __name__ == "__main__":
+    sys.exit(monitor(parse_cli(MonitorRun)))

@@ -1,0 +1,9 @@
+"""Where runs stand, and why one failed: python launch/status.py [RUN] [--why] [--follow]"""
+
+import sys
+
+from supersam.cluster.status import show
+from supersam.config import StatusRun, parse_cli
+
+if __name__ == "__main__":
+    sys.exit(show(parse_cli(StatusRun)))

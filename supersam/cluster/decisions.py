@@ -1,0 +1,59 @@
+"""What follows when the ranks of an attempt have ended. Pure: no Slurm, no clock, no files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from supersam.cluster.attempts import Reason, reason_of
+from supersam.config.io import USAGE_ERROR
+
+Action = Literal["exit", "restart", "requeue"]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the ranks of an attempt ended, and what Slurm says of the job then."""
+
+    exit_code: int | None
+    """Of the step, the worst rank's; None where the ranks were left behind or ended by Slurm."""
+    cancelled: bool
+    """The run was cancelled, by the marker or in Slurm."""
+    requeued: bool
+    """Slurm has sent the job back to the queue already."""
+    lost_hosts: tuple[str, ...]
+    """Hosts of the attempt that failed."""
+    noticed: bool
+    """The job was told to save: its time or its place ends."""
+    preempted: bool
+    """The reason of the notice is a job of higher priority, not the time limit."""
+
+    @property
+    def reason(self) -> Reason:
+        """Why the attempt ended, in one word of the attempts file."""
+        if self.exit_code == 0:
+            return "finished"
+        if self.cancelled:
+            return "cancelled"
+        if self.lost_hosts:
+            return "node failure"
+        if self.noticed:
+            return "preempted" if self.preempted else "time limit"
+        if self.requeued:
+            return "preempted" if self.preempted else "requeued"
+        return "failed" if self.exit_code is None else reason_of(self.exit_code)
+
+
+def next_action(ending: Ending, *, stalled: int, most_stalled: int, enough_hosts: bool) -> Action:
+    """Go on in this allocation, by the queue, or not at all.
+
+    stalled: attempts in a row without a new checkpoint, this one included.
+    enough_hosts: whether the allocation still holds hosts for a legal number of ranks.
+    """
+    if ending.reason in ("finished", "cancelled") or ending.requeued:
+        return "exit"
+    if ending.exit_code == USAGE_ERROR or stalled >= most_stalled:
+        return "exit"
+    if ending.reason in ("failed", "node failure") and enough_hosts:
+        return "restart"
+    return "requeue"

@@ -1,0 +1,110 @@
+"""`launch/monitor.py`: TensorBoard on this host's loopback, and how to reach it from elsewhere."""
+
+from __future__ import annotations
+
+import getpass
+import importlib.util
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from supersam.cluster.rendezvous import free_port
+from supersam.config import MonitorRun, UserError
+from supersam.config.io import USAGE_ERROR
+
+_FAILURE = 1
+_START_S = 120.0
+_END_S = 10.0
+_LOOPBACK = "127.0.0.1"
+
+
+def monitor(options: MonitorRun) -> int:
+    """Serve until Ctrl-C. Returns the exit code: 0 when it was asked to end."""
+    try:
+        port = _check(options)
+    except UserError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return USAGE_ERROR
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    server = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "tensorboard.main",
+            f"--logdir={options.logdir}",
+            f"--port={port}",
+            f"--host={_LOOPBACK}",
+            "--reload_multifile=true",
+        ],
+        start_new_session=True,  # Ctrl-C reaches this process, which ends the server
+    )
+    try:
+        _wait_until_served(server, port)
+        print(_instructions(options.logdir, port), flush=True)
+        code = server.wait()
+        print(f"error: TensorBoard ended by itself with code {code}", file=sys.stderr)
+        return _FAILURE
+    except TimeoutError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return _FAILURE
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        _end(server)
+
+
+def _check(options: MonitorRun) -> int:
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UserError("tensorboard is not installed; run `pip install tensorboard`")
+    if not options.logdir.is_dir():
+        raise UserError(f"--logdir {options.logdir} is no folder; name a run's folder, or runs")
+    if options.port == 0:
+        return free_port(_LOOPBACK)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_LOOPBACK, options.port))
+        except OSError as fault:
+            raise UserError(
+                f"port {options.port} cannot be used ({fault.strerror}); leave out --port to get a "
+                "free one"
+            ) from fault
+    return options.port
+
+
+def _wait_until_served(server: subprocess.Popen[bytes], port: int) -> None:
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            urllib.request.urlopen(f"http://{_LOOPBACK}:{port}/", timeout=5).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    if server.poll() is None:
+        raise TimeoutError(f"TensorBoard did not answer within {_START_S:g} s")
+
+
+def _instructions(logdir: Path, port: int) -> str:
+    address = f"http://localhost:{port}/"
+    login = shlex.quote(f"{getpass.getuser()}@{socket.getfqdn()}")
+    return (
+        f"TensorBoard of {logdir} at {address}\n"
+        f"from your own computer:  ssh -N -L {port}:localhost:{port} {login}\n"
+        f"then open {address} there; Ctrl-C ends it"
+    )
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    if server.poll() is None:
+        server.terminate()
+        try:
+            server.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()

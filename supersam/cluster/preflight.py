@@ -1,0 +1,142 @@
+"""What can be checked before a node is asked for, and what `--dry-run` shows of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from supersam.cluster.batch import legal_node_counts, require_legal_world
+from supersam.cluster.slurm import SlurmError, missing_slurm, run_command
+from supersam.config import TrainRun, UserError
+from supersam.config.cluster import minutes
+
+_GIB = 2**30
+
+
+def describe_submission(run: TrainRun, where: str) -> str:
+    """The whole of `--dry-run`: configuration, estimates, script, findings. Touches no file."""
+    from supersam.training.run_folder import describe_run
+
+    parts = [describe_run(run), *_estimates(run)]
+    if where == "slurm":
+        from supersam.cluster.sbatch import sbatch_text
+
+        require_legal_world(run, (run.cluster.nodes or 1) * run.cluster.ranks_per_node)
+        parts += [
+            f"nodes of {run.cluster.ranks_per_node} rank(s) that divide the batch: "
+            f"{legal_node_counts(run)}",
+            "\nsubmitted would be\n",
+            sbatch_text(run),
+        ]
+    findings = check_run(run) + (check_slurm(run) if where == "slurm" else [])
+    return "\n".join([*parts, "preflight", *(f"  {finding}" for finding in findings)])
+
+
+def check_run(run: TrainRun) -> list[str]:
+    """Findings about the folder, its disk and the shards; each begins with ok or error."""
+    return [_check_folder(run), _check_space(run), *(_check_shards(p) for p in run.data.train)]
+
+
+def check_slurm(run: TrainRun) -> list[str]:
+    """Findings about the partition and its limits, or what could not be checked."""
+    missing = missing_slurm()
+    if missing is not None:
+        return [f"not checked: partition, time limit and preemption, as {missing}"]
+    try:
+        lines = run_command("scontrol", "show", "partition", "--oneliner").splitlines()
+    except SlurmError as fault:
+        return [f"not checked: partition, time limit and preemption ({fault})"]
+    partitions = [dict(w.split("=", 1) for w in line.split() if "=" in w) for line in lines]
+    return check_partition(run, partitions)
+
+
+def check_partition(run: TrainRun, partitions: list[dict[str, str]]) -> list[str]:
+    """Findings about the run's partition among those of `scontrol show partition`."""
+    wanted = run.cluster.partition
+    names = [p["PartitionName"] for p in partitions]
+    chosen = [p for p in partitions if _is_chosen(p, wanted)]
+    if not chosen:
+        asked = f"partition {wanted} does not exist" if wanted else "no partition is the default"
+        return [f"error: {asked}; there are {names}: choose with --partition"]
+    partition = chosen[0]
+    return [
+        f"ok: partition {partition['PartitionName']}, {partition.get('TotalNodes', '?')} nodes",
+        _check_time(run, partition),
+        _check_nodes(run, partition),
+        f"ok: PreemptMode={partition.get('PreemptMode', '?')} GraceTime="
+        f"{partition.get('GraceTime', '?')} s: preempted ranks have that long to save",
+    ]
+
+
+def checkpoint_bytes(run: TrainRun) -> int:
+    """Size of one checkpoint: fp32 weights and AdamW's two moments of all parameters."""
+    from supersam.model import resolve_shape
+    from supersam.space import build_space, subnet_cost
+
+    shape = resolve_shape(run.model)
+    return int(subnet_cost(build_space(run.space, shape).largest(), shape).params_m * 1e6 * 12)
+
+
+def _estimates(run: TrainRun) -> list[str]:
+    each, kept = checkpoint_bytes(run), run.checkpoint.keep_last + len(run.checkpoint.pin) + 1
+    world = (run.cluster.nodes or 1) * run.cluster.ranks_per_node
+    state = each / 3 * (1 + 1 + 2 / world + 1 / world)  # weights, gradients, moments, fp32 copy
+    return [
+        f"a checkpoint: {each / _GIB:.2f} GiB, at most {kept} kept: {each * kept / _GIB:.2f} GiB",
+        f"weights, gradients and optimizer state of a rank: {state / _GIB:.2f} GiB, "
+        "activations not counted",
+    ]
+
+
+def _check_folder(run: TrainRun) -> str:
+    place = _existing_parent(run.folder)
+    if not os.access(place, os.W_OK):
+        return f"error: {place} is not writable; choose another --run DIR"
+    return f"ok: {place} is writable"
+
+
+def _check_space(run: TrainRun) -> str:
+    free = shutil.disk_usage(_existing_parent(run.folder)).free
+    needed = checkpoint_bytes(run) * (run.checkpoint.keep_last + len(run.checkpoint.pin) + 2)
+    text = f"{free / _GIB:.1f} GiB are free, {needed / _GIB:.1f} needed for checkpoints"
+    return f"ok: {text}" if free > needed else f"error: {text}; lower checkpoint.keep_last"
+
+
+def _check_shards(folder: Path) -> str:
+    from supersam.data.shards import ShardReader
+
+    try:
+        return f"ok: {folder}, {ShardReader(folder).num_images} images"
+    except (UserError, OSError, ValueError) as fault:
+        return f"error: {fault}"
+
+
+def _is_chosen(partition: dict[str, str], wanted: str | None) -> bool:
+    if wanted is None:
+        return partition.get("Default") == "YES"
+    return partition["PartitionName"] in wanted.split(",")
+
+
+def _check_time(run: TrainRun, partition: dict[str, str]) -> str:
+    most = partition.get("MaxTime", "UNLIMITED")
+    if run.cluster.time is None:
+        return f"ok: no --time; the partition's default is {partition.get('DefaultTime', '?')}"
+    if most != "UNLIMITED" and minutes(run.cluster.time) > minutes(most):
+        return f"error: --time {run.cluster.time} is above the partition's MaxTime={most}"
+    return f"ok: --time {run.cluster.time} within MaxTime={most}"
+
+
+def _check_nodes(run: TrainRun, partition: dict[str, str]) -> str:
+    wanted = (run.cluster.nodes or 1) + run.cluster.spare_nodes
+    total = int(partition.get("TotalNodes", wanted))
+    if wanted > total:
+        return f"error: {wanted} nodes, the partition has {total}"
+    return f"ok: {wanted} of {total} nodes"
+
+
+def _existing_parent(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path

@@ -1,0 +1,144 @@
+"""All that is known of a run: its folder's files and what Slurm says. Reads only; no torch."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from supersam.cluster.attempts import AttemptEvent, is_cancelled, read_attempts, saved_step
+from supersam.cluster.queue import Job, Queue
+from supersam.config import UserError, read_yaml
+from supersam.runtime.process import is_same_process
+from supersam.runtime.vitals import Beat, Status, read_beats, read_status
+from supersam.runtime.watchdog import Blame, blame
+
+State = Literal[
+    "new", "pending", "running", "finished", "stopped", "cancelled", "failed", "stuck", "lost"
+]
+RUN_FILE = "run.yaml"
+JOB_FILE = "job.json"  # written by `submission`, which this file must not import: it is slow
+_FRESH_BEATS = 6
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its folder and the queue show it."""
+
+    folder: Path
+    steps: int
+    """Optimizer steps that were asked for."""
+    heartbeat_s: float
+    """Seconds between its signs of life."""
+    status: Status | None
+    beats: list[Beat]
+    events: list[AttemptEvent]
+    blame: Blame | None
+    saved_step: int
+    """Step of the last checkpoint; 0 before the first."""
+    cancelled: bool
+    job: Job | None
+    """The newest job, where Slurm knows it."""
+    job_id: str | None
+
+    @property
+    def state(self) -> State:
+        """Where the run is; `lost`: it ended without saying so."""
+        if self.job is not None and self.job.is_active:
+            return "pending" if self.job.is_waiting else "running"
+        if any(is_alive(beat, self.heartbeat_s) for beat in self.beats):
+            return "running"
+        failed = any(beat.phase == "failed" for beat in self.beats)
+        if self.status is not None and self.status.phase == "finished" and not failed:
+            return "finished"
+        if self.cancelled and self.status is not None:
+            return "cancelled"
+        if self.blame is not None:
+            return "stuck"
+        if failed:
+            return "failed"
+        if self.status is not None and self.status.phase == "stopped":
+            return "stopped"
+        if 0 < self.steps <= self.saved_step:
+            return "finished"
+        if self.beats or self.saved_step:
+            return "lost"
+        return "failed" if self.events else "new"
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return self.saved_step if self.status is None else self.status.step
+
+
+def read_record(folder: Path, queue: Queue) -> RunRecord:
+    """Everything about the run of `folder`. Raises UserError where there is none."""
+    return read_records([folder], queue)[0]
+
+
+def read_records(folders: Sequence[Path], queue: Queue) -> list[RunRecord]:
+    """The same for several runs, with one question to Slurm."""
+    events = {folder: read_attempts(folder) for folder in folders}
+    ids = {folder: _newest_job(folder, events[folder]) for folder in folders}
+    jobs = queue.jobs(job_id for job_id in ids.values() if job_id is not None)
+    return [_record(folder, events[folder], ids[folder], jobs) for folder in folders]
+
+
+def find_runs(root: Path) -> list[Path]:
+    """Folders of the runs directly below `root`, the newest last."""
+    files = sorted(root.glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime)
+    return [file.parent for file in files]
+
+
+def is_alive(beat: Beat, heartbeat_s: float) -> bool:
+    """Whether the rank still works: by its process on this host, by its last sign elsewhere."""
+    if beat.has_ended:
+        return False
+    if beat.host == socket.gethostname():
+        return is_same_process(beat.pid, beat.started_ticks)
+    return time.time() - beat.time < _FRESH_BEATS * heartbeat_s
+
+
+def _record(
+    folder: Path, events: list[AttemptEvent], job_id: str | None, jobs: dict[str, Job]
+) -> RunRecord:
+    values = _run_values(folder)
+    status = read_status(folder)
+    steps = values.get("optim", {}).get("steps", 0) if status is None else status.steps
+    return RunRecord(
+        folder=folder,
+        steps=int(steps),
+        heartbeat_s=float(values.get("watchdog", {}).get("heartbeat_s", 10.0)),
+        status=status,
+        beats=read_beats(folder),
+        events=events,
+        blame=blame(folder),
+        saved_step=saved_step(folder),
+        cancelled=is_cancelled(folder),
+        job=jobs.get(job_id) if job_id is not None else None,
+        job_id=job_id,
+    )
+
+
+def _run_values(folder: Path) -> dict[str, Any]:
+    """The run as another version may have written it: nothing is validated."""
+    path = folder / RUN_FILE
+    if not path.is_file():
+        raise UserError(f"{folder} holds no run (no {RUN_FILE}); launch/status.py lists the runs")
+    return read_yaml(path)
+
+
+def _newest_job(folder: Path, events: list[AttemptEvent]) -> str | None:
+    """The job submitted last, which may not have begun, else the one that ran last."""
+    began = max((event.time for event in events), default=0.0)
+    try:
+        job = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
+        if job["submitted"] >= began:
+            return str(job["job_id"])
+    except (OSError, ValueError, KeyError):  # a local run, or another version's
+        pass
+    return next((event.job_id for event in reversed(events) if event.job_id is not None), None)

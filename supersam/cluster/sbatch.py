@@ -1,0 +1,109 @@
+"""What Slurm is asked for: a run as the parameters of submitit, and the script they make."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.slurm.slurm import _make_sbatch_string  # the only way to see a script without Slurm
+
+from supersam.config import ClusterConfig, TrainRun, UserError
+from supersam.config.cluster import minutes
+
+JOB_FOLDER = "slurm"
+"""Folder in the run's, of its user alone: submitit's scripts and pickles, and the batch log."""
+
+
+def sbatch_parameters(run: TrainRun) -> dict[str, Any]:
+    """The parameters of submitit's Slurm executor for `run`."""
+    cluster = run.cluster
+    folder = plain_path(run.folder)
+    return {
+        "job_name": run.name,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "time": None if cluster.time is None else minutes(cluster.time),
+        "constraint": cluster.constraint,
+        "exclude": cluster.exclude,
+        "nodes": (cluster.nodes or 1) + cluster.spare_nodes,
+        "gpus_per_node": cluster.gpus_per_node,
+        **_tasks(run),
+        "mem": cluster.mem,
+        "signal_delay_s": cluster.signal_delay_s,
+        "wckey": None,
+        "stderr_to_stdout": True,
+        "use_srun": False,  # the batch step is the supervisor; it starts the ranks
+        "setup": _setup(folder),
+        "additional_parameters": _additional(cluster),
+    }
+
+
+def sbatch_text(run: TrainRun) -> str:
+    """The script that would be submitted, without Slurm."""
+    folder = plain_path(run.folder) / JOB_FOLDER
+    command = f"{supervisor_python()} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    return str(_make_sbatch_string(command=command, folder=folder, **sbatch_parameters(run)))
+
+
+def build_executor(run: TrainRun) -> submitit.SlurmExecutor:
+    """The executor of submitit for `run`; its folder exists."""
+    executor = submitit.SlurmExecutor(
+        run.folder.absolute() / JOB_FOLDER, python=supervisor_python()
+    )
+    executor.update_parameters(**sbatch_parameters(run))
+    return executor
+
+
+def supervisor_python() -> str:
+    """The batch script's Python, in the place of its shell: signals to the script reach it."""
+    return f"exec {shlex.quote(sys.executable)}"
+
+
+def cores_per_rank(run: TrainRun) -> int:
+    """Cores of each rank: what was asked for, else one for it and one for each loader worker."""
+    return run.cluster.cpus_per_task or run.data.workers + 1
+
+
+def plain_path(path: Path) -> Path:
+    """`path` absolute. Raises UserError where Slurm or a script would read more than a path."""
+    path = path.absolute()
+    odd = sorted(
+        {char for char in str(path) if not char.isprintable() or char in "'\"\\$`%!#~&;<>|*?"}
+    )
+    if odd:
+        raise UserError(f"the path {str(path)!r} holds {odd}, which Slurm cannot take; rename it")
+    return path
+
+
+def _tasks(run: TrainRun) -> dict[str, int]:
+    each, cores = run.cluster.ranks_per_node, cores_per_rank(run)
+    if run.cluster.min_nodes is None:
+        return {"ntasks_per_node": each, "cpus_per_task": cores}
+    # With tasks per node and a range of nodes, Slurm grants the fewest even if more are free.
+    return {"cpus_per_task": each * cores}
+
+
+def _setup(folder: Path) -> list[str]:
+    job_folder, code = shlex.quote(str(folder / JOB_FOLDER)), shlex.quote(str(folder / "code"))
+    return [
+        "trap '' USR2 TERM  # until Python is up and takes them",
+        f'if [ ! -O {job_folder} ] || [ "$(stat -c %a {job_folder})" != 700 ]; then',
+        f"  echo error: {job_folder} must belong to you alone, as it holds pickles >&2; exit 1",
+        "fi",
+        f"export PYTHONPATH={code}",
+        f"cd {code} || exit 1  # or `python -m` would prefer the code where the job was submitted",
+    ]
+
+
+def _additional(cluster: ClusterConfig) -> dict[str, Any]:
+    options: dict[str, Any] = dict(option.split("=", 1) for option in cluster.sbatch)
+    options = {key: True if value == "true" else value for key, value in options.items()}
+    # B: the supervisor alone gets the notice, and passes it on.
+    options |= {"signal": f"B:USR2@{cluster.signal_delay_s}", "requeue": True}
+    if cluster.min_nodes is not None:
+        options["nodes"] = f"{cluster.min_nodes}-{(cluster.nodes or 1) + cluster.spare_nodes}"
+    return options | ({"no-kill": True} if cluster.may_lose_nodes else {})

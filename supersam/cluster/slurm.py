@@ -1,0 +1,159 @@
+"""Slurm's commands and what they tell, each with a limit on its time. No submitit, no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+_TIMEOUT_S = 30
+# What an enclosing allocation leaves behind would bind a new job to its cores, nodes and step.
+_INHERITED = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "PMI_", "PMI2_", "PMIX_")
+_KEPT = ("SLURM_CONF",)
+_ACTIVE = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "RESIZING"}
+_LOST = ("down", "drain", "fail", "not_responding", "unknown")
+
+
+class SlurmError(Exception):
+    """A command of Slurm failed; holds what it said."""
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What Slurm says of a job now."""
+
+    state: str
+    """PENDING, RUNNING, COMPLETING, CANCELLED, ..."""
+    reason: str
+    """Why it waits; `None` while it runs."""
+    restarts: int
+    """How often it was requeued."""
+    preempted: bool
+    """Whether a job of higher priority is taking its place."""
+    time_left_s: float
+    """Until its time limit; infinite without one."""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it runs, waits or is about to do so."""
+        return self.state in _ACTIVE
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it was requeued and waits only for the time that Slurm makes it wait."""
+        return self.state == "PENDING" and self.reason == "BeginTime" and self.restarts > 0
+
+
+def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` without what an enclosing Slurm job has set."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in _KEPT or not name.startswith(_INHERITED)
+    }
+
+
+@contextlib.contextmanager
+def outside_allocation() -> Iterator[None]:
+    """Within the block this process looks as if it ran in no Slurm job."""
+    before = dict(os.environ)
+    for name in before.keys() - clean_environment(before).keys():
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def run_command(*words: str, timeout_s: float = _TIMEOUT_S) -> str:
+    """What a command of Slurm prints. Raises SlurmError with its message where it fails."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except FileNotFoundError:
+        raise SlurmError(f"there is no {words[0]} on this machine") from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{words[0]} gave no answer within {timeout_s:g} s") from None
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines()
+        raise SlurmError(said[-1] if said else f"{words[0]} ended with {done.returncode}")
+    return done.stdout
+
+
+def missing_slurm() -> str | None:
+    """What keeps this machine from submitting to Slurm; None where nothing does."""
+    if shutil.which("sbatch") is None or shutil.which("scontrol") is None:
+        return "there is no sbatch on this machine"
+    try:
+        run_command("scontrol", "ping", timeout_s=10)
+    except SlurmError as fault:
+        return f"Slurm's controller does not answer ({fault})"
+    return None
+
+
+def job_facts(job_id: str) -> JobFacts | None:
+    """The state of a job; None where Slurm has forgotten it. Raises SlurmError without answer."""
+    try:
+        text = run_command("scontrol", "show", "job", "--oneliner", job_id)
+    except SlurmError as fault:
+        if "Invalid job id" in str(fault):
+            return None
+        raise
+    return parse_job(text)
+
+
+def parse_job(text: str) -> JobFacts:
+    """The facts in a line of `scontrol show job --oneliner`."""
+    fields = dict(word.split("=", 1) for word in text.split() if "=" in word)
+    return JobFacts(
+        state=fields["JobState"],
+        reason=fields.get("Reason", "None"),
+        restarts=int(fields.get("Restarts", 0)),
+        preempted=fields.get("PreemptTime", "None") not in ("None", "N/A"),
+        time_left_s=_seconds(fields.get("TimeLimit", "")) - _seconds(fields.get("RunTime", "")),
+    )
+
+
+def job_hosts(job_id: str) -> list[str]:
+    """The hosts of a job's allocation now, in Slurm's order."""
+    compact = run_command("squeue", "--noheader", "--jobs", job_id, "--format=%N").strip()
+    return run_command("scontrol", "show", "hostnames", compact).split()
+
+
+def lost_hosts(hosts: list[str]) -> list[str]:
+    """Those of `hosts` that Slurm finds down or silent."""
+    if not hosts:
+        return []
+    listing = run_command(
+        "sinfo", "--noheader", "--Node", f"--nodes={','.join(hosts)}", "--format=%N %T"
+    )
+    states = dict(line.split(maxsplit=1) for line in listing.splitlines())
+    return [host for host in hosts if _is_lost(states.get(host, "unknown"))]
+
+
+def requeue(job_id: str) -> None:
+    """Send a running job back to the queue; ends all its processes."""
+    run_command("scontrol", "requeue", job_id)
+
+
+def end_hold(job_id: str) -> None:
+    """Let a requeued job start as soon as there are hosts, not after Slurm's wait."""
+    run_command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+
+
+def _is_lost(state: str) -> bool:
+    return state.endswith("*") or state.lower().startswith(_LOST)
+
+
+def _seconds(text: str) -> float:
+    """Of D-HH:MM:SS; infinite for UNLIMITED and for what is no time."""
+    days, _, clock = text.rpartition("-")
+    parts = clock.split(":")
+    if not all(part.isdigit() for part in parts) or not (days or "0").isdigit():
+        return float("inf")
+    seconds = 0.0
+    for part in parts:
+        seconds = seconds * 60 + int(part)
+    return seconds + int(days or 0) * 86400

@@ -1,0 +1,142 @@
+"""Submit a prepared run to Slurm through submitit, and follow it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from supersam.cluster import slurm
+from supersam.cluster.attempts import CANCEL, read_attempts
+from supersam.cluster.sbatch import JOB_FOLDER, build_executor, plain_path
+from supersam.cluster.snapshot import snapshot_code
+from supersam.cluster.supervisor import Supervisor
+from supersam.config import TrainRun, UserError
+from supersam.config.io import USAGE_ERROR
+from supersam.runtime.atomic import write_json
+
+JOB_FILE = "job.json"
+"""File in the run folder: id and time of the run's last submission."""
+_POLL_S = 1.0
+_SLOW_POLL_S = 10.0
+
+
+def require_no_active_job(folder: Path) -> None:
+    """Raise UserError where a job of this run waits or runs: two would write the same files."""
+    job_id = submitted_job(folder)
+    if job_id is None:
+        return
+    facts = slurm.job_facts(job_id)
+    if facts is not None and facts.is_active:
+        raise UserError(
+            f"this run is job {job_id}, which is {facts.state}; follow it with python "
+            f"launch/status.py {folder} --follow, or end it with scancel {job_id} first"
+        )
+
+
+def submitted_job(folder: Path) -> str | None:
+    """The Slurm job of a run's last submission; None where it never was submitted."""
+    try:
+        return str(json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))["job_id"])
+    except FileNotFoundError:
+        return None
+
+
+def submit_job(run: TrainRun) -> str:
+    """Submit the run, whose folder is prepared. Returns the job's id."""
+    folder = plain_path(run.folder)
+    (folder / CANCEL).unlink(missing_ok=True)
+    snapshot_code(folder)
+    (folder / JOB_FOLDER).mkdir(exist_ok=True)
+    (folder / JOB_FOLDER).chmod(0o700)  # it holds pickles
+    with slurm.outside_allocation():
+        try:
+            job = build_executor(run).submit(Supervisor(str(folder)))
+        except Exception as fault:  # submitit has several, each with sbatch's own words
+            raise UserError(f"Slurm refused the job: {fault}") from fault
+    write_json(folder / JOB_FILE, {"job_id": job.job_id, "submitted": time.time()})
+    return str(job.job_id)
+
+
+def follow_job(run: TrainRun, job_id: str) -> int:
+    """Show rank 0's log until the job is over. Returns the run's exit code.
+
+    Also ends the wait that Slurm puts before each requeued start. Ctrl-C leaves the job alone.
+    """
+    folder = run.folder.absolute()
+    printer = _LogPrinter(folder, job_id)
+    try:
+        facts = _wait_for_end(printer, job_id)
+    except KeyboardInterrupt:
+        print(
+            f"\njob {job_id} goes on; follow it with python launch/status.py {run.folder} "
+            f"--follow, end it with scancel {job_id}",
+            file=sys.stderr,
+        )
+        return 128 + 2
+    return _outcome(folder, job_id, facts)
+
+
+def _wait_for_end(printer: _LogPrinter, job_id: str) -> slurm.JobFacts | None:
+    pause_s, silent = _POLL_S, False
+    while True:
+        printer.print_new()
+        try:
+            facts = slurm.job_facts(job_id)
+        except slurm.SlurmError as fault:
+            if not silent:
+                print(f"Slurm does not answer ({fault}); waiting for it", file=sys.stderr)
+            silent, pause_s = True, min(2 * pause_s, _SLOW_POLL_S)
+        else:
+            silent, pause_s = False, _POLL_S
+            if facts is None or not facts.is_active:
+                printer.print_new()
+                return facts
+            if facts.is_held:
+                with contextlib.suppress(slurm.SlurmError):  # not every site allows it
+                    slurm.end_hold(job_id)
+        time.sleep(pause_s)
+
+
+def _outcome(folder: Path, job_id: str, facts: slurm.JobFacts | None) -> int:
+    ends = [event for event in read_attempts(folder) if event.job_id == job_id]
+    last = ends[-1] if ends else None
+    if last is not None and last.event == "end":
+        if last.reason == "finished":
+            return 0
+        print(f"job {job_id} ended: {last.reason}; see {folder / 'logs'}", file=sys.stderr)
+        return USAGE_ERROR if last.exit_code == USAGE_ERROR else 1
+    state = facts.state if facts is not None else "gone"
+    log = folder / JOB_FOLDER / f"{job_id}_0_log.out"
+    print(f"job {job_id} is {state} and left no word of its end; see {log}", file=sys.stderr)
+    return 1
+
+
+@dataclass
+class _LogPrinter:
+    """Prints what is new in the supervisor's and rank 0's logs of a job."""
+
+    folder: Path
+    job_id: str
+    _read: dict[Path, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for log in self._logs():  # of earlier jobs of this run
+            self._read[log] = log.stat().st_size
+
+    def print_new(self) -> None:
+        for log in self._logs():
+            with log.open("rb") as file:
+                file.seek(self._read.get(log, 0))
+                piece = file.read()
+            self._read[log] = self._read.get(log, 0) + len(piece)
+            sys.stdout.write(piece.decode("utf-8", errors="replace"))
+        sys.stdout.flush()
+
+    def _logs(self) -> list[Path]:
+        batch = self.folder / JOB_FOLDER / f"{self.job_id}_0_log.out"
+        ranks = sorted((self.folder / "logs").glob("task-00000.attempt-*.log"))
+        return [*([batch] if batch.exists() else []), *ranks]

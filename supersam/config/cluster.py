@@ -1,0 +1,143 @@
+"""Where a run runs, and what Slurm is asked for. A value from here can never become a command."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
+
+from supersam.config.sections import Section
+
+# Letters, digits and what node lists, features and sizes are written with. No blanks, quotes,
+# backslashes, dollar signs or control characters: nothing that a shell or a script would read.
+_PLAIN = re.compile(r"[A-Za-z0-9_.,:;/@%+=^&|*()\[\]-]+")
+_OPTION = re.compile(r"[a-z][a-z0-9-]*=.*", re.DOTALL)
+_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+# What SuperSAM sets itself, and what would run a command or change what a job may see.
+_OWN_OPTIONS = {
+    *("array", "chdir", "cpus-per-task", "error", "export", "export-file", "input", "job-name"),
+    *("kill-on-bad-exit", "no-kill", "no-requeue", "nodes", "ntasks", "ntasks-per-node"),
+    *("open-mode", "output", "requeue", "signal", "time", "wrap"),
+}
+
+
+def plain(value: str) -> str:
+    """`value`, which holds no character that a script could read as more than text."""
+    if _PLAIN.fullmatch(value) is None:
+        raise ValueError(
+            "holds a character that could be read as a command; allowed are letters, digits and "
+            "_.,:;/@%+=^&|*()[]-"
+        )
+    return value
+
+
+def minutes(text: str) -> int:
+    """Minutes of a time limit as Slurm writes it, rounded up: 90, 30:00, 02:00:00, 1-12:00:00."""
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise ValueError("is no time; write minutes, HH:MM:SS or D-HH:MM:SS")
+    days, *rest = match.groups()
+    fields = [int(field) for field in rest if field is not None]
+    if days is not None:  # D-HH, D-HH:MM, D-HH:MM:SS
+        hours, mins, seconds = (fields + [0, 0])[:3]
+    elif len(fields) == 3:
+        hours, mins, seconds = fields
+    else:  # MM, MM:SS
+        hours, (mins, seconds) = 0, (fields + [0])[:2]
+    return (int(days or 0) * 24 + hours) * 60 + mins + (seconds > 0)
+
+
+def _time_text(value: object) -> object:
+    if isinstance(value, int):
+        raise ValueError('must be in quotes, "90" or "1:30:00": YAML reads 1:30 as the number 90')
+    return value
+
+
+def _valid_time(value: str) -> str:
+    if minutes(value) < 1:
+        raise ValueError("is no time; the least is 1 minute")
+    return value
+
+
+def _option_list(value: object) -> object:
+    """`sbatch` may be a mapping in YAML; on the command line it is words KEY=VALUE."""
+    if isinstance(value, dict):
+        return tuple(f"{key}={_text(item)}" for key, item in value.items())
+    return value
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _valid_option(option: str) -> str:
+    if _OPTION.fullmatch(option) is None:
+        raise ValueError("must be KEY=VALUE with a long option of sbatch, such as mail-type=END")
+    key, _, value = option.partition("=")
+    if key in _OWN_OPTIONS:
+        raise ValueError(f"{key} is set by SuperSAM; use its own flags")
+    plain(value)
+    return option
+
+
+Plain = Annotated[str, AfterValidator(plain)]
+
+
+class ClusterConfig(Section):
+    """Where a run runs."""
+
+    cluster: Literal["auto", "inline", "local", "slurm"] = "auto"
+    """auto: Slurm where there is one and nodes are asked for, else this machine."""
+    nodes: PositiveInt | None = None
+    """Nodes that train, of the Slurm job."""
+    min_nodes: PositiveInt | None = None
+    """Fewest nodes to go on with when hosts fail or are not free; null insists on `nodes`."""
+    spare_nodes: int = Field(0, ge=0)
+    """Further nodes, idle until one that trains fails."""
+    tasks_per_node: PositiveInt | None = None
+    """Ranks on each node (with `local`: on this machine); null takes one a GPU, else one."""
+    partition: Plain | None = None
+    """Slurm partition; null takes the site's default."""
+    account: Plain | None = None
+    """Account to charge."""
+    qos: Plain | None = None
+    """Quality of service."""
+    time: Annotated[str, BeforeValidator(_time_text), AfterValidator(_valid_time)] | None = None
+    """Time limit of one attempt: minutes, HH:MM:SS or D-HH:MM:SS. The run goes on in the next."""
+    constraint: Plain | None = None
+    """Node features."""
+    exclude: Plain | None = None
+    """Nodes to leave out."""
+    gpus_per_node: PositiveInt | None = None
+    """GPUs of each node; null asks for none."""
+    cpus_per_task: PositiveInt | None = None
+    """Cores of each rank; null asks for one for the rank and one for each loader worker."""
+    mem: Plain | None = None
+    """Memory of each node, such as 64G."""
+    sbatch: Annotated[
+        tuple[Annotated[str, AfterValidator(_valid_option)], ...], BeforeValidator(_option_list)
+    ] = ()
+    """Further options of sbatch, KEY=VALUE."""
+    wait: bool = False
+    """Stay, show rank 0's log, and exit as the run does; Ctrl-C leaves the job running."""
+    signal_delay_s: int = Field(120, ge=10)
+    """Seconds before the time limit at which the ranks are told to save."""
+    max_attempts_without_progress: PositiveInt = 3
+    """Attempts in a row without a new checkpoint after which a job gives up."""
+
+    @model_validator(mode="after")
+    def _node_counts_agree(self) -> ClusterConfig:
+        if self.min_nodes is not None and self.min_nodes > (self.nodes or 1):
+            raise ValueError(f"min_nodes={self.min_nodes} is more than nodes={self.nodes or 1}")
+        return self
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Ranks on each node."""
+        return self.tasks_per_node or self.gpus_per_node or 1
+
+    @property
+    def may_lose_nodes(self) -> bool:
+        """Whether the run can go on, in its allocation, without a host that failed."""
+        return self.spare_nodes > 0 or self.min_nodes is not None

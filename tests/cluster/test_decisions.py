@@ -1,0 +1,45 @@
+import signal
+from dataclasses import replace
+
+import pytest
+
+from supersam.cluster.decisions import Ending, next_action
+
+CRASH = Ending(1, cancelled=False, requeued=False, lost_hosts=(), noticed=False, preempted=False)
+
+
+def act(ending: Ending, *, stalled: int = 1, enough_hosts: bool = True) -> str:
+    return next_action(ending, stalled=stalled, most_stalled=3, enough_hosts=enough_hosts)
+
+
+@pytest.mark.parametrize(
+    ("ending", "reason", "action"),
+    [
+        (replace(CRASH, exit_code=0), "finished", "exit"),
+        (CRASH, "failed", "restart"),
+        (replace(CRASH, exit_code=137), "failed", "restart"),
+        (replace(CRASH, exit_code=2), "failed", "exit"),
+        (replace(CRASH, lost_hosts=("n2",)), "node failure", "restart"),
+        (replace(CRASH, lost_hosts=("n2",), requeued=True), "node failure", "exit"),
+        (replace(CRASH, exit_code=128 + signal.SIGUSR2), "signal USR2", "requeue"),
+        (replace(CRASH, exit_code=140, noticed=True), "time limit", "requeue"),
+        (replace(CRASH, exit_code=140, noticed=True, preempted=True), "preempted", "requeue"),
+        (replace(CRASH, exit_code=143, requeued=True), "requeued", "exit"),
+        (replace(CRASH, exit_code=None, requeued=True), "requeued", "exit"),
+        (replace(CRASH, exit_code=None, noticed=True), "time limit", "requeue"),
+        (replace(CRASH, exit_code=140, cancelled=True), "cancelled", "exit"),
+        (replace(CRASH, exit_code=None, cancelled=True), "cancelled", "exit"),
+    ],
+)
+def test_each_ending_has_its_reason_and_its_consequence(ending, reason, action):
+    assert (ending.reason, act(ending)) == (reason, action)
+
+
+def test_a_run_without_enough_hosts_goes_back_to_the_queue():
+    assert act(replace(CRASH, lost_hosts=("n2",)), enough_hosts=False) == "requeue"
+
+
+@pytest.mark.parametrize("ending", [CRASH, replace(CRASH, exit_code=140, noticed=True)])
+def test_a_run_without_progress_is_given_up_at_the_limit(ending):
+    assert act(ending, stalled=2) != "exit"
+    assert act(ending, stalled=3) == "exit"

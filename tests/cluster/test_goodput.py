@@ -1,0 +1,85 @@
+"""Every node-hour is either productive or lost to a named cause."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from supersam.cluster.attempts import AttemptEvent
+from supersam.cluster.goodput import measure_goodput
+from supersam.runtime.vitals import AttemptTimes
+
+HOUR = 3600.0
+
+
+def times(start: float, first: int, last: int, **seconds: float) -> AttemptTimes:
+    return AttemptTimes(
+        started=start,
+        updated=start + sum(seconds.values()),
+        first_step=first,
+        last_step=last,
+        world_size=4,
+        nodes=2,
+        seconds=seconds,
+    )
+
+
+def event(attempt: int, kind: str, when: float, reason: str | None = None) -> AttemptEvent:
+    return AttemptEvent(
+        attempt=attempt,
+        event=kind,
+        time=when,
+        job_id="7",
+        restart_count=attempt - 1,
+        hosts=("n1", "n1", "n2", "n2"),
+        world_size=4,
+        step=0,
+        reason=reason,
+    )
+
+
+@pytest.fixture
+def interrupted() -> tuple[list[AttemptEvent], list[AttemptTimes]]:
+    """An hour cut short by a dead node (20 of 100 steps are taken again), then a second one."""
+    first = times(100.0, 0, 100, starting=500.0, training=1000.0, saving=200.0, unfinished=300.0)
+    second = times(HOUR + 1000, 80, 200, starting=500.0, training=1200.0)
+    events = [
+        event(1, "start", 0.0),
+        event(1, "end", HOUR, "node failure"),
+        event(2, "start", HOUR + 900),
+        event(2, "end", HOUR + 2700, "finished"),
+    ]
+    return events, [first, second]
+
+
+def test_the_parts_make_the_whole(interrupted) -> None:
+    goodput = measure_goodput(*interrupted, now=0.0)
+    assert goodput.allocated_node_h == pytest.approx(2 * (HOUR + 1800) / HOUR)
+    parts = goodput.productive_node_h + sum(goodput.lost_node_h.values())
+    assert parts == pytest.approx(goodput.allocated_node_h)
+    assert min(goodput.lost_node_h.values()) > 0
+
+
+def test_steps_taken_again_and_waiting_are_lost_to_the_reason_of_the_end(interrupted) -> None:
+    goodput = measure_goodput(*interrupted, now=0.0)
+    assert goodput.productive_node_h == pytest.approx(2 * (800 + 1200) / HOUR)
+    lost_s = {cause: hours * HOUR / 2 for cause, hours in goodput.lost_node_h.items()}
+    assert lost_s["steps taken again: node failure"] == pytest.approx(200)
+    assert lost_s["checkpoints"] == pytest.approx(200)
+    assert lost_s["start-up"] == pytest.approx(100 + 500 + 100 + 500)
+    assert lost_s["waiting for the end: node failure"] == pytest.approx(HOUR - 1800)
+    assert list(lost_s) == sorted(lost_s, key=lambda cause: -lost_s[cause])
+
+
+def test_an_attempt_without_a_step_is_wholly_lost() -> None:
+    events = [event(1, "start", 0.0), event(1, "end", 60.0, "failed")]
+    goodput = measure_goodput(events, [], now=0.0)
+    assert goodput.share == 0
+    assert goodput.lost_node_h == {"no step before the end: failed": pytest.approx(120 / HOUR)}
+
+
+def test_a_run_that_nobody_recorded_is_measured_by_rank_0_alone() -> None:
+    goodput = measure_goodput([], [times(5.0, 0, 10, starting=25.0, training=75.0)], now=0.0)
+    assert math.isclose(goodput.share, 0.75)
+    assert measure_goodput([], [], now=0.0).share == 0

@@ -1,0 +1,79 @@
+"""TensorBoard answers on loopback only, says how to reach it, and ends with Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from tests.paths import ROOT
+
+START_S = 150
+
+
+def start(*words: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, ROOT / "launch" / "monitor.py", *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_it_serves_on_loopback_and_ends_with_ctrl_c(tmp_path: Path) -> None:
+    process = start("--logdir", tmp_path)
+    try:
+        assert process.stdout is not None
+        assert select.select([process.stdout], [], [], START_S)[0], "it never said a word"
+        said = "".join(process.stdout.readline() for _ in range(3))
+        tunnel = re.search(r"ssh -N -L (\d+):localhost:\1 \S+@(\S+)", said)
+        assert tunnel is not None
+        assert tunnel.group(2) == socket.getfqdn()
+        port = int(tunnel.group(1))
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/logdir", timeout=30) as page:
+            assert str(tmp_path) in page.read().decode()
+        assert listening_addresses(port) == {"127.0.0.1"}
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert "Traceback" not in errors
+        assert listening_addresses(port) == set()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def listening_addresses(port: int) -> set[str]:
+    """Local addresses of the TCP sockets that listen on a port."""
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
+            local, state = line.split()[1], line.split()[3]
+            address, _, hexport = local.partition(":")
+            if state == "0A" and int(hexport, 16) == port:
+                octets = reversed(bytes.fromhex(address)) if table == "tcp" else [0]
+                found.add(".".join(str(octet) for octet in octets))
+    return found
+
+
+def test_what_a_user_gets_wrong_is_one_line(tmp_path: Path) -> None:
+    absent = start("--logdir", tmp_path / "absent")
+    _, errors = absent.communicate(timeout=START_S)
+    expected = f"error: --logdir {tmp_path / 'absent'} is no folder; name a run's folder, or runs"
+    assert (absent.returncode, errors.strip()) == (2, expected)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        taken = start("--logdir", tmp_path, "--port", str(port))
+        began = time.monotonic()
+        _, errors = taken.communicate(timeout=START_S)
+    assert taken.returncode == 2
+    assert f"port {port} cannot be used (Address already in use)" in errors
+    assert time.monotonic() - began < START_S

@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+
+from supersam.cluster import submit
+from supersam.cluster.preflight import check_partition
+from supersam.config import TrainRun
+
+BATCH = {
+    **{"PartitionName": "batch", "Default": "YES", "MaxTime": "1-00:00:00", "TotalNodes": "8"},
+    **{"PreemptMode": "REQUEUE", "GraceTime": "20", "DefaultTime": "NONE"},
+}
+URGENT = BATCH | {"PartitionName": "urgent", "Default": "NO", "MaxTime": "UNLIMITED"}
+
+
+def faults(**cluster: object) -> list[str]:
+    run = TrainRun.model_validate({"data": {"source": "synthetic"}, "cluster": cluster})
+    findings = check_partition(run, [BATCH, URGENT])
+    assert all(finding.startswith(("ok: ", "error: ")) for finding in findings)
+    return [finding for finding in findings if finding.startswith("error: ")]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "fault"),
+    [
+        ({"partition": "bach"}, "partition bach does not exist; there are ['batch', 'urgent']"),
+        ({"time": "2-00:00:00"}, "--time 2-00:00:00 is above the partition's MaxTime=1-00:00:00"),
+        ({"nodes": 9}, "9 nodes, the partition has 8"),
+        ({"nodes": 8, "spare_nodes": 1}, "9 nodes, the partition has 8"),
+    ],
+)
+def test_what_slurm_would_refuse_is_found_before(cluster, fault):
+    (found,) = faults(**cluster)
+    assert fault in found
+
+
+@pytest.mark.parametrize(
+    "cluster", [{}, {"time": "24:00:00", "nodes": 8}, {"partition": "urgent", "time": "9-0"}]
+)
+def test_what_slurm_would_grant_has_no_faults(cluster):
+    assert faults(**cluster) == []
+
+
+def test_nodes_without_slurm_are_a_users_mistake(monkeypatch, tmp_path: Path, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    values = {"data": {"source": "synthetic"}, "cluster": {"nodes": 8}, "run": tmp_path / "run"}
+    assert submit(TrainRun.model_validate(values)) == 2
+    message = capsys.readouterr().err
+    assert "no sbatch on this machine" in message
+    assert "leave out --nodes" in message
+    assert not (tmp_path / "run").exists()

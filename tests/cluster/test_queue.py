@@ -1,0 +1,66 @@
+"""Slurm is asked with time limits, and its silence costs one note. Its commands are stand-ins."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from supersam.cluster.queue import Job, Queue
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Install stand-ins for Slurm's commands; there are no others on the PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin-without-slurm")
+
+    def install(name: str, script: str) -> None:
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        (folder / name).chmod(0o755)
+
+    return install
+
+
+def test_squeue_comes_first_and_sacct_is_asked_for_the_rest(slurm) -> None:
+    slurm("squeue", "echo '7|RUNNING|None|n[1-2]|2026-01-01T10:00:00'")
+    slurm("sacct", 'echo "$@" > "$(/usr/bin/dirname "$0")/asked"; echo "8|CANCELLED by 0|None|n3|"')
+    queue = Queue()
+    jobs = queue.jobs(["7", "8"])
+    assert jobs["7"] == Job("7", "RUNNING", "", "n[1-2]", "2026-01-01T10:00:00")
+    assert jobs["8"].state == "CANCELLED"
+    assert not jobs["8"].is_active
+    asked = (Path(os.environ["PATH"].split(":")[0]) / "asked").read_text(encoding="utf-8")
+    assert asked.split()[-1] == "--jobs=8"
+    assert queue.note is None
+
+
+def test_a_hanging_controller_costs_the_time_limit_and_one_note(slurm) -> None:
+    slurm("squeue", "exec /bin/sleep 60")
+    queue = Queue(timeout_s=0.3)
+    began = time.monotonic()
+    assert queue.jobs(["7"]) == {}
+    assert time.monotonic() - began < 10
+    assert queue.note is not None
+    assert "squeue: no answer within 0.3 s" in queue.note
+    assert "\n" not in queue.note
+
+
+def test_absent_accounting_and_a_forgotten_job_are_nothing_to_mention(slurm) -> None:
+    slurm("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    slurm("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    queue = Queue()
+    assert queue.jobs(["7"]) == {}
+    assert queue.note is None
+
+
+def test_without_slurm_only_a_run_with_a_job_is_worth_a_note(slurm) -> None:
+    queue = Queue()
+    assert queue.jobs([]) == {}
+    assert queue.note is None
+    assert queue.jobs(["7"]) == {}
+    assert queue.note is not None
+    assert "no Slurm here" in queue.note

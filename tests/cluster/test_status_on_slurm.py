@@ -1,0 +1,89 @@
+"""launch/status.py on a real cluster without accounting, with its controller up and down."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.handle import DevCluster, wait_for
+from tests.cluster.tiny_run import status, why
+from tests.paths import ROOT
+
+pytestmark = pytest.mark.cluster
+RANK = """\
+import sys, time
+from pathlib import Path
+from supersam.runtime.heartbeat import Heart
+with Heart(Path(sys.argv[1]), rank=0, world_size=1, nodes=1, interval_s=0.5, steps=900) as heart:
+    heart.begin(0)
+    for step in range(1, 901):
+        time.sleep(1)
+        heart.end_step(step)
+"""
+
+
+@pytest.fixture(scope="module")
+def small_cluster(start_cluster: Callable[..., DevCluster]) -> DevCluster:
+    return start_cluster(hosts=1)
+
+
+@pytest.fixture
+def submit(small_cluster: DevCluster, tmp_path: Path) -> Callable[[str], Path]:
+    """Submit a job that beats; returns its run folder."""
+    (tmp_path / "rank.py").write_text(RANK, encoding="utf-8")
+
+    def submit(name: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        config = "{optim: {steps: 900}, watchdog: {heartbeat_s: 0.5}}"
+        (folder / "run.yaml").write_text(config, encoding="utf-8")
+        script = tmp_path / f"{name}.sh"
+        command = f"PYTHONPATH={ROOT} {sys.executable} {tmp_path}/rank.py {folder}"
+        script.write_text(f"#!/bin/bash\n{command}\n", encoding="utf-8")
+        job_id = small_cluster.submit(script, "--exclusive", f"--output={folder}/slurm.log")
+        job = {"job_id": job_id, "submitted": time.time()}
+        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        return folder
+
+    return submit
+
+
+def test_pending_running_a_silent_controller_and_cancel(
+    small_cluster: DevCluster, submit: Callable[[str], Path]
+) -> None:
+    env = small_cluster.env
+    first = submit("first")
+    wait_for(lambda: (first / "status.json").exists(), 90, what="the first sign of life")
+    second = submit("second")
+    assert why(first, env)["text"].startswith("running: step ")
+    said = why(second, env)
+    assert said["kind"] == "pending"
+    wait_for(lambda: "reason Resources" in why(second, env)["text"], 30, what="Slurm's reason")
+    small_cluster.run(["sh", "-c", "sleep 6"])  # slurmctld saves its state up to 5 s late
+    small_cluster.kill("ctl")
+    try:
+        began = time.monotonic()
+        blind = status("--root", first.parent, env=env)
+        assert time.monotonic() - began < 40
+        assert blind.returncode == 0
+        assert [line.split()[:2] for line in blind.stdout.splitlines()[1:]] == [
+            ["first", "running"],
+            ["second", "new"],
+        ]
+        assert blind.stderr.startswith("note: Slurm does not answer (squeue: ")
+        assert len(blind.stderr.splitlines()) == 1
+    finally:
+        small_cluster.start("ctl")
+    wait_for(lambda: why(second, env)["kind"] == "pending", 30, what="Slurm's answer")
+    for folder in (second, first):
+        ended = status(folder, "--cancel", env=env)
+        assert "it will not be requeued" in ended.stdout
+        assert (folder / "cancel").exists()
+    wait_for(lambda: status(first, "--cancel", env=env).returncode == 2, 60, what="the job's end")
+    assert subprocess.run(["squeue", "-h"], env=env, capture_output=True).stdout.strip() == b""

@@ -1,0 +1,137 @@
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from supersam.cluster.batch import legal_node_counts, require_legal_world
+from supersam.cluster.sbatch import plain_path, sbatch_text
+from supersam.cluster.slurm import clean_environment, outside_allocation, parse_job
+from supersam.config import ClusterConfig, TrainRun, UserError
+from supersam.config.cluster import minutes
+
+ODD = ["a b", "a\nrm x", "$(id)", "`id`", "a'b", 'a"b', "a\\b", "a#b", "é", ""]
+
+
+def run_with(**cluster: object) -> TrainRun:
+    values = {"data": {"source": "synthetic", "workers": 2}, "run": "/shared/r", "cluster": cluster}
+    return TrainRun.model_validate(values)
+
+
+def options(run: TrainRun) -> dict[str, str]:
+    lines = [line for line in sbatch_text(run).splitlines() if line.startswith("#SBATCH ")]
+    words = [shlex.split(line.removeprefix("#SBATCH "))[0].removeprefix("--") for line in lines]
+    return {key: value for key, _, value in (word.partition("=") for word in words)}
+
+
+@pytest.mark.parametrize("field", ["partition", "account", "qos", "constraint", "exclude", "mem"])
+@pytest.mark.parametrize("value", ODD)
+def test_a_value_that_could_be_a_command_is_refused(field, value):
+    with pytest.raises(ValidationError, match="could be read as a command"):
+        ClusterConfig.model_validate({field: value})
+
+
+@pytest.mark.parametrize("value", [v for v in ODD if v])
+def test_an_sbatch_value_that_could_be_a_command_is_refused(value):
+    with pytest.raises(ValidationError, match="could be read as a command"):
+        ClusterConfig.model_validate({"sbatch": {"mail-user": value}})
+
+
+@pytest.mark.parametrize("option", ["wrap=id", "export=ALL", "output=x", "signal=9", "chdir=/"])
+def test_options_that_belong_to_the_program_are_refused(option):
+    with pytest.raises(ValidationError, match="set by SuperSAM"):
+        ClusterConfig.model_validate({"sbatch": [option]})
+
+
+@pytest.mark.parametrize("option", ["mail-type", "-x=1", "Mail=1", "a b=1", "x\ny=1"])
+def test_an_sbatch_option_must_be_key_and_value(option):
+    with pytest.raises(ValidationError, match="KEY=VALUE"):
+        ClusterConfig.model_validate({"sbatch": [option]})
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a'b", "a$(id)", "a%jb", "a`b", "a;b", "a\\b"])
+def test_a_run_folder_that_a_script_could_misread_is_refused(name):
+    with pytest.raises(UserError, match="rename it"):
+        plain_path(Path("/shared") / name)
+
+
+def test_a_folder_with_blanks_stays_one_word_in_the_script():
+    run = run_with(nodes=2).model_copy(update={"run": Path("/shared/my runs/é")})
+    last = sbatch_text(run).splitlines()[-1]
+    assert shlex.split(last)[-1] == "/shared/my runs/é/slurm"
+    assert options(run)["output"] == "/shared/my runs/é/slurm/%j_0_log.out"
+
+
+def test_what_was_asked_for_reaches_slurm():
+    run = run_with(
+        nodes=4,
+        gpus_per_node=8,
+        partition="long,short",
+        time="1-02:00:00",
+        mem="64G",
+        sbatch={"mail-type": "END", "exclusive": True},
+    )
+    asked = options(run)
+    expected = {"nodes": "4", "ntasks-per-node": "8", "gpus-per-node": "8", "mem": "64G"}
+    expected |= {"partition": "long,short", "time": "1560", "mail-type": "END"}
+    expected |= {"cpus-per-task": "3", "exclusive": "", "requeue": "", "signal": "B:USR2@120"}
+    assert expected.items() <= asked.items()
+    assert "no-kill" not in asked
+
+
+def test_a_run_that_may_lose_nodes_keeps_its_allocation():
+    assert options(run_with(nodes=4, spare_nodes=1))["nodes"] == "5"
+    asked = options(run_with(nodes=4, min_nodes=2))
+    assert (asked["nodes"], asked["no-kill"]) == ("2-4", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90), ("30:00", 30), ("00:30", 1), ("02:00:00", 120), ("1-12", 2160), ("1-0:30", 1470)],
+)
+def test_times_are_read_as_slurm_reads_them(text, expected):
+    assert minutes(text) == expected
+
+
+@pytest.mark.parametrize("value", ["", "1h", "0", "-5", "1:2:3:4", 5400])
+def test_what_is_no_time_is_refused(value):
+    with pytest.raises(ValidationError, match="time"):
+        ClusterConfig.model_validate({"time": value})
+
+
+def test_a_new_job_inherits_nothing_of_an_enclosing_one(monkeypatch):
+    inherited = {"SLURM_JOB_ID": "1", "SLURM_CPU_BIND": "mask", "SBATCH_PARTITION": "x"}
+    inherited |= {"SRUN_CPUS_PER_TASK": "2", "PMI_RANK": "0", "PMIX_ID": "3"}
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "PATH": "/bin", "PMICKEY": "no"}
+    assert clean_environment(inherited | kept) == kept
+    monkeypatch.setenv("SLURM_CPU_BIND", "mask")
+    with outside_allocation():
+        assert "SLURM_CPU_BIND" not in os.environ
+    assert os.environ["SLURM_CPU_BIND"] == "mask"
+
+
+def test_only_world_sizes_that_divide_the_batch_are_legal():
+    run = run_with(tasks_per_node=2).model_copy(
+        update={"optim": run_with().optim.model_copy(update={"global_batch": 12, "accumulate": 2})}
+    )
+    assert legal_node_counts(run) == [1, 3]
+    require_legal_world(run, 6)
+    with pytest.raises(UserError, match=r"4 ranks do not divide .* legal are \[1, 2, 3, 6\]"):
+        require_legal_world(run, 4)
+
+
+def test_the_facts_of_a_job_are_read_from_what_slurm_prints():
+    line = (
+        "JobId=3 JobName=x JobState=PENDING Reason=BeginTime Dependency=(null) Restarts=2 "
+        "RunTime=00:10:00 TimeLimit=1-00:20:00 PreemptTime=None"
+    )
+    facts = parse_job(line)
+    assert (facts.restarts, facts.is_active, facts.is_held, facts.preempted) == (
+        2,
+        True,
+        True,
+        False,
+    )
+    assert facts.time_left_s == 86400 + 600
+    assert parse_job(line.replace("1-00:20:00", "UNLIMITED")).time_left_s == float("inf")

@@ -1,0 +1,227 @@
+"""One line says what happened: real processes that end badly, and the files they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from supersam.cluster.attempts import AttemptEvent
+from supersam.cluster.queue import Job, Queue
+from supersam.cluster.record import RunRecord, read_record
+from supersam.cluster.why import explain
+from supersam.runtime.watchdog import Blame
+
+HOST = socket.gethostname()
+# A rank with a real heart and without the weight of torch; `work` comes from the test.
+RANK = """\
+import os, resource, sys, time
+from pathlib import Path
+from supersam.config import UserError
+from supersam.runtime.heartbeat import Heart
+
+folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+with Heart(folder, rank=rank, world_size=2, nodes=1, interval_s=0.1, steps=10) as heart:
+    heart.begin(0)
+    for step in range(1, 4):
+        heart.end_step(step)
+    {work}
+"""
+
+
+def run_ranks(folder: Path, *works: str) -> None:
+    """Run a process for each rank to its end."""
+    folder.mkdir(exist_ok=True)
+    (folder / "run.yaml").write_text("optim: {steps: 10}\n", encoding="utf-8")
+    (folder / "progress.json").write_text('{"step": 2}', encoding="utf-8")
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK.format(work=work), folder, str(rank)],
+            stderr=subprocess.DEVNULL,
+        )
+        for rank, work in enumerate(works)
+    ]
+    for rank in ranks:
+        rank.wait(timeout=120)
+
+
+def why(folder: Path) -> tuple[str, str]:
+    said = explain(read_record(folder, Queue()))
+    assert "\n" not in said.text
+    return said.kind, said.text
+
+
+def test_an_exception_is_shown_with_rank_host_file_and_line(tmp_path: Path) -> None:
+    faulty = tmp_path / "supersam" / "faulty.py"
+    faulty.parent.mkdir()
+    faulty.write_text("def work():\n    return [][3]\n", encoding="utf-8")
+    work = f"sys.path.insert(0, {str(faulty.parent)!r}); import faulty; faulty.work()"
+    lost = "raise RuntimeError('[gloo] Connection closed by peer [127.0.0.1]:23')"
+    run_ranks(tmp_path / "run", lost, work)
+    kind, text = why(tmp_path / "run")
+    assert kind == "exception"
+    place = f"exception on rank 1 host {HOST}: IndexError: list index out of range"
+    assert text == f"{place} at supersam/faulty.py:2; saved at step 2"
+
+
+def test_memory_that_cannot_be_had_is_named(tmp_path: Path) -> None:
+    work = "resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31)); bytearray(2**32)"
+    run_ranks(tmp_path, "pass", work)
+    kind, text = why(tmp_path)
+    assert kind == "out of memory"
+    assert text.startswith(f"out of memory on rank 1 host {HOST}, 0.")
+    assert "GiB in use: MemoryError: " in text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_is_named_even_when_no_heartbeat_can_be_written(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
+    if subprocess.run(mount, check=False).returncode != 0:
+        pytest.skip("this machine does not let root mount a tmpfs")
+    try:
+        run_ranks(disk, "(folder / 'weights').write_bytes(bytes(2**21))")
+        kind, text = why(disk)
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+    assert kind == "disk full"
+    assert text.startswith(f"disk full on {disk}: no byte is left")
+
+
+def test_a_limit_on_file_size_counts_as_a_full_disk(tmp_path: Path) -> None:
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))"
+    run_ranks(tmp_path, f"{limit}; (folder / 'weights').write_bytes(bytes(2**20))")
+    kind, text = why(tmp_path)
+    assert kind == "disk full"
+    assert "rank 0" in text
+    assert "File too large" in text
+
+
+def test_a_killed_rank_is_named_not_the_one_that_lost_its_connection(tmp_path: Path) -> None:
+    lost = "raise RuntimeError('Connection reset by peer')"
+    run_ranks(tmp_path, lost, "os.kill(os.getpid(), 9)")
+    kind, text = why(tmp_path)
+    assert kind == "killed"
+    assert text.startswith(f"rank 1 host {HOST} was killed at step ")
+
+
+def test_a_mistake_keeps_its_own_words(tmp_path: Path) -> None:
+    run_ranks(tmp_path, "raise UserError('no shards in data/x; make them with launch/shard.py')")
+    expected = "mistake: no shards in data/x; make them with launch/shard.py; saved at step 2"
+    assert why(tmp_path) == ("mistake", expected)
+
+
+def test_success_and_a_stop_on_request_are_no_failures(tmp_path: Path) -> None:
+    run_ranks(tmp_path, "heart.end_step(10)")
+    assert why(tmp_path) == ("finished", "finished: 10 steps")
+    run_ranks(tmp_path, "heart.enter('stopped')")
+    assert why(tmp_path) == ("stopped", "stopped on request at step 3; saved at step 2")
+    (tmp_path / "cancel").touch()
+    assert why(tmp_path) == ("cancelled", "cancelled at step 3; saved at step 2")
+
+
+@pytest.fixture
+def lost_record(tmp_path: Path) -> RunRecord:
+    """A run whose ranks n0 and n1 vanished on other hosts a while ago."""
+    run_ranks(tmp_path, "os.kill(os.getpid(), 9)", "os.kill(os.getpid(), 9)")
+    record = read_record(tmp_path, Queue())
+    away = [replace(b, host=f"n{b.rank}", time=b.time - 3600 + b.rank) for b in record.beats]
+    return replace(record, beats=away, job_id="7")
+
+
+def event(attempt: int, kind: str, reason: str | None = None, step: int = 0) -> AttemptEvent:
+    place = {"job_id": "7", "restart_count": 0, "hosts": ("n0", "n1"), "world_size": 2}
+    return AttemptEvent(
+        attempt=attempt, event=kind, time=100.0 * attempt, step=step, reason=reason, **place
+    )
+
+
+def test_slurm_knows_better_than_silence(lost_record: RunRecord) -> None:
+    job = Job("7", "OUT_OF_MEMORY", "", "n[0-1]", "")
+    said = explain(replace(lost_record, job=job))
+    assert said.kind == "out of memory"
+    assert said.text.startswith("out of memory on n[0-1]: Slurm says OUT_OF_MEMORY of job 7")
+    assert explain(lost_record).kind == "killed"
+
+
+def test_the_kernels_oom_killer_is_found_in_slurms_log(lost_record: RunRecord) -> None:
+    log = lost_record.folder / "logs" / "7_0_log.out"
+    log.parent.mkdir()
+    log.write_text("srun: error: n4: task 3: Out Of Memory\n", encoding="utf-8")
+    said = explain(lost_record)
+    assert said.kind == "out of memory"
+    assert said.text.startswith("out of memory on rank 3 host n4: ")
+
+
+ENDED = "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO "
+SLURM_LINES = {
+    f"{ENDED}TIME LIMIT ***": "time limit",
+    f"{ENDED}PREEMPTION ***": "preempted",
+    "srun: error: Node failure on n3": "node failure",
+    "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.": "out of memory",
+}
+
+
+@pytest.mark.parametrize("line", SLURM_LINES)
+def test_slurms_own_lines_are_understood(lost_record: RunRecord, line: str) -> None:
+    log = lost_record.folder / "logs" / "slurm-7.out"
+    log.parent.mkdir()
+    log.write_text(line + "\n", encoding="utf-8")
+    assert explain(lost_record).kind == SLURM_LINES[line]
+
+
+def test_a_traceback_in_a_log_is_enough_where_there_was_no_heartbeat(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("{optim: {steps: 10}}", encoding="utf-8")
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", "def f():\n    raise ValueError('no such port')\nf()"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    (logs / "task-00001.log").write_text(done.stderr, encoding="utf-8")
+    attempt = json.dumps(vars(event(1, "start")) | {"time": time.time()}, default=list)
+    (tmp_path / "attempts.jsonl").write_text(attempt + "\n", encoding="utf-8")
+    kind, text = why(tmp_path)
+    assert kind == "exception"
+    assert text.startswith("exception on rank 1: ValueError: no such port at <string>:2 ")
+
+
+def test_history_tells_what_earlier_attempts_went_through(lost_record: RunRecord) -> None:
+    events = [
+        event(1, "start"),
+        event(1, "end", "preempted", 200),
+        event(2, "start", step=200),
+        event(2, "end", "preempted", 420),
+        event(3, "start", step=420),
+    ]
+    running = replace(lost_record, events=events, job=Job("7", "RUNNING", "", "n[0-1]", ""))
+    assert explain(running).text.endswith("; preempted twice and resumed at step 420")
+    waiting = Job("7", "PENDING", "Resources", "", "2026-01-01T10:00:00")
+    pending = explain(replace(running, events=events[:4], job=waiting, saved_step=420))
+    assert pending.text == (
+        "in the queue as job 7: pending, reason Resources, expected start 2026-01-01T10:00:00; "
+        "preempted twice and resumes at step 420"
+    )
+
+
+def test_a_stall_is_explained_by_whom_the_watchdog_named(lost_record: RunRecord) -> None:
+    named = Blame(1, "n1", "rank 1 on n1 silent for 60 s")
+    said = explain(replace(lost_record, blame=named))
+    assert (said.kind, said.text) == ("stuck", "stuck: rank 1 on n1 silent for 60 s")
+
+
+def test_a_running_process_of_another_program_is_not_taken_for_the_run(tmp_path: Path) -> None:
+    run_ranks(tmp_path, "os.kill(os.getpid(), 9)")
+    record = read_record(tmp_path, Queue())
+    reused = [replace(beat, pid=os.getpid()) for beat in record.beats]
+    assert replace(record, beats=reused).state == "lost"

@@ -1,0 +1,116 @@
+"""A tiny training run: started as a user starts it, and compared with another one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+
+from supersam.cluster.attempts import AttemptEvent, read_attempts, saved_step
+from supersam.training.checkpoint import read_tensors, verify
+from tests.cluster.handle import PROJECT
+
+STEPS = 20
+BATCH = 8
+CONFIG = {
+    "name": "tiny",
+    "model": {
+        **{"name": "tiny", "embed_dim": 32, "depth": 2, "num_heads": 2, "global_layers": [1]},
+        **{"image_size": 64, "window_size": 2},
+    },
+    "space": {"removable": [0]},
+    "data": {
+        **{"source": "synthetic", "workers": 0, "prompts_per_image": 1},
+        "synthetic_train": {"images": 40, "size_px": 64},
+        "synthetic_val": {"images": 1, "size_px": 64, "seed": 1},
+    },
+    "sandwich": {"random_subnets": 0},
+    "optim": {"steps": STEPS, "lr": 1e-3, "warmup_steps": 4, "global_batch": BATCH},
+    "engine": {"device": "cpu", "threads": 1, "log_every": 1, "log_sample_ids": True},
+    "checkpoint": {"every_steps": 4, "validate_every_steps": 1000, "validate_images": 1},
+}
+# As if submitted from inside another job: what would bind ours to its cores, nodes and step.
+ENCLOSING = {
+    **{"SLURM_JOB_ID": "1", "SLURM_NTASKS": "7", "SLURM_NNODES": "5", "SLURM_CPU_BIND": "none"},
+    **{"SLURM_MEM_PER_NODE": "1", "SBATCH_PARTITION": "absent", "SLURM_PROCID": "3"},
+}
+
+
+def launch(folder: Path, *flags: str, env: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start launch/train.py; what it prints goes to a file beside `folder`."""
+    config = folder.parent / "config.yaml"
+    config.write_text(yaml.safe_dump(CONFIG))
+    words = ["--config", str(config), "--run", str(folder), *flags]
+    quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(PROJECT)}
+    with folder.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, str(PROJECT / "launch" / "train.py"), *words],
+            env=env | quiet,
+            stdout=log,
+            stderr=log,
+        )
+
+
+def printed(folder: Path) -> str:
+    """What the commands on a run printed."""
+    return folder.with_suffix(".log").read_text()
+
+
+def reference_run(folder: Path, ranks: int) -> Path:
+    """The folder of an unbroken run on this machine."""
+    process = launch(folder, "--tasks-per-node", str(ranks), env=dict(os.environ))
+    assert process.wait(timeout=900) == 0, printed(folder)
+    return folder
+
+
+def ends(folder: Path) -> list[AttemptEvent]:
+    return [event for event in read_attempts(folder) if event.event == "end"]
+
+
+def has_saved(folder: Path, step: int) -> bool:
+    return saved_step(folder) >= step
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """The largest subnet's loss of each step; a later attempt's counts."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {r["step"]: r["train/loss/largest"] for r in lines if "train/loss/largest" in r}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / "checkpoints" / f"step-{STEPS:06d}"
+    return read_tensors(path, verify(path), "weights")
+
+
+def sample_lines(folder: Path) -> list[tuple[int, list[int]]]:
+    """Every logged (step, ids) of all ranks and attempts."""
+    files = sorted((folder / "logs").glob("sample_ids-*.jsonl"))
+    records = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return [(record["step"], record["ids"]) for record in records]
+
+
+def samples_by_step(folder: Path) -> dict[int, list[int]]:
+    """The ids of each step over all ranks, sorted; each logged line counts."""
+    steps: dict[int, list[int]] = {}
+    for step, ids in sample_lines(folder):
+        steps.setdefault(step, []).extend(ids)
+    return {step: sorted(ids) for step, ids in steps.items()}
+
+
+def assert_same_losses(folder: Path, reference: Path) -> None:
+    ours, theirs = losses(folder), losses(reference)
+    assert list(range(1, STEPS + 1)) == sorted(ours)
+    for step, value in theirs.items():
+        assert abs(ours[step] - value) <= 1e-5 * max(1.0, abs(value)), f"step {step}"
+
+
+def assert_same_weights(folder: Path, reference: Path) -> None:
+    ours, theirs = weights(folder), weights(reference)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-5, msg=name)

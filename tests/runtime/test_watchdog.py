@@ -1,0 +1,182 @@
+"""A hanging attempt ends by itself, within its limit, and the rank at fault is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from supersam.runtime.vitals import Beat, read_beats
+from supersam.runtime.watchdog import STALLED, Blame, blame, count_strikes, find_culprit
+
+STALL_S = 1.5
+PATIENCE_S = 90  # on a machine with far more to do than it can
+# Ranks that meet at every step, as those of a training run do, without the weight of torch.
+RANK = f"""\
+import sys, time
+from pathlib import Path
+from supersam.config import WatchdogConfig
+from supersam.runtime.heartbeat import Heart
+from supersam.runtime.watchdog import Watchdog
+
+folder, rank, world_size, hang_at = Path(sys.argv[1]), *map(int, sys.argv[2:])
+config = WatchdogConfig(heartbeat_s=0.1, stall_s={STALL_S}, other_s=30)
+heart = Heart(folder, rank=rank, world_size=world_size, nodes=1, interval_s=0.1, steps=10**6)
+meeting = folder / "meeting"
+meeting.mkdir(exist_ok=True)
+with heart, Watchdog(heart, config):
+    step = 0
+    while not (folder / "enough").exists():
+        heart.mark()
+        if rank == world_size - 1 and step == hang_at:
+            time.sleep(3600)
+        (meeting / f"{{step}}-{{rank}}").touch()
+        heart.mark()
+        while not all((meeting / f"{{step}}-{{r}}").exists() for r in range(world_size)):
+            time.sleep(0.01)
+        time.sleep(0.02)
+        step += 1
+        heart.end_step(step)
+"""
+
+
+class Ranks:
+    """Two processes of one job."""
+
+    def __init__(self, folder: Path, hang_at: int = -1) -> None:
+        arguments = [[str(folder), str(rank), "2", str(hang_at)] for rank in range(2)]
+        self.folder = folder
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", RANK, *words], stderr=subprocess.PIPE, text=True
+            )
+            for words in arguments
+        ]
+
+    def wait_for_step(self, step: int) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while [b.step >= step for b in read_beats(self.folder)] != [True, True]:
+            assert time.monotonic() < deadline, "the ranks never got there"
+            time.sleep(0.05)
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def ranks(tmp_path: Path):
+    started: list[Ranks] = []
+
+    def start(**options: int) -> Ranks:
+        started.append(Ranks(tmp_path, **options))
+        return started[0]
+
+    yield start
+    for job in started:
+        job.end()
+
+
+def test_a_stopped_rank_is_named_by_the_one_that_waits_for_it(ranks, tmp_path: Path) -> None:
+    job = ranks()
+    job.wait_for_step(5)
+    job.processes[1].send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    assert job.processes[0].wait(timeout=PATIENCE_S) == STALLED
+    assert time.monotonic() - began > STALL_S
+    found = blame(tmp_path)
+    host = socket.gethostname()
+    assert found is not None
+    assert (found.rank, found.host) == (1, host)
+    assert "is stopped" in found.reason
+    assert count_strikes(tmp_path) == {host: 1}
+    stacks = (tmp_path / "logs" / "stacks-00000.txt").read_text(encoding="utf-8")
+    assert "rank 0 on" in stacks
+    assert stacks.count("Thread 0x") + stacks.count("Current thread") >= 3
+    assert {b.rank: b.phase for b in read_beats(tmp_path)} == {0: "stuck", 1: "training"}
+
+
+def test_a_rank_that_hangs_with_a_beating_heart_is_named_and_dumps_its_stack(
+    ranks, tmp_path: Path
+) -> None:
+    job = ranks(hang_at=5)
+    assert [p.wait(timeout=PATIENCE_S) for p in job.processes] == [STALLED, STALLED]
+    found = blame(tmp_path)
+    assert found is not None
+    assert found.rank == 1
+    assert "hangs after step 5 (training); 1 of 2 ranks wait for it" in found.reason
+    stacks = (tmp_path / "logs" / "stacks-00001.txt").read_text(encoding="utf-8")
+    assert '"<string>", line' in stacks
+
+
+def test_a_suspended_and_resumed_job_goes_on(ranks, tmp_path: Path) -> None:
+    job = ranks()
+    job.wait_for_step(5)
+    for process in job.processes:
+        process.send_signal(signal.SIGSTOP)
+    time.sleep(2 * STALL_S)
+    step = max(beat.step for beat in read_beats(tmp_path))
+    for process in job.processes:
+        process.send_signal(signal.SIGCONT)
+    job.wait_for_step(step + 20)
+    (tmp_path / "enough").touch()
+    time.sleep(0.3)
+    assert blame(tmp_path) is None
+    assert STALLED not in [process.poll() for process in job.processes]
+
+
+def beat(rank: int, **changes: object) -> Beat:
+    plain = Beat(
+        rank=rank,
+        world_size=4,
+        host=f"n{rank}",
+        pid=1,
+        started_ticks=0,
+        time=1000.0,
+        phase="training",
+        step=40,
+        step_time=900.0,
+        median_step_s=1.0,
+        median_work_s=0.9,
+        marks=120,
+        memory_gib=1.0,
+        host_free_gib=10.0,
+    )
+    return replace(plain, **changes)
+
+
+def test_blame_prefers_the_absent_then_the_silent_then_the_least_far() -> None:
+    beats = [beat(0), beat(1), beat(2, marks=118), beat(3, time=940.0)]
+    absent = find_culprit([beats[0], *beats[2:]], 4, interval_s=10)
+    assert absent == Blame(1, None, "rank 1 never gave a sign of life")
+    silent = find_culprit(beats, 4, interval_s=10)
+    assert silent == Blame(3, "n3", "rank 3 on n3 silent for 60 s")
+    behind = find_culprit([*beats[:3], beat(3)], 4, interval_s=10)
+    reason = "rank 2 on n2 hangs after step 40 (training); 3 of 4 ranks wait for it"
+    assert behind == Blame(2, "n2", reason)
+
+
+def test_nobody_is_blamed_when_all_wait_at_the_same_place() -> None:
+    nobody = find_culprit([beat(rank) for rank in range(4)], 4, interval_s=10)
+    assert (nobody.rank, nobody.host) == (None, None)
+    assert "all 4 ranks wait at the same place (step 40, training)" in nobody.reason
+
+
+def test_a_later_blame_adds_a_strike_and_an_unreadable_one_is_none(tmp_path: Path) -> None:
+    assert blame(tmp_path) is None
+    (tmp_path / "stall.json").write_text('{"rank": 1', encoding="utf-8")
+    assert blame(tmp_path) is None
+    (tmp_path / "strikes").mkdir()
+    lines = "".join(json.dumps({"rank": 1}) + "\n" for _ in range(2))
+    (tmp_path / "strikes" / "n4.jsonl").write_text(lines, encoding="utf-8")
+    assert count_strikes(tmp_path) == {"n4": 2}
+    assert os.listdir(tmp_path / "strikes") == ["n4.jsonl"]
