@@ -213,7 +213,7 @@ class OptimConfig(Section):
         "mask_decoder",
     )
     """Parts of the model that learn; the others stay as they are."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Seeds weights, data order, augmentation, prompts and subnet draws."""
 
 

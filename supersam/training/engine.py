@@ -20,6 +20,15 @@ from supersam.model import SamSupernet
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's running averages of gradient and squared gradient."""
 
+# Weights that are looked up, not multiplied.
+_TABLES = (
+    "pos_embed",
+    "rel_pos",
+    "_token",
+    "point_embeddings",
+    "not_a_point_embed",
+    "no_mask_embed",
+)
 _PARTS = {
     "encoder": "image_encoder.",
     "prompt_encoder": "prompt_encoder.",
@@ -49,8 +58,8 @@ def parameter_groups(supernet: SamSupernet, weight_decay: float) -> list[dict[st
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in trainable_parameters(supernet):
-        embedding = "embed" in name or "token" in name or "rel_pos" in name
-        (plain if parameter.ndim < 2 or embedding else decayed).append(parameter)
+        table = any(word in name for word in _TABLES)
+        (plain if parameter.ndim < 2 or table else decayed).append(parameter)
     groups = [(decayed, weight_decay), (plain, 0.0)]
     return [{"params": p, "weight_decay": decay} for p, decay in groups if p]
 
