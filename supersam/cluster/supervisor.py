@@ -86,7 +86,11 @@ class _Job:
         if not self.run.cluster.may_lose_nodes:
             return self._attempt_all()
         start_beating(self.folder)
-        sentinels = subprocess.Popen(self._sentinels(), env=_step_environment())
+        sentinels = subprocess.Popen(
+            self._sentinels(),
+            env=_step_environment(),
+            stderr=subprocess.DEVNULL,  # that it is ended at the end would read as a fault
+        )
         try:
             return self._attempt_all()
         finally:
