@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 
 from supersam.cluster.executor import run_inline
-from supersam.cluster.orphans import watch_supervisor
 from supersam.cluster.rendezvous import join_step
-from supersam.cluster.slurm import requeue
 from supersam.config import TrainRun, UserError, load_run
 from supersam.config.io import USAGE_ERROR
 
@@ -26,8 +23,6 @@ def main(folder: Path) -> int:
         if started_by_slurm:
             os.environ.update(join_step(folder, os.environ) | _local_caches())
             _check_cores(run)
-            if run.cluster.may_lose_nodes and os.environ["LOCAL_RANK"] == "0":
-                watch_supervisor(folder, partial(requeue, os.environ["SLURM_JOB_ID"]))
         return run_inline(run)
     except UserError as fault:
         print(f"error: {fault}", file=sys.stderr)

@@ -28,7 +28,7 @@ from supersam.cluster.attempts import (
 )
 from supersam.cluster.batch import legal_node_counts
 from supersam.cluster.decisions import Ending, next_action
-from supersam.cluster.orphans import BEAT_S, write_beat
+from supersam.cluster.orphans import start_beating
 from supersam.cluster.rendezvous import clear_rendezvous
 from supersam.cluster.sbatch import cores_per_rank
 from supersam.config import TrainRun, UserError, load_run
@@ -82,6 +82,21 @@ class _Job:
 
     def execute(self) -> int:
         """Attempt the run until it is finished or another allocation has to go on."""
+        (self.folder / "logs").mkdir(exist_ok=True)
+        if not self.run.cluster.may_lose_nodes:
+            return self._attempt_all()
+        start_beating(self.folder)
+        sentinels = subprocess.Popen(
+            self._sentinels(),
+            env=_step_environment(),
+            stderr=subprocess.DEVNULL,  # that it is ended at the end would read as a fault
+        )
+        try:
+            return self._attempt_all()
+        finally:
+            sentinels.terminate()
+
+    def _attempt_all(self) -> int:
         while True:
             hosts = self._choose_hosts()
             if not hosts:
@@ -116,14 +131,9 @@ class _Job:
     def _run_ranks(self, started: AttemptEvent, hosts: list[str]) -> int | None:
         """Start the ranks and wait for them. Returns the exit code; None where nobody saw one."""
         clear_rendezvous(self.folder)
-        (self.folder / "logs").mkdir(exist_ok=True)
         step = subprocess.Popen(self._srun(started, hosts), env=_step_environment())
         save_until: float | None = None
-        beaten = 0.0
         while step.poll() is None:
-            if time.monotonic() - beaten > BEAT_S:
-                beaten = time.monotonic()
-                write_beat(self.folder)
             time.sleep(_POLL_S)
             if self.notice and save_until is None:
                 logger.info("told to save; passing it on to the ranks")
@@ -141,19 +151,26 @@ class _Job:
         each = self.run.cluster.ranks_per_node
         log = self.folder / "logs" / f"task-%5t.attempt-{started.attempt:03d}.log"
         return [
-            "srun",
-            f"--nodes={len(hosts)}",
-            f"--ntasks={len(hosts) * each}",
-            f"--ntasks-per-node={each}",
-            f"--nodelist={','.join(hosts)}",
+            *_srun_on(hosts, each),
             f"--cpus-per-task={cores_per_rank(self.run)}",
             "--distribution=block",
+            "--overlap",
             f"--wait={_GRACE_S}",
             "--kill-on-bad-exit=0",  # ranks that saved end one by one; --wait bounds it
             "--unbuffered",
             f"--chdir={self.folder / 'code'}",  # the job goes back; see sbatch.py
             f"--output={log}",
             *(sys.executable, "-u", "-m", "supersam.cluster.job", str(self.folder)),
+        ]
+
+    def _sentinels(self) -> list[str]:
+        log = self.folder / "logs" / "sentinel-%t.log"
+        module = ("-m", "supersam.cluster.orphans", str(self.folder), self.id)
+        return [
+            *_srun_on(_patiently(lambda: slurm.job_hosts(self.id)), 1),
+            *("--no-kill", "--overlap", "--mem=0", "--cpus-per-task=1"),
+            *(f"--chdir={self.folder / 'code'}", f"--output={log}"),
+            *(sys.executable, "-u", *module),
         ]
 
     def _inspect(self, code: int | None, hosts: list[str]) -> Ending:
@@ -205,6 +222,17 @@ class _Job:
             self.notice = True
         else:
             self.ending = True
+
+
+def _srun_on(hosts: list[str], each: int) -> list[str]:
+    """The beginning of a step with `each` tasks on every host."""
+    return [
+        "srun",
+        f"--nodes={len(hosts)}",
+        f"--ntasks={len(hosts) * each}",
+        f"--ntasks-per-node={each}",
+        f"--nodelist={','.join(hosts)}",
+    ]
 
 
 def _step_environment() -> dict[str, str]:
