@@ -15,9 +15,9 @@ def main(args: Sequence[str] | None = None) -> None:
     """Take the flags of launch/train.py and execute the run in this allocation."""
     run = parse_cli(TrainRun, args, recall=True)
     try:
-        from supersam.training.run_folder import prepare_run_folder
-
         require_legal_world(run, (run.cluster.nodes or 1) * run.cluster.ranks_per_node)
+        from supersam.training.run_folder import prepare_run_folder  # slow: it imports torch
+
         prepare_run_folder(run)
     except UserError as fault:
         print(f"error: {fault}", file=sys.stderr)

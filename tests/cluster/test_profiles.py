@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from supersam.cluster.plain import main
 from supersam.cluster.sbatch import sbatch_text
 from supersam.config import ClusterConfig, TrainRun, merge, read_yaml
 from tests.paths import ROOT
@@ -24,3 +25,10 @@ def test_a_profile_is_valid_and_reaches_slurm(profile: Path, tmp_path: Path) -> 
     for option in ("partition", "mem"):
         assert f"#SBATCH --{option}={values['cluster'][option]}" in text
     assert "#SBATCH --mail-type=END" in text
+
+
+def test_the_plain_script_refuses_a_count_of_nodes_that_does_not_divide_the_batch() -> None:
+    demo = ROOT / "configs" / "train" / "demo.yaml"
+    with pytest.raises(SystemExit) as refused:
+        main(["--config", str(demo), "--nodes", "3", "--tasks-per-node", "1"])
+    assert refused.value.code == 2

@@ -33,7 +33,7 @@ def train(tmp_path: Path) -> Iterator[Callable[..., Training]]:
     yield start
     for run in started:
         run.process.kill()
-        run.process.communicate()
+        run.process.wait()
         for beat in read_beats(run.folder):
             if is_same_process(beat.pid, beat.started_ticks):
                 os.kill(beat.pid, signal.SIGKILL)

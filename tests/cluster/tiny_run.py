@@ -39,7 +39,7 @@ TINY: dict[str, Any] = {
     "optim": {"steps": 4, "warmup_steps": 1, "global_batch": 2},
     "engine": {"threads": 1, "log_every": 1, "device": "cpu"},
     "checkpoint": {"every_steps": 2, "validate_every_steps": 4, "overlay_images": 0},
-    "watchdog": {"heartbeat_s": 0.2, "stall_s": 60, "stall_steps": 5},
+    "watchdog": {"heartbeat_s": 0.5, "stall_s": 60, "stall_steps": 5},
 }
 START_S = 280
 ENDLESS = ("--optim.steps", "100000", "--checkpoint.every-steps", "100000")
