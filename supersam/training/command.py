@@ -17,7 +17,8 @@ from supersam.runtime.atomic import write_json
 from supersam.runtime.distributed import World, choose_device
 from supersam.space import SearchSpace, SubnetSpec, read_space, subnet_cost
 from supersam.training.checkpoint import CheckpointManager, read_tensors, verify
-from supersam.training.session import build_supernet, validation_folders
+from supersam.training.run_data import validation_folders
+from supersam.training.session import build_supernet
 
 logger = logging.getLogger(__name__)
 

@@ -192,6 +192,8 @@ def _import_deepspeed() -> Any:
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
-    # A C++ extension that only inference uses; each start would try to compile it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed probes with a compiler which C++ extensions it could build, and builds one that only
+    # inference uses: at each start, on each rank. None is used here, so none is compatible.
+    compatible = vars(deepspeed.ops).setdefault("__compatible_ops__", {})
+    compatible.update(dict.fromkeys(compatible, False))
     return deepspeed

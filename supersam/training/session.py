@@ -9,14 +9,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from supersam.config import SourceConfig, SyntheticConfig, TrainRun, UserError, dump_run
-from supersam.data.convert import convert
+from supersam.config import TrainRun, UserError, dump_run
 from supersam.data.dataset import EvalDataset, ShardDataset
 from supersam.data.loader import TrainLoader, build_eval_loader, build_loader
-from supersam.data.partition import SampleOrder
-from supersam.data.shards import ShardReader
 from supersam.model import SamSupernet, load_sam, resolve_shape
-from supersam.runtime.distributed import World, barrier, choose_device, close_world, init_world
+from supersam.runtime.distributed import World, choose_device, close_world, init_world
 from supersam.runtime.heartbeat import Heart
 from supersam.runtime.logging import setup_logging
 from supersam.runtime.memory import keep_freed_memory
@@ -31,6 +28,7 @@ from supersam.training.checkpoint import (
     read_tensors,
 )
 from supersam.training.engine import Engine, freeze_untrained, trainable_parameters
+from supersam.training.run_data import build_order, open_data
 from supersam.training.run_folder import git_commit, versions
 from supersam.training.sandwich import SandwichSampler
 from supersam.training.telemetry import Telemetry, memory_gib
@@ -58,22 +56,6 @@ def train(run: TrainRun) -> None:
             _Session(run, world, device, heart).train(stop)
     finally:
         close_world()
-
-
-def prepare_data(run: TrainRun) -> tuple[list[Path], list[Path]]:
-    """Folders of the training and validation shards; generated ones are made where missing."""
-    if run.data.source == "shards":
-        return list(run.data.train), list(run.data.val)
-    train = run.folder / "data" / "train"
-    convert(_synthetic_source(run.data.synthetic_train), train)
-    (val,) = validation_folders(run)
-    convert(_synthetic_source(run.data.synthetic_val), val)
-    return [train], [val]
-
-
-def validation_folders(run: TrainRun) -> list[Path]:
-    """Where the held-out shards of a run are."""
-    return list(run.data.val) if run.data.source == "shards" else [run.folder / "data" / "val"]
 
 
 def build_supernet(run: TrainRun, space: SearchSpace) -> SamSupernet:
@@ -106,8 +88,8 @@ class _Session:
     def __init__(self, run: TrainRun, world: World, device: torch.device, heart: Heart) -> None:
         self.run, self.world, self.device, self.heart = run, world, device, heart
         self.space = read_space(run.folder / "space.yaml", resolve_shape(run.model))
-        self.train_readers, self.val_readers = _open_data(run, world)
-        self.order = _build_order(run, self.train_readers)
+        self.train_readers, self.val_readers = open_data(run, world)
+        self.order = build_order(run, self.train_readers)
         self.checkpoints = CheckpointManager(run.folder, run.checkpoint, world)
 
     def train(self, stop: StopFlag) -> None:
@@ -246,30 +228,6 @@ class _Session:
         )
 
 
-def _open_data(run: TrainRun, world: World) -> tuple[list[ShardReader], list[ShardReader]]:
-    """The readers of training and validation; rank 0 generates synthetic shards first."""
-    if not world.is_first:
-        barrier()
-    train, val = prepare_data(run)
-    if world.is_first:
-        barrier()
-    return [ShardReader(path) for path in train], [ShardReader(path) for path in val]
-
-
-def _build_order(run: TrainRun, readers: list[ShardReader]) -> SampleOrder:
-    try:
-        return SampleOrder(
-            [reader.shard_sizes for reader in readers],
-            run.optim.global_batch,
-            seed=run.optim.seed,
-            weights=run.data.train_weights or None,
-            block_records=run.data.block_records,
-            window_blocks=run.data.window_blocks,
-        )
-    except ValueError as fault:
-        raise UserError(f"data: {fault}") from fault
-
-
 def _agree_on_checkpoint(
     checkpoints: CheckpointManager, world: World
 ) -> tuple[Path, Manifest] | None:
@@ -296,10 +254,6 @@ def _build_heart(run: TrainRun, world: World) -> Heart:
         steps=run.optim.steps,
         memory_gib=memory_gib,
     )
-
-
-def _synthetic_source(synthetic: SyntheticConfig) -> SourceConfig:
-    return SourceConfig(kind="synthetic", synthetic=synthetic)
 
 
 def _set_threads(run: TrainRun) -> None:

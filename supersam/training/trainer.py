@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from supersam.config import TrainRun
+from supersam.config import TrainRun, UserError
 from supersam.data.loader import TrainLoader
 from supersam.data.sample import Batch
 from supersam.model import Prediction, SamSupernet
@@ -104,6 +105,12 @@ class Trainer:
         learning_rate = self.engine.learning_rate
         self.heart.wait_for_others()
         grad_norm = self.engine.step()
+        if not math.isfinite(grad_norm):
+            raise UserError(
+                f"training diverged: at step {step + 1} the gradient's norm is {grad_norm}, and "
+                f"nothing is saved of it; lower optim.lr ({self.run.optim.lr:g}) or "
+                f"optim.clip_norm ({self.run.optim.clip_norm:g}) and start anew in another --run"
+            )
         self.telemetry.end_step(step + 1, learning_rate=learning_rate, grad_norm=grad_norm)
 
     def accumulate_sandwich(self, batch: Batch, step: int, *, scale: float) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from typing import Any
 
-from supersam.cluster.executor import free_port
+from supersam.cluster.rendezvous import free_port
 
 TIMEOUT_S = 280
 
@@ -20,7 +20,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list
     The environment of each names its place, as a launcher would.
     """
     context = get_context("fork")
-    port = free_port()
+    port = free_port("127.0.0.1")
     ranks = [
         context.Process(target=_as_rank, args=(rank, world_size, port, function, args))
         for rank in range(world_size)

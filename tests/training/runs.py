@@ -22,6 +22,7 @@ from supersam.data.sample import Batch
 from supersam.data.shards import ShardReader
 from supersam.model import SamSupernet
 from supersam.runtime.distributed import World
+from supersam.runtime.heartbeat import Heart
 from supersam.runtime.metrics import MetricWriter
 from supersam.space import SearchSpace
 from supersam.training.checkpoint import TrainState
@@ -61,6 +62,14 @@ def build_trainer(run: TrainRun, world: World, space: SearchSpace) -> Trainer:
     """The real trainer and engine of one rank, without validation and checkpoints."""
     supernet = build_supernet(run, space)
     freeze_untrained(supernet, run.optim, run.data)
+    heart = Heart(
+        run.folder,
+        rank=world.rank,
+        world_size=world.world_size,
+        nodes=1,
+        interval_s=10.0,
+        steps=run.optim.steps,
+    )
     return Trainer(
         run,
         world,
@@ -68,7 +77,10 @@ def build_trainer(run: TrainRun, world: World, space: SearchSpace) -> Trainer:
         engine=Engine(supernet, run.optim, run.engine, world_size=world.world_size),
         loader=train_loader(run, world),
         sandwich=sandwich_of(run, space),
-        telemetry=Telemetry(MetricWriter(None), world, every=1000, steps=100, first_step=0),
+        telemetry=Telemetry(
+            MetricWriter(None), world, every=1000, steps=100, first_step=0, heart=heart
+        ),
+        heart=heart,
         validator=None,
         save=lambda: None,
         state=TrainState(),

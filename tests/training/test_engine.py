@@ -10,8 +10,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from supersam.config import EngineConfig, OptimConfig, TrainRun
+from supersam.config import EngineConfig, OptimConfig, TrainRun, UserError, merge
 from supersam.runtime.distributed import World, close_world, init_world
+from supersam.runtime.signals import StopFlag
 from supersam.space import SearchSpace, build_space
 from supersam.training.engine import (
     deepspeed_config,
@@ -124,6 +125,18 @@ def require_change(run: TrainRun, space: SearchSpace) -> None:
 
 def test_a_step_changes_every_trainable_parameter_and_no_other(runs, space):
     assert run_ranks(1, require_change, runs["zero1"], space) == [0]
+
+
+def require_refusal(run: TrainRun, space: SearchSpace) -> None:
+    trainer = build_trainer(run, init_world(torch.device("cpu")), space)
+    with pytest.raises(UserError, match=r"diverged: at step .* is nan.* lower optim.lr"):
+        trainer.fit(StopFlag())
+
+
+def test_a_run_that_diverges_stops_before_it_is_saved(runs, space):
+    changes = {"lr": 1e38, "warmup_steps": 0, "steps": 10}
+    run = TrainRun.model_validate(merge(runs["zero1"].model_dump(), {"optim": changes}))
+    assert run_ranks(1, require_refusal, run, space) == [0]
 
 
 @pytest.mark.parametrize("prompt", ["point", "box", "either"])
