@@ -77,12 +77,16 @@ def start_attempt(
     restart_count: int = 0,
     hosts: Sequence[str],
     world_size: int,
+    killed_by: Reason = "node failure",
 ) -> AttemptEvent:
-    """Record that the ranks start now, and end a former attempt that nobody ended."""
+    """Record that the ranks start now, and end a former attempt that nobody ended.
+
+    killed_by: the reason of that end in a Slurm job.
+    """
     events = read_attempts(folder)
     if events and events[-1].event == "start":
         before = events[-1]
-        reason: Reason = "failed" if before.job_id is None else "node failure"
+        reason: Reason = "failed" if before.job_id is None else killed_by
         _append(folder, _ended(before, folder, _last_sign_of_life(folder, before), reason, None))
     event = AttemptEvent(
         attempt=max((event.attempt for event in events), default=0) + 1,

@@ -19,6 +19,7 @@ from typing import TypeVar
 from supersam.cluster import slurm
 from supersam.cluster.attempts import (
     AttemptEvent,
+    Reason,
     attempts_without_progress,
     end_attempt,
     is_cancelled,
@@ -107,6 +108,7 @@ class _Job:
                 restart_count=self.restarts,
                 hosts=[host for host in hosts for _ in range(self.run.cluster.ranks_per_node)],
                 world_size=len(hosts) * self.run.cluster.ranks_per_node,
+                killed_by=self._former_fault(),
             )
             logger.info("attempt %d from step %d on %s", started.attempt, started.step, hosts)
             ending = self._inspect(self._run_ranks(started, hosts), hosts)
@@ -116,6 +118,12 @@ class _Job:
                 return self._exit_code(ending)
             if action == "requeue":
                 return self._requeue()
+
+    def _former_fault(self) -> Reason:
+        """Why an attempt that left no end was killed: its hosts tell."""
+        former = [event.hosts for event in read_attempts(self.folder)][-1:]
+        hosts = sorted({host for group in former for host in group})
+        return "node failure" if _patiently(lambda: slurm.lost_hosts(hosts)) else "requeued"
 
     def _choose_hosts(self) -> list[str]:
         """The hosts for the ranks: the most that are here, wanted and legal."""
