@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,6 +43,21 @@ class Ending:
         if self.requeued:
             return "preempted" if self.preempted else "requeued"
         return "failed" if self.exit_code is None else reason_of(self.exit_code)
+
+
+def pick_hosts(
+    here: Sequence[str], *, suspects: Collection[str], counts: Sequence[int]
+) -> list[str]:
+    """The hosts for the next attempt: as many as the largest count that can be had.
+
+    Suspects, hosts that a watchdog named, are left out; they are taken again only where no count
+    can be had without them. Returns none where no count can be had at all.
+    """
+    for pool in ([host for host in here if host not in suspects], list(here)):
+        count = max((n for n in counts if n <= len(pool)), default=0)
+        if count > 0:
+            return pool[:count]
+    return []
 
 
 def next_action(ending: Ending, *, stalled: int, most_stalled: int, enough_hosts: bool) -> Action:

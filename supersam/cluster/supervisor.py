@@ -28,12 +28,13 @@ from supersam.cluster.attempts import (
     start_attempt,
 )
 from supersam.cluster.batch import legal_node_counts
-from supersam.cluster.decisions import Ending, next_action
+from supersam.cluster.decisions import Ending, next_action, pick_hosts
 from supersam.cluster.orphans import start_beating
 from supersam.cluster.rendezvous import clear_rendezvous
 from supersam.cluster.sbatch import cores_per_rank
 from supersam.config import TrainRun, UserError, load_run
 from supersam.config.io import USAGE_ERROR
+from supersam.runtime.watchdog import STALLED, blame, count_strikes
 
 logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
@@ -126,15 +127,14 @@ class _Job:
         return "node failure" if _patiently(lambda: slurm.lost_hosts(hosts)) else "requeued"
 
     def _choose_hosts(self) -> list[str]:
-        """The hosts for the ranks: the most that are here, wanted and legal."""
+        """The hosts for the ranks: the most that are here, wanted, legal and not blamed."""
         here = _patiently(lambda: slurm.job_hosts(self.id))
         here = [host for host in here if host not in _patiently(lambda: slurm.lost_hosts(here))]
         cluster = self.run.cluster
         wanted = cluster.nodes or 1
         least = wanted if cluster.min_nodes is None else cluster.min_nodes
-        legal = legal_node_counts(self.run)
-        count = max((n for n in legal if least <= n <= min(wanted, len(here))), default=0)
-        return here[:count]
+        counts = [n for n in legal_node_counts(self.run) if least <= n <= wanted]
+        return pick_hosts(here, suspects=count_strikes(self.folder), counts=counts)
 
     def _run_ranks(self, started: AttemptEvent, hosts: list[str]) -> int | None:
         """Start the ranks and wait for them. Returns the exit code; None where nobody saw one."""
@@ -203,6 +203,9 @@ class _Job:
         enough = ending.reason in ("failed", "node failure") and bool(self._choose_hosts())
         action = next_action(ending, stalled=stalled, most_stalled=most, enough_hosts=enough)
         lost = f", lost {list(ending.lost_hosts)}" if ending.lost_hosts else ""
+        blamed = blame(self.folder) if ending.exit_code == STALLED else None
+        if blamed is not None:
+            lost += f", stuck: rank {blamed.rank} on {blamed.host}: {blamed.reason}"
         what = {"exit": "ends here", "restart": "starts again here", "requeue": "is requeued"}
         logger.info(
             "attempt %d ended at step %d (%s, exit code %s%s); the run %s",

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from supersam.cluster.decisions import Ending, next_action
+from supersam.cluster.decisions import Ending, next_action, pick_hosts
 
 CRASH = Ending(1, cancelled=False, requeued=False, lost_hosts=(), noticed=False, preempted=False)
 
@@ -43,3 +43,18 @@ def test_a_run_without_enough_hosts_goes_back_to_the_queue():
 def test_a_run_without_progress_is_given_up_at_the_limit(ending):
     assert act(ending, stalled=2) != "exit"
     assert act(ending, stalled=3) == "exit"
+
+
+@pytest.mark.parametrize(
+    ("here", "suspects", "counts", "expected"),
+    [
+        ("abcd", "", [1, 2, 4], "abcd"),
+        ("abcd", "b", [1, 2, 4], "ac"),
+        ("abcd", "b", [4], "abcd"),  # it is needed: the run goes on with it
+        ("abc", "", [1, 2, 4], "ab"),
+        ("a", "a", [1, 2], "a"),
+        ("a", "", [2], ""),
+    ],
+)
+def test_blamed_hosts_are_left_out_where_the_others_suffice(here, suspects, counts, expected):
+    assert pick_hosts(list(here), suspects=set(suspects), counts=counts) == list(expected)
