@@ -138,7 +138,7 @@ def test_ctrl_c_saves_two_ranks_and_one_goes_on_with_the_same_losses(config, fin
     assert found.keys() == expected.keys()
     for step, values in expected.items():
         for name in (n for n in values if n.startswith("train/loss")):
-            assert found[step][name] == pytest.approx(values[name], abs=1e-5), (step, name)
+            assert found[step][name] == pytest.approx(values[name], rel=1e-5), (step, name)
 
 
 @pytest.mark.parametrize(
