@@ -3,7 +3,7 @@
 segment-anything's constructors leave weights for a checkpoint to fill. From those, nothing tells
 the mask decoder where a prompt is: the loss rests on a plateau for hundreds of steps, until the
 cross-attentions have found that queries and keys carry the same position code. Here they start
-with that knowledge, and the plateau is gone (measured: benchmarks/README.md).
+with that knowledge, and the plateau is gone (docs/results.md).
 """
 
 from __future__ import annotations
