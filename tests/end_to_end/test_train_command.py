@@ -113,9 +113,13 @@ def test_a_finished_run_says_so_and_changes_nothing(config, finished):
 
 
 def test_ctrl_c_saves_two_ranks_and_one_goes_on_with_the_same_losses(config, finished):
-    folder = finished.parent / "interrupted"
+    # At a higher rate Adam turns the rounding of near-zero gradients into whole steps, and any
+    # two worlds drift apart.
+    flags = ("--config", config, "--optim.lr", "2e-5", "--run")
+    alone, folder = finished.parent / "unbroken", finished.parent / "interrupted"
+    assert launch(*flags, alone).returncode == 0
     process = subprocess.Popen(
-        command("--config", config, "--run", folder, "--tasks-per-node", 2),
+        command(*flags, folder, "--tasks-per-node", 2),
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
@@ -134,7 +138,7 @@ def test_ctrl_c_saves_two_ranks_and_one_goes_on_with_the_same_losses(config, fin
     done = launch("--run", folder, "--tasks-per-node", 1)
     assert done.returncode == 0, done.stderr
     assert f"resumed at step {stopped}" in done.stderr
-    expected, found = metrics(finished), metrics(folder)
+    expected, found = metrics(alone), metrics(folder)
     assert found.keys() == expected.keys()
     for step, values in expected.items():
         for name in (n for n in values if n.startswith("train/loss")):
