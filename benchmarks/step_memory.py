@@ -1,94 +1,84 @@
 """Peak memory of a sandwich step against the largest subnet's step alone.
 
-python benchmarks/step_memory.py [--steps 3] [--gate]
+python benchmarks/step_memory.py
 
-Each is trained in a fresh process by the real command (launch/train.py, inline, CPU); the figure
-is the growth of the process's peak resident memory above what it holds when training starts: model,
-optimizer and libraries are in both. Prints a table and one line of JSON. With --gate, a ratio above
-1.1 exits with 1.
+Counts the bytes of live tensors, from PyTorch's own record of allocations: the resident set of the
+process also holds what the C library keeps of freed memory, which depends on its fragmentation.
 """
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from supersam.config import LossConfig, SpaceConfig
+from supersam.data.sample import Batch
+from supersam.model import SamSupernet, load_sam
+from supersam.space import SHAPES, build_space
+from supersam.training.losses import subnet_loss
+from supersam.training.sandwich import SandwichSampler
+
 LIMIT = 1.1
-ALONE_STEPS = 10**6
-
-# Runs launch/train.py with a note of the resident memory at the first step.
-PROBE = """
-import json, resource, runpy, sys
-from supersam.training.trainer import Trainer
-
-def resident_mib():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
-
-step = Trainer.train_step
-seen = []
-def noted(trainer, batches):
-    if not seen:
-        seen.append(resident_mib())
-    step(trainer, batches)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    print(json.dumps({"before_mib": seen[0], "peak_mib": peak}), flush=True)
-Trainer.train_step = noted
-runpy.run_path("launch/train.py", run_name="__main__")
-"""
 
 
 def main():
     args = parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        rows = {
-            name: measure(args, Path(folder) / name, largest_only_steps=steps)
-            for name, steps in (("largest", ALONE_STEPS), ("sandwich", 0))
-        }
-    ratio = rows["sandwich"]["step_mib"] / rows["largest"]["step_mib"]
-    print(f"{'':10}{'at start MiB':>14}{'peak MiB':>12}{'step MiB':>12}")
-    for name, row in rows.items():
-        print(f"{name:10}{row['before_mib']:14.0f}{row['peak_mib']:12.0f}{row['step_mib']:12.0f}")
+    torch.set_num_threads(1)
+    space = build_space(SpaceConfig(), SHAPES["vit_t"])
+    supernet = SamSupernet(load_sam("vit_t"), space)
+    batch = random_batch(args.images, args.prompts, SHAPES["vit_t"].image_size)
+    subnets = SandwichSampler(space, seed=0, random_subnets=2).draw(0)
+    peaks = {
+        "largest": peak_mib(supernet, batch, subnets[:1]),
+        "sandwich": peak_mib(supernet, batch, subnets),
+    }
+    ratio = peaks["sandwich"] / peaks["largest"]
+    for name, peak in peaks.items():
+        print(f"{name:10}{peak:10.1f} MiB of live tensors at the peak, weights not counted")
     print(f"sandwich / largest: {ratio:.3f} (limit {LIMIT})")
-    record = {**rows, "ratio": ratio, "load_average": os.getloadavg()}
-    print(json.dumps({"step_memory": record}))
+    print(json.dumps({"step_memory": {**peaks, "ratio": ratio}}))
     return int(args.gate and ratio > LIMIT)
 
 
-def measure(args, folder, *, largest_only_steps):
-    """Train some steps; returns MiB at the start, at the peak and their difference."""
-    options = {
-        "--run": folder,
-        "--cluster": "inline",
-        "--model.image-size": args.side,
-        "--data.workers": 0,
-        "--data.synthetic-train.images": 8,
-        "--data.synthetic-val.images": 1,
-        "--engine.device": "cpu",
-        "--engine.precision": "fp32",
-        "--optim.steps": args.steps,
-        "--checkpoint.validate-images": 1,
-        "--sandwich.random-subnets": 2,
-        "--sandwich.largest-only-steps": largest_only_steps,
-    }
-    words = [str(word) for pair in options.items() for word in pair]
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, *words], cwd=ROOT, capture_output=True, text=True, check=False
+def peak_mib(supernet, batch, subnets):
+    """Most bytes alive at once while the gradients of `subnets` are accumulated, in MiB."""
+    supernet.zero_grad(set_to_none=True)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        for subnet in subnets:
+            with supernet.activated(subnet):
+                prediction = supernet(batch.images, batch.sizes, batch.points, batch.labels)
+            subnet_loss(prediction, batch, LossConfig(), teacher=None).total.backward()
+    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+    alive = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        alive += event.nbytes()
+        peak = max(peak, alive)
+    return peak / 2**20
+
+
+def random_batch(images, prompts, side):
+    generator = torch.Generator().manual_seed(0)
+
+    def pixels(*shape):
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+    return Batch(
+        images=pixels(images, 3, side, side),
+        sizes=torch.full((images, 2), side),
+        points=torch.rand(images, prompts, 2, 2, generator=generator) * side,
+        labels=torch.tensor([1, -1]).expand(images, prompts, 2),
+        masks=pixels(images, prompts, side // 4, side // 4),
+        valid=torch.ones(images, prompts, dtype=torch.bool),
+        sample_ids=torch.arange(images),
     )
-    if done.returncode != 0:
-        raise SystemExit(f"training in {folder} failed:\n{done.stderr}")
-    row = json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
-    return {**row, "step_mib": row["peak_mib"] - row["before_mib"]}
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--side", type=int, default=256, help="input side of the model, pixels")
+    parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--gate", action="store_true", help="exit with 1 above 1.1")
     return parser.parse_args()
 
