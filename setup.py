@@ -24,7 +24,7 @@ setup(
         "torch>=2.6",
         "torchvision>=0.21",
         "segment-anything>=1.0",
-        "deepspeed>=0.17",
+        "deepspeed>=0.19.8",  # managed_gradient_accumulation
         "submitit>=1.5",
         "ray[tune]>=2.40",
         "h5py>=3.11",
