@@ -11,6 +11,9 @@ VERSION = re.search(
 )
 assert VERSION is not None  # supersam/__init__.py holds the version number
 
+SEARCH = ["optuna>=4.0", "opentuner>=0.8.8"]  # the searchers of those names
+ONNX = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.1"]  # launch/export.py --onnx
+
 setup(
     name="supersam",
     version=VERSION.group(1),
@@ -35,13 +38,18 @@ setup(
         "safetensors>=0.4.5",
         "scipy>=1.11",
         "tensorboard>=2.17",
+        "matplotlib>=3.8",
         "pydantic>=2.8",
         "pyyaml>=6.0",
         "tyro>=0.9",
         "tqdm>=4.66",
     ],
     extras_require={
+        "search": SEARCH,
+        "onnx": ONNX,
         "dev": [
+            *SEARCH,
+            *ONNX,
             "import-linter>=2.1",
             "mypy>=1.13",
             "pytest>=8.2",
