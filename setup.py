@@ -57,6 +57,6 @@ setup(
             "ruff>=0.8",
             "types-PyYAML",
             "types-tqdm",
-        ]
+        ],
     },
 )
