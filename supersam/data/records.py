@@ -19,6 +19,8 @@ from numpy.typing import DTypeLike, NDArray
 from supersam.data.hdf5 import FORMATS, MASK_META, crc32, read_layout
 from supersam.data.sample import ImageFormat
 
+_MaskRows = tuple[NDArray[Any], NDArray[np.void], NDArray[Any]]
+
 
 class BadRecordError(RuntimeError):
     """A record that cannot be read; the other records are not affected, unless the shard is gone.
@@ -62,6 +64,7 @@ class OpenShard:
         self._index, self._position = layout.index, layout.position
         self.num_images = len(self._index["image/crc32"])
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._last_rows: tuple[int, _MaskRows] | None = None
 
     def __del__(self) -> None:
         # Not closed explicitly: a thread may still read from a shard that was just evicted.
@@ -110,11 +113,19 @@ class OpenShard:
         start, stop = self._span("image/name_offset", i)
         return self._index["image/name"][start:stop].tobytes().decode()
 
-    def _mask_rows(self, i: int) -> tuple[NDArray[Any], NDArray[np.void], NDArray[Any]]:
+    def _mask_rows(self, i: int) -> _MaskRows:
         """Offsets (M + 1), MASK_META (M) and CRC-32 (M) of the masks of image `i`."""
+        last = self._last_rows  # read_masks follows read_image: read and check the table once
+        if last is not None and last[0] == i:
+            return last[1]
+        rows = self._read_mask_rows(i)
+        self._last_rows = (i, rows)
+        return rows
+
+    def _read_mask_rows(self, i: int) -> _MaskRows:
         a, b = self._span("mask/of_image", i)
         offset = self._rows("mask/offset", "<u8", a, b + 1, i)
-        meta = self._rows("mask/meta", MASK_META, a, b, i)
+        meta: NDArray[np.void] = self._rows("mask/meta", MASK_META, a, b, i)
         crc = self._rows("mask/crc32", "<u4", a, b, i)
         if self._check_crc and crc32(offset, meta, crc) != self._index["image/mask_crc32"][i]:
             raise self._bad(i, "the table of its masks is damaged (CRC-32)")
