@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -104,6 +105,10 @@ def dump_yaml(values: dict[str, Any]) -> str:
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100)
 
 
+_NULL = re.compile(r"(^|=)null$")
+"""YAML's word for nothing, alone or after `--flag=`; on a command line it means the same."""
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """Safe YAML in which the same key twice is an error."""
 
@@ -127,7 +132,7 @@ def _split_config(words: list[str]) -> tuple[list[Path], list[str]]:
         elif word.startswith("--config="):
             paths.append(Path(word.split("=", 1)[1]))
         else:
-            rest.append(word)
+            rest.append(_NULL.sub(r"\1None", word))
     return paths, rest
 
 

@@ -98,6 +98,12 @@ def test_flags_reach_what_the_user_types_on_a_cluster(tmp_path):
     assert run.folder == tmp_path
 
 
+@pytest.mark.parametrize("words", [["--background-id", "null"], ["--background-id=null"]])
+def test_null_on_a_command_line_is_yaml_s(words):
+    run = parse_cli(ShardRun, ["--out", "shards", "--root", "null-root", *words])
+    assert (run.source.background_id, run.source.root) == (None, Path("null-root"))
+
+
 def test_a_flag_may_mend_what_only_the_whole_run_can_violate(tmp_path):
     path = write(tmp_path / "a.yaml", {"optim": {"steps": 7}})  # names no data
     assert parse("--config", path, "--data.source", "synthetic").optim.steps == 7
