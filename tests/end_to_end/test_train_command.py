@@ -14,7 +14,9 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from supersam.config import TrainRun, load_run
+from supersam.config import SourceConfig, SyntheticConfig, TrainRun, load_run
+from supersam.data.convert import convert
+from supersam.data.shards import ShardReader
 from supersam.runtime.distributed import World
 from supersam.training.checkpoint import CheckpointManager
 from tests.paths import ROOT
@@ -143,6 +145,24 @@ def test_ctrl_c_saves_two_ranks_and_one_goes_on_with_the_same_losses(config, fin
     for step, values in expected.items():
         for name in (n for n in values if n.startswith("train/loss")):
             assert found[step][name] == pytest.approx(values[name], rel=1e-5), (step, name)
+
+
+def test_sets_mixed_by_weight_are_seen_in_those_shares(config, tmp_path):
+    folders = [tmp_path / "set0", tmp_path / "set1"]
+    for seed, folder in enumerate(folders):
+        synthetic = SyntheticConfig(images=8, size_px=64, seed=seed + 5)
+        convert(SourceConfig(kind="synthetic", synthetic=synthetic), folder, workers=1)
+    known = [{reader.read_image(i).id for i in range(8)} for reader in map(ShardReader, folders)]
+    words = ["--data.source", "shards", "--data.train", *folders, "--data.val", folders[1]]
+    done = launch(
+        "--config", config, "--run", tmp_path / "run", "--optim.steps", 8, *words,
+        "--data.train-weights", 3, 1, "--tasks-per-node", 2,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    logs = [p.read_text() for p in (tmp_path / "run/logs").glob("sample_ids-*.jsonl")]
+    seen = [i for text in logs for line in text.splitlines() for i in json.loads(line)["ids"]]
+    assert len(logs) == 2
+    assert [sum(i in ids for i in seen) for ids in known] == [24, 8]  # of 8 steps of 4 images
 
 
 @pytest.mark.parametrize(
