@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,16 @@ MAXIMIZED = frozenset({"miou"})
 FRONT_JSON, FRONT_CSV = "pareto.json", "pareto.csv"
 
 
+def cost_row(metrics: Mapping[str, float], objectives: Sequence[str]) -> Costs:
+    """(K,) float64: the objectives as costs."""
+    signed = [-metrics[name] if name in MAXIMIZED else metrics[name] for name in objectives]
+    return np.array(signed, np.float64)
+
+
 def cost_matrix(trials: Sequence[Trial], objectives: Sequence[str]) -> Costs:
     """(N, K) float64: the trials' objectives as costs."""
-    signs = np.array([-1.0 if name in MAXIMIZED else 1.0 for name in objectives])
-    rows = [[trial.metrics[name] for name in objectives] for trial in trials]
-    costs: Costs = np.array(rows, np.float64).reshape(len(trials), len(objectives)) * signs
-    return costs
+    rows = [cost_row(trial.metrics, objectives) for trial in trials]
+    return np.array(rows, np.float64).reshape(len(trials), len(objectives))
 
 
 def num_dominators(costs: Costs, among: Costs) -> NDArray[np.int64]:
