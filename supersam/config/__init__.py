@@ -12,6 +12,7 @@ from supersam.config.io import (
     read_yaml,
 )
 from supersam.config.runs import EvaluateRun, MonitorRun, ShardRun, StatusRun, TrainRun
+from supersam.config.search import Constraint, SearchRun
 from supersam.config.sections import (
     CheckpointConfig,
     DataConfig,
@@ -29,6 +30,7 @@ from supersam.config.sections import (
 __all__ = [
     "CheckpointConfig",
     "ClusterConfig",
+    "Constraint",
     "DataConfig",
     "EngineConfig",
     "EvaluateRun",
@@ -37,6 +39,7 @@ __all__ = [
     "MonitorRun",
     "OptimConfig",
     "SandwichConfig",
+    "SearchRun",
     "ShardRun",
     "SourceConfig",
     "SpaceConfig",

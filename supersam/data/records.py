@@ -71,6 +71,11 @@ class OpenShard:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
 
+    def image_ids(self) -> NDArray[np.uint64]:
+        """(num_images,) the id of every image."""
+        ids: NDArray[np.uint64] = self._index["image/meta"]["id"]
+        return ids
+
     def read_image(self, i: int) -> ImageRecord:
         """Image `i` and the table of its masks."""
         start, stop = self._span("image/offset", i)

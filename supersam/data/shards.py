@@ -164,6 +164,12 @@ class ShardReader:
         shard, i = self._locate(index)
         return shard.read_masks(i, which)
 
+    def image_ids(self) -> NDArray[np.uint64]:
+        """(num_images,) the id of every image, from the shards' indexes alone."""
+        starts = self._first[:-1].tolist()
+        parts = [self._locate(first)[0].image_ids() for first in starts if first < self.num_images]
+        return np.concatenate([np.zeros(0, np.uint64), *parts])
+
     def read(self, index: int) -> SegmentationSample:
         """Everything that was written for image `index`."""
         record = self.read_image(index)

@@ -1,7 +1,13 @@
 """How a subnet is judged: mask metrics, the evaluator, the interval of its main number."""
 
 from supersam.evaluation.bootstrap import bootstrap_interval
-from supersam.evaluation.evaluator import Gather, Predictor, evaluate, gather_from_all_ranks
+from supersam.evaluation.evaluator import (
+    Gather,
+    Predictor,
+    evaluate,
+    gather_from_all_ranks,
+    score_image,
+)
 from supersam.evaluation.metrics import (
     SIZE_BUCKETS,
     SizeBucket,
@@ -30,4 +36,5 @@ __all__ = [
     "format_table",
     "gather_from_all_ranks",
     "mask_iou",
+    "score_image",
 ]

@@ -90,7 +90,7 @@ def evaluate(
     if prompts_per_call < 1:
         raise ValueError(f"prompts_per_call={prompts_per_call}; at least 1 prompt is needed")
     tables = [
-        _score_image(predictor, image, boundary=boundary, prompts_per_call=prompts_per_call)
+        score_image(predictor, image, boundary=boundary, prompts_per_call=prompts_per_call)
         for image in images
         if len(image.masks) > 0
     ]
@@ -111,10 +111,10 @@ def _merge(tables_of_ranks: list[list[ObjectTable]]) -> ObjectTable:
     return ObjectTable.concatenate(tables)
 
 
-def _score_image(
+def score_image(
     predictor: Predictor, image: EvalImage, *, boundary: bool, prompts_per_call: int
 ) -> ObjectTable:
-    """All objects of an image, (M,) rows."""
+    """All objects of an image, (M,) rows. It has at least one."""
     sizes = torch.tensor([image.size])
     parts: list[ObjectTable] = []
     for some in _slices(len(image.masks), prompts_per_call):

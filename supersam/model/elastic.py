@@ -86,9 +86,12 @@ class ElasticBlock(nn.Module):
         self.norm2 = nn.LayerNorm(shape.embed_dim, eps=NORM_EPS)
         self.mlp = ElasticMLP(shape)
 
-    def forward(self, x: Tensor, *, heads: int, mlp_width: int, kernel: AttentionKernel) -> Tensor:
-        """x: (B, g, g, c). Returns the same shape."""
+    def attend(self, x: Tensor, *, heads: int, kernel: AttentionKernel) -> Tensor:
+        """The first half, attention. x: (B, g, g, c). Returns the same shape."""
         attended: Tensor = self.attn(active_layer_norm(self.norm1, x), heads, kernel)
-        x = x + attended
+        return x + attended
+
+    def feed(self, x: Tensor, *, mlp_width: int) -> Tensor:
+        """The second half, the MLP. x: (B, g, g, c). Returns the same shape."""
         fed: Tensor = self.mlp(active_layer_norm(self.norm2, x), mlp_width)
         return x + fed

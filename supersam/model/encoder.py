@@ -31,18 +31,33 @@ class ElasticImageEncoder(nn.Module):
 
     def forward(self, x: Tensor, spec: SubnetSpec) -> Tensor:
         """x: (B, 3, S, S) normalised. Returns the image embedding, (B, 256, S / 16, S / 16)."""
-        dim = spec.embed_dim
+        x = self.embed(x, spec.embed_dim)
+        for layer, width, heads in zip(spec.layers, spec.mlp_widths, spec.heads, strict=True):
+            x = self.feed(self.attend(x, layer, heads), layer, width)
+        return self.project(x)
+
+    def embed(self, x: Tensor, dim: int) -> Tensor:
+        """Patches with their positions. x: (B, 3, S, S) normalised. Returns (B, g, g, dim)."""
         weight, bias = self.patch_embed.weight[:dim], self.patch_embed.bias
         assert bias is not None  # segment-anything's patch embedding has one
         x = F.conv2d(x, weight, bias[:dim], stride=self.patch_embed.stride)
-        x = x.permute(0, 2, 3, 1) + self.pos_embed[..., :dim]
-        kernel = choose_kernel(self.attention, x.device)
-        for layer, width, heads in zip(spec.layers, spec.mlp_widths, spec.heads, strict=True):
-            x = self.blocks[layer](x, heads=heads, mlp_width=width, kernel=kernel)
-        return self._project(x.permute(0, 3, 1, 2))
+        return x.permute(0, 2, 3, 1) + self.pos_embed[..., :dim]
 
-    def _project(self, x: Tensor) -> Tensor:
-        """The neck: active channels to the image embedding."""
+    def attend(self, x: Tensor, layer: int, heads: int) -> Tensor:
+        """The first half of a layer, attention. x: (B, g, g, c). Returns the same shape."""
+        block = self.blocks[layer]
+        assert isinstance(block, ElasticBlock)
+        return block.attend(x, heads=heads, kernel=choose_kernel(self.attention, x.device))
+
+    def feed(self, x: Tensor, layer: int, mlp_width: int) -> Tensor:
+        """The second half of a layer, the MLP. x: (B, g, g, c). Returns the same shape."""
+        block = self.blocks[layer]
+        assert isinstance(block, ElasticBlock)
+        return block.feed(x, mlp_width=mlp_width)
+
+    def project(self, x: Tensor) -> Tensor:
+        """The neck: (B, g, g, c) active channels to the image embedding, (B, 256, g, g)."""
+        x = x.permute(0, 3, 1, 2)
         first, *rest = self.neck
         assert isinstance(first, nn.Conv2d)  # segment-anything's 1 x 1 projection
         x = F.conv2d(x, first.weight[:, : x.shape[1]])

@@ -5,95 +5,39 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from pathlib import Path
 
-from supersam.config import EvaluateRun, TrainRun, UserError, load_run
+from supersam.config import EvaluateRun, UserError
 from supersam.data.dataset import EvalDataset
 from supersam.data.loader import build_eval_loader
 from supersam.data.shards import ShardReader
 from supersam.evaluation import EvalResult, SubnetPredictor, evaluate, format_table
-from supersam.model import SamSupernet, resolve_shape
+from supersam.model import resolve_shape
 from supersam.runtime.atomic import write_json
 from supersam.runtime.distributed import World, choose_device
 from supersam.space import SearchSpace, SubnetSpec, read_space, subnet_cost
-from supersam.training.checkpoint import CheckpointManager, read_tensors, verify
 from supersam.training.run_data import validation_folders
-from supersam.training.session import build_supernet
+from supersam.training.trained import choose_subnet, find_weights, load_supernet, read_run
 
 logger = logging.getLogger(__name__)
 
 
 def run_evaluate(asked: EvaluateRun) -> int:
     """Score the subnet, print a table or JSON, and keep the result in the run's folder."""
-    run = _read_run(asked.run)
+    run = read_run(asked.run)
     space = read_space(asked.run / "space.yaml", resolve_shape(run.model))
-    spec = _choose_subnet(asked.subnet, space)
+    spec = choose_subnet(asked.subnet, space)
     readers = [ShardReader(path) for path in asked.data or validation_folders(run)]
     if not readers:
         raise UserError(f"{asked.run} has no validation set; name held-out shards with --data DIR")
-    supernet, step = _load_weights(asked, run, space)
+    source = find_weights(run, asked.checkpoint)
+    supernet = load_supernet(run, space, source).to(choose_device(asked.device))
     results: dict[str, EvalResult] = {}
     for prompt in asked.prompt:
         dataset = EvalDataset(readers, side=space.shape.image_size, prompt=prompt)
         images = build_eval_loader(dataset, World.single(), limit=asked.images)
         results[prompt] = evaluate(SubnetPredictor(supernet, spec), images, boundary=asked.boundary)
-    _report(asked, spec, space, step, results)
+    _report(asked, spec, space, source.step, results)
     return 0
-
-
-def _read_run(folder: Path) -> TrainRun:
-    if not (folder / "run.yaml").is_file():
-        raise UserError(f"{folder} is no run: it has no run.yaml; name a folder under runs/")
-    return load_run(TrainRun, folder / "run.yaml").model_copy(update={"run": folder})
-
-
-def _choose_subnet(name: str, space: SearchSpace) -> SubnetSpec:
-    fixed = {
-        "largest": space.largest,
-        "medium": space.medium,
-        "smallest": space.smallest,
-    }
-    if name in fixed:
-        return fixed[name]()
-    path = Path(name)
-    if not path.is_file():
-        raise UserError(f"--subnet {name}: not one of {', '.join(fixed)}, and no such file")
-    try:
-        spec = SubnetSpec.read(path)
-    except ValueError as fault:
-        raise UserError(str(fault)) from fault
-    reason = space.misfit(spec)
-    if reason is not None:
-        raise UserError(f"{path} is not in this run's search space: {reason}")
-    return spec
-
-
-def _load_weights(asked: EvaluateRun, run: TrainRun, space: SearchSpace) -> tuple[SamSupernet, int]:
-    """The supernet at the checkpoint that was asked for, and its step."""
-    supernet = build_supernet(run, space).to(choose_device(asked.device)).eval()
-    if asked.checkpoint == "initial":
-        return supernet, 0
-    checkpoints = CheckpointManager(asked.run, run.checkpoint, World.single())
-    found = checkpoints.latest()
-    if found is None:
-        raise UserError(f"{asked.run} has no checkpoint yet; train it first")
-    path, manifest = found
-    if asked.checkpoint != "last":
-        best = manifest.state.best_step
-        step = best if asked.checkpoint == "best" else _step_number(asked.checkpoint)
-        path = checkpoints.path(step or 0)
-        if not path.is_dir():
-            there = ", ".join(p.name for p in checkpoints.all())
-            raise UserError(f"{asked.run} has no checkpoint {asked.checkpoint!r}; it has {there}")
-        manifest = verify(path)
-    supernet.load_state_dict(read_tensors(path, manifest, "weights"))
-    return supernet, manifest.state.step
-
-
-def _step_number(text: str) -> int:
-    if not text.isdigit():
-        raise UserError(f"--checkpoint {text!r}: use last, best, initial or a step number")
-    return int(text)
 
 
 def _report(

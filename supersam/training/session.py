@@ -12,7 +12,7 @@ import torch.distributed as dist
 from supersam.config import TrainRun, UserError, dump_run
 from supersam.data.dataset import EvalDataset, ShardDataset
 from supersam.data.loader import TrainLoader, build_eval_loader, build_loader
-from supersam.model import SamSupernet, load_sam, resolve_shape
+from supersam.model import SamSupernet, resolve_shape
 from supersam.runtime.distributed import World, choose_device, close_world, init_world
 from supersam.runtime.heartbeat import Heart
 from supersam.runtime.logging import setup_logging
@@ -20,7 +20,7 @@ from supersam.runtime.memory import keep_freed_memory
 from supersam.runtime.metrics import MetricWriter
 from supersam.runtime.signals import StopFlag, stop_requested
 from supersam.runtime.watchdog import Watchdog
-from supersam.space import SearchSpace, read_space
+from supersam.space import read_space
 from supersam.training.checkpoint import (
     CheckpointManager,
     Manifest,
@@ -32,6 +32,7 @@ from supersam.training.run_data import build_order, open_data
 from supersam.training.run_folder import git_commit, versions
 from supersam.training.sandwich import SandwichSampler
 from supersam.training.telemetry import Telemetry, memory_gib
+from supersam.training.trained import build_supernet
 from supersam.training.trainer import InterruptedRunError, Trainer
 from supersam.training.validation import Validator
 
@@ -56,30 +57,6 @@ def train(run: TrainRun) -> None:
             _Session(run, world, device, heart).train(stop)
     finally:
         close_world()
-
-
-def build_supernet(run: TrainRun, space: SearchSpace) -> SamSupernet:
-    """The supernet before training: random weights, a checkpoint file, or another run's newest."""
-    start = run.model.checkpoint
-    other_run = start if start is not None and start.is_dir() else None
-    sam = load_sam(space.shape, None if other_run else start, seed=run.optim.seed)
-    supernet = SamSupernet(sam, space, attention=run.model.attention)
-    if other_run is not None:
-        _load_run_weights(supernet, other_run, run)
-    return supernet
-
-
-def _load_run_weights(supernet: SamSupernet, other_run: Path, run: TrainRun) -> None:
-    found = CheckpointManager(other_run, run.checkpoint, World.single()).latest()
-    if found is None:
-        raise UserError(f"model.checkpoint {other_run} is a folder without checkpoints of a run")
-    weights = read_tensors(*found, "weights")
-    shapes = {name: tensor.shape for name, tensor in supernet.state_dict().items()}
-    if {name: tensor.shape for name, tensor in weights.items()} != shapes:
-        raise UserError(
-            f"model.checkpoint {other_run} trained a model of other sizes; see its run.yaml"
-        )
-    supernet.load_state_dict(weights)
 
 
 class _Session:

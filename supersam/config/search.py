@@ -1,0 +1,196 @@
+"""What a search is: budget, searcher, objectives, constraints, and how subnets are evaluated."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import tyro
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
+
+from supersam.config.cluster import ClusterConfig, Plain
+from supersam.config.sections import Fraction, Section
+
+Flat = tyro.conf.arg(name="")
+
+SearcherName = Literal[
+    "random", "nsga2", "regularized", "optuna", "opentuner", "predictor", "exhaustive"
+]
+Metric = Literal["miou", "params_m", "flops_g", "latency_ms", "peak_mem_mib"]
+LIMITABLE: tuple[str, ...] = ("params_m", "flops_g", "latency_ms", "peak_mem_mib")
+"""Metrics a constraint may name: known before a subnet is evaluated on images."""
+MEASURED = frozenset({"latency_ms", "peak_mem_mib"})
+"""Metrics taken on the device; the other costs are closed formulas."""
+_CONSTRAINT = re.compile(r"\s*([A-Za-z_0-9]+)\s*(<=|>=)\s*([-+.\deE]+)\s*")
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A hard limit on one metric."""
+
+    metric: str
+    is_upper: bool
+    """Whether `limit` is the most, else the least."""
+    limit: float
+
+    @classmethod
+    def parse(cls, text: str) -> Constraint:
+        """What `params_m<=45` means. Raises ValueError that names the known metrics."""
+        match = _CONSTRAINT.fullmatch(text)
+        if match is None:
+            raise ValueError(
+                f"constraint {text!r} is not METRIC<=NUMBER or METRIC>=NUMBER, such as params_m<=45"
+            )
+        metric, sign, limit = match.groups()
+        if metric not in LIMITABLE:
+            close = difflib.get_close_matches(metric, LIMITABLE, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ValueError(
+                f"constraint {text!r} names an unknown metric; {hint}known are "
+                f"{', '.join(LIMITABLE)}"
+            )
+        return cls(metric, sign == "<=", float(limit))
+
+    def allows(self, value: float) -> bool:
+        """Whether `value` keeps the limit."""
+        return value <= self.limit if self.is_upper else value >= self.limit
+
+    def __str__(self) -> str:
+        return f"{self.metric} {'<=' if self.is_upper else '>='} {self.limit:g}"
+
+
+def _valid_constraint(text: str) -> str:
+    Constraint.parse(text)
+    return text
+
+
+ConstraintText = Annotated[str, AfterValidator(_valid_constraint)]
+
+
+class SearchClusterConfig(ClusterConfig):
+    """Where a search runs. `--constraint` is the search's own; node features are another flag."""
+
+    constraint: Annotated[Plain | None, tyro.conf.arg(name="node-constraint")] = None
+    """Node features."""
+    evaluators_per_node: PositiveInt | None = None
+    """Evaluators on each node; null takes one a GPU, else one."""
+
+
+class ProtocolConfig(Section):
+    """How a subnet's accuracy is taken. Trials of one folder all have the same protocol."""
+
+    prompt: Literal["point", "box"] = "box"
+    """The stored prompt of each object."""
+    images: PositiveInt | None = 128
+    """Images to look at, spread evenly over the set; null looks at all."""
+    objects_per_image: PositiveInt | None = 16
+    """Objects of an image to look at, spread evenly; null looks at all."""
+    resolution: Literal["logits", "original"] = "logits"
+    """Where IoU is taken while searching; the front is always reported at the original one."""
+    images_per_batch: PositiveInt = 4
+    """Images encoded at a time."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes in bfloat16 with fp32 weights."""
+    rungs: tuple[Fraction, ...] = ()
+    """Shares of the images after which hopeless subnets are given up, ascending; empty never."""
+    keep: float = Field(1 / 3, gt=0, lt=1)
+    """Share of the subnets seen so far that goes on after a rung (1 / eta of ASHA)."""
+
+    @model_validator(mode="after")
+    def _rungs_ascend(self) -> ProtocolConfig:
+        if list(self.rungs) != sorted(set(self.rungs)) or not all(0 < r < 1 for r in self.rungs):
+            raise ValueError(f"rungs={self.rungs} must be ascending shares between 0 and 1")
+        return self
+
+
+class LatencyConfig(Section):
+    """How latency is measured, on the node that evaluates."""
+
+    batch: PositiveInt = 1
+    """Images encoded at a time; one prompt is decoded on each."""
+    warmup: PositiveInt = 3
+    """Runs before the clock counts."""
+    repeats: PositiveInt = 20
+    """Timed runs; their median counts, their quartile distance is the spread."""
+
+
+class SweepConfig(Section):
+    """Several searches at once: every searcher with every constraint and every seed."""
+
+    searchers: tuple[SearcherName, ...] = ()
+    """Searchers to compare; empty takes the one of the search."""
+    constraints: tuple[ConstraintText, ...] = ()
+    """Each a search of its own, besides the constraints of all; empty adds none."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Seeds; empty takes the one of the search."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether this is one search only."""
+        return not (self.searchers or self.constraints or self.seeds)
+
+
+class SearchRun(Section):
+    """The best subnets of a trained supernet for a budget."""
+
+    run: Path
+    """Folder of a training run."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "search"
+    """Name of the search; its folder is RUN/results/NAME."""
+    out: Path | None = None
+    """Folder of the search; null takes RUN/results/NAME."""
+    trials: PositiveInt = 200
+    """Subnets to evaluate. The same command with a larger number goes on."""
+    searcher: SearcherName = "nsga2"
+    """Who proposes subnets."""
+    objectives: tuple[Metric, ...] = ("miou", "params_m")
+    """What is traded off: mIoU is maximised, everything else minimised."""
+    constraint: tuple[ConstraintText, ...] = ()
+    """Hard limits, such as "params_m<=45"; a subnet outside is never evaluated."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seeds every draw of the search."""
+    population: PositiveInt = 32
+    """Subnets proposed at a time; parents of an evolution."""
+    chunk: PositiveInt = 8
+    """Subnets an evaluator takes at a time; they share their common leading layers."""
+    data: tuple[Path, ...] = ()
+    """Folders of held-out shards; empty takes the run's validation sets."""
+    checkpoint: str = "last"
+    """last, best, or a step number."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU where there is one."""
+    threads: int = Field(0, ge=0)
+    """CPU threads of each evaluator; 0 shares the host's cores among its evaluators."""
+    dry_run: bool = False
+    """Print what would be searched and submitted, and stop."""
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")
+    """Print the result as one JSON object on stdout."""
+    protocol: ProtocolConfig = ProtocolConfig()
+    latency: LatencyConfig = LatencyConfig()
+    sweep: SweepConfig = SweepConfig()
+    cluster: Annotated[SearchClusterConfig, Flat] = SearchClusterConfig()
+
+    @property
+    def folder(self) -> Path:
+        """The search's folder."""
+        return self.out if self.out is not None else self.run / "results" / self.name
+
+    @property
+    def constraints(self) -> tuple[Constraint, ...]:
+        """The hard limits."""
+        return tuple(Constraint.parse(text) for text in self.constraint)
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Metrics to take on the device, because they count or are limited."""
+        named = {*self.objectives, *(limit.metric for limit in self.constraints)}
+        return tuple(name for name in get_args(Metric) if name in named & MEASURED)
+
+    @model_validator(mode="after")
+    def _objectives_differ(self) -> SearchRun:
+        if len(self.objectives) == 0 or len(set(self.objectives)) != len(self.objectives):
+            raise ValueError(f"objectives={self.objectives} must be one or more different metrics")
+        return self

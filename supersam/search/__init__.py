@@ -1,0 +1,14 @@
+"""Choosing subnets for a budget."""
+
+from supersam.search.journal import JOURNAL, Journal, Trial, read_journal, trial_key
+from supersam.search.pareto import hypervolume, pareto_front
+
+__all__ = [
+    "JOURNAL",
+    "Journal",
+    "Trial",
+    "hypervolume",
+    "pareto_front",
+    "read_journal",
+    "trial_key",
+]

@@ -1,0 +1,212 @@
+"""What launch/search.py does on the machine, or the allocation, where the search runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from supersam.config import SearchRun
+from supersam.runtime.distributed import World
+from supersam.runtime.logging import setup_logging
+from supersam.runtime.signals import StopFlag, stop_requested
+from supersam.search.board import Board
+from supersam.search.folder import Basis, find_basis, prepare_folder, write_record
+from supersam.search.journal import JOURNAL, Journal, Trial
+from supersam.search.objective import SubnetObjective, prepare_process
+from supersam.search.pareto import write_front
+from supersam.search.predictor import FEWEST, held_out_error
+from supersam.search.program import Program
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RayAddress:
+    """A Ray cluster that was started for this search."""
+
+    address: str
+    """host:port of its head."""
+    token: str
+    """Name of a resource that only this cluster has."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found."""
+
+    folder: Path
+    front: tuple[Trial, ...]
+    """The best subnets, at full resolution where `finished`."""
+    references: dict[str, Trial]
+    """largest, smallest, and pretrained where training began from given weights."""
+    num_trials: int
+    finished: bool
+    """False where it was asked to stop before the end; the same command goes on."""
+
+
+def run_search(asked: SearchRun, *, cluster: RayAddress | None = None) -> SearchResult:
+    """Search, from the beginning or from where the journal ends.
+
+    Runs on `cluster`, or on a Ray of its own on this machine, or with `--cluster inline` in this
+    process without Ray. Raises UserError for what a user can mend; nothing is written then.
+    """
+    basis = find_basis(asked)
+    prepare_folder(asked, basis)
+    setup_logging(World.single(), asked.folder / "logs" / "search.log")
+    if basis.seen.seen:
+        logger.warning("training saw the evaluation data: %s", basis.seen.detail)
+    journal = Journal(asked.folder / JOURNAL)
+    try:
+        with stop_requested() as stop:
+            return _search(asked, basis, journal, cluster, stop)
+    finally:
+        journal.close()
+
+
+def run_search_here(asked: SearchRun) -> int:
+    """Search on this machine, print the front, and return the exit code."""
+    return finish(asked, run_search(asked))
+
+
+def finish(asked: SearchRun, result: SearchResult) -> int:
+    """Print the front of a search. Returns the exit code."""
+    if asked.json_:
+        print(json.dumps(_as_json(result)))
+    else:
+        print(format_front(result, asked.objectives))
+    if not result.finished:
+        print("the search was stopped; run the same command to go on", file=sys.stderr)
+    return 0 if result.finished else 1
+
+
+def describe_search(asked: SearchRun) -> str:
+    """What would be searched, for `--dry-run`. Touches no file."""
+    basis = find_basis(asked)
+    lines = [
+        f"run {asked.run}, checkpoint at step {basis.source.step} ({basis.weights})",
+        f"search space: {basis.space.num_subnets():,} subnets",
+        f"evaluation data: {', '.join(map(str, basis.data_folders))}; {basis.seen.detail}",
+        f"{asked.trials} trials by {asked.searcher}, objectives {', '.join(asked.objectives)}, "
+        f"constraints {', '.join(map(str, asked.constraints)) or 'none'}",
+        f"folder: {asked.folder}",
+    ]
+    return "\n".join(lines)
+
+
+def _search(
+    asked: SearchRun, basis: Basis, journal: Journal, cluster: RayAddress | None, stop: StopFlag
+) -> SearchResult:
+    started, known = time.time(), len(journal)
+    program = Program(asked, basis, journal)
+    board = Board(asked, asked.folder, first_trial=len(program.trials()))
+    logger.info("%d trials in the journal; %d asked for", known, asked.trials)
+
+    def on_trials(new: list[Trial]) -> None:
+        trials, front = program.trials(), program.front()
+        board.show(trials, front)
+        write_front(asked.folder, front)
+        logger.info("%d of %d trials, %d on the front", len(trials), asked.trials, len(front))
+
+    try:
+        if not program.is_finished:
+            _evaluate(asked, basis, program, cluster, stop, on_trials)
+    finally:
+        result = _result(asked, program)
+        _write_results(asked, basis, program, result, seconds=time.time() - started)
+        board.finish(program.trials(), result.front)
+    return result
+
+
+def _evaluate(
+    asked: SearchRun,
+    basis: Basis,
+    program: Program,
+    cluster: RayAddress | None,
+    stop: StopFlag,
+    on_trials: Callable[[list[Trial]], None],
+) -> None:
+    if cluster is None and asked.cluster.cluster == "inline":
+        prepare_process(asked, 1)
+        objective = SubnetObjective(asked, basis.source)
+        while not stop and not program.is_finished:
+            chunk = program.next_chunk()
+            assert chunk is not None  # this is the only evaluator
+            on_trials(program.complete(objective.evaluate(chunk)))
+        return
+    from supersam.search.tuner import evaluate_on_ray, joined_ray, local_ray
+
+    ray = local_ray(asked) if cluster is None else joined_ray(cluster.address, cluster.token)
+    with ray:
+        evaluate_on_ray(asked, basis.source, program, stop=stop, on_trials=on_trials)
+
+
+def _result(asked: SearchRun, program: Program) -> SearchResult:
+    return SearchResult(
+        folder=asked.folder,
+        front=tuple(program.front()),
+        references=program.references(),
+        num_trials=len(program.trials()),
+        finished=program.is_finished,
+    )
+
+
+def _write_results(
+    asked: SearchRun, basis: Basis, program: Program, result: SearchResult, *, seconds: float
+) -> None:
+    trials = program.trials()
+    counts = {s: sum(t.status == s for t in trials) for s in ("complete", "stopped", "infeasible")}
+    write_front(asked.folder, result.front)
+    results: dict[str, Any] = {
+        "finished": result.finished,
+        "num_trials": len(trials),
+        "status": counts,
+        "seconds": seconds,
+        "front": [trial.key for trial in result.front],
+        "references": {name: trial.to_dict() for name, trial in result.references.items()},
+        "predictor": None,
+    }
+    complete = [trial for trial in trials if trial.status == "complete"]
+    if len(complete) >= FEWEST:
+        miou = np.array([trial.metrics["miou"] for trial in complete])
+        error = held_out_error(basis.space, [trial.spec for trial in complete], miou)
+        results["predictor"] = asdict(error)
+    write_record(asked, basis, results)
+
+
+def format_front(result: SearchResult, objectives: tuple[str, ...]) -> str:
+    """An aligned table of the references and the front."""
+    names = list(dict.fromkeys(("miou", *objectives, "params_m", "flops_g")))
+    header = ["subnet", *names, "95 % interval"]
+    rows = [(name, trial) for name, trial in result.references.items()]
+    rows += [(trial.key, trial) for trial in result.front]
+    lines = [header] + [[name, *_cells(trial, names)] for name, trial in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return "\n".join([*table, f"{result.num_trials} trials, {result.folder}"])
+
+
+def _cells(trial: Trial, names: list[str]) -> list[str]:
+    metrics = trial.metrics
+    cells = [f"{metrics[name]:.4f}" if name in metrics else "-" for name in names]
+    interval = "-"
+    if "miou_lo" in metrics:
+        interval = f"{metrics['miou_lo']:.4f}-{metrics['miou_hi']:.4f}"
+    return [*cells, interval]
+
+
+def _as_json(result: SearchResult) -> dict[str, Any]:
+    return {
+        "folder": str(result.folder),
+        "finished": result.finished,
+        "num_trials": result.num_trials,
+        "front": [trial.to_dict() for trial in result.front],
+        "references": {name: trial.to_dict() for name, trial in result.references.items()},
+    }

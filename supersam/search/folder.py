@@ -1,0 +1,198 @@
+"""A search's folder: whose it is, what it was asked for, and what its numbers rest on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from supersam.config import SearchRun, TrainRun, UserError, dump_run, load_run
+from supersam.data.manifest import read_manifest
+from supersam.data.shards import ShardReader
+from supersam.model import resolve_shape
+from supersam.runtime.atomic import write_bytes, write_json
+from supersam.search.costs import require_feasible
+from supersam.search.images import data_id
+from supersam.space import SearchSpace, read_space
+from supersam.training.run_data import validation_folders
+from supersam.training.run_folder import git_commit, versions
+from supersam.training.trained import WeightSource, find_weights, read_run
+
+SEARCH_JSON, SEARCH_YAML = "search.json", "search.yaml"
+FORMAT = 1
+
+# What a second start may change: how far, how fast and where, but not what a trial means.
+_CHANGEABLE = ("run", "out", "name", "trials", "chunk", "device", "threads", "dry_run", "json")
+_CHANGEABLE_SECTIONS = ("cluster", "sweep")
+
+
+@dataclass(frozen=True)
+class SeenData:
+    """Whether training looked at the evaluation images."""
+
+    seen: bool
+    """Whether any evaluation image is in a training set."""
+    detail: str
+    """What was found, in words."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a search stands on, found and checked before anything is evaluated."""
+
+    train_run: TrainRun
+    space: SearchSpace
+    source: WeightSource
+    weights: str
+    """16 hex digits of the checkpoint's content."""
+    data_folders: tuple[Path, ...]
+    data: str
+    """16 hex digits of the evaluation shards' content."""
+    seen: SeenData
+
+
+def find_basis(asked: SearchRun) -> Basis:
+    """Check everything a user can get wrong, and write nothing. Raises UserError."""
+    train_run = read_run(asked.run)
+    space_file = asked.run / "space.yaml"
+    if not space_file.is_file():
+        raise UserError(f"{asked.run} has no space.yaml; it is no finished start of a training run")
+    space = read_space(space_file, resolve_shape(train_run.model))
+    if asked.checkpoint == "initial":
+        raise UserError("--checkpoint initial is not trained; use last, best or a step number")
+    source = find_weights(train_run, asked.checkpoint)
+    folders = tuple(asked.data or validation_folders(train_run))
+    if not folders:
+        raise UserError(f"{asked.run} has no validation set; name held-out shards with --data DIR")
+    for folder in folders:
+        read_manifest(folder)
+    require_feasible(space, asked.constraints)
+    assert source.manifest is not None  # it is a checkpoint
+    return Basis(
+        train_run=train_run,
+        space=space,
+        source=source,
+        weights=_hash_of(source.manifest.files),
+        data_folders=folders,
+        data=data_id(folders),
+        seen=_seen_in_training(train_run, source, folders),
+    )
+
+
+def prepare_folder(asked: SearchRun, basis: Basis) -> None:
+    """Create the search's folder, or check that an existing one is the same search.
+
+    Raises UserError that says what differs; nothing is overwritten then.
+    """
+    folder = asked.folder
+    record = folder / SEARCH_JSON
+    if record.is_file():
+        _require_same(asked, basis, folder)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no search; choose another --out DIR")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / SEARCH_YAML, dump_run(asked).encode())
+        if not record.is_file():
+            write_record(asked, basis, {})
+    except OSError as fault:
+        raise UserError(f"cannot write to {folder}: {fault}") from fault
+
+
+def write_record(asked: SearchRun, basis: Basis, results: dict[str, Any]) -> None:
+    """Write `search.json`: what was asked, what it stands on, and results so far."""
+    write_json(
+        asked.folder / SEARCH_JSON,
+        {
+            "format": FORMAT,
+            "config": asked.model_dump(mode="json", by_alias=True),
+            "run": str(asked.run),
+            "checkpoint": {
+                "path": None if basis.source.path is None else basis.source.path.name,
+                "step": basis.source.step,
+                "sha256": basis.weights,
+            },
+            "data": {
+                "folders": [str(folder) for folder in basis.data_folders],
+                "id": basis.data,
+                "seen_in_training": asdict(basis.seen),
+            },
+            "space": {**basis.space.to_dict(), "num_subnets": basis.space.num_subnets()},
+            "versions": {**versions(), "git": git_commit()},
+            **results,
+        },
+    )
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """`search.json` of a search's folder. Raises UserError where it is missing or damaged."""
+    try:
+        values: dict[str, Any] = json.loads((folder / SEARCH_JSON).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise UserError(f"{folder} holds no readable {SEARCH_JSON}: {fault}") from fault
+    return values
+
+
+def _require_same(asked: SearchRun, basis: Basis, folder: Path) -> None:
+    record = read_record(folder)
+    weights, data = record["checkpoint"]["sha256"], record["data"]["id"]
+    if weights != basis.weights:
+        raise UserError(
+            f"{folder} holds a search of another checkpoint (step {record['checkpoint']['step']} "
+            f"of {record['run']}, content {weights}; now step {basis.source.step} of {asked.run}, "
+            f"{basis.weights}); name that one with --checkpoint, or choose another --out DIR"
+        )
+    if data != basis.data:
+        raise UserError(
+            f"{folder} holds a search on other evaluation data ({record['data']['folders']}, "
+            f"content {data}; now {basis.data}); choose another --out DIR"
+        )
+    before = _fixed(load_run(SearchRun, folder / SEARCH_YAML))
+    now = _fixed(asked)
+    changed = [
+        f"{name}: {before[name]} -> {now[name]}" for name in now if before[name] != now[name]
+    ]
+    if changed:
+        raise UserError(
+            f"{folder} holds another search. It differs in\n  "
+            + "\n  ".join(changed)
+            + "\nChoose another --out DIR or --name"
+        )
+
+
+def _fixed(asked: SearchRun) -> dict[str, Any]:
+    values = asked.model_dump(mode="json", by_alias=True)
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in (*_CHANGEABLE, *_CHANGEABLE_SECTIONS, "data", "checkpoint")
+    }
+
+
+def _seen_in_training(run: TrainRun, source: WeightSource, folders: tuple[Path, ...]) -> SeenData:
+    """By the fingerprints of whole sets, then by the images' ids where the training set is here."""
+    assert source.manifest is not None
+    readers = [ShardReader(folder) for folder in folders]
+    same = [
+        str(f)
+        for f, r in zip(folders, readers, strict=True)
+        if r.fingerprint in source.manifest.data
+    ]
+    if same:
+        return SeenData(True, f"{', '.join(same)} is a training set of this run")
+    train = list(run.data.train) if run.data.source == "shards" else [run.folder / "data" / "train"]
+    missing = [str(folder) for folder in train if not folder.is_dir()]
+    if missing:
+        return SeenData(False, f"training set {', '.join(missing)} is not here to compare with")
+    known = np.concatenate([ShardReader(folder).image_ids() for folder in train])
+    shared = sum(int(np.isin(reader.image_ids(), known).sum()) for reader in readers)
+    return SeenData(shared > 0, f"{shared} evaluation images are in the training sets")
+
+
+def _hash_of(files: dict[str, str]) -> str:
+    weights = {name: digest for name, digest in files.items() if name.startswith("weights-")}
+    return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()[:16]

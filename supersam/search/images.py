@@ -1,0 +1,149 @@
+"""The evaluation images of a search, decoded and scaled once, kept on the evaluator's device.
+
+Letters: B images of a batch, N prompts of an image, S input side, s = S / 4 mask-logit side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from supersam.config import UserError
+from supersam.config.search import ProtocolConfig
+from supersam.data.dataset import EvalDataset
+from supersam.data.sample import LABEL_PAD, EvalImage
+from supersam.data.shards import ShardReader
+from supersam.data.transforms import LOGIT_STRIDE
+
+_ORDER_SEED = 0
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Some images with their prompts and objects, on one device."""
+
+    images: Tensor
+    """(B, 3, S, S) uint8 RGB, padded right and below."""
+    sizes: Tensor
+    """(B, 2) int64, (height, width) inside the padding."""
+    points: Tensor
+    """(B, N, 2, 2) float32, pixels (x, y) of the padded square."""
+    labels: Tensor
+    """(B, N, 2) int64; LABEL_PAD where an image has fewer than N objects."""
+    valid: Tensor
+    """(B, N) bool: the objects there are."""
+    sample_ids: Tensor
+    """(B,) int64, on the CPU."""
+    targets: Tensor
+    """(B, N, s, s) bool: the annotated masks on the grid of the mask logits."""
+    inside: Tensor
+    """(B, 1, s, s) bool: the part of that grid that is image, not padding."""
+    originals: tuple[EvalImage, ...]
+    """The images with their masks at the original resolution; empty where not asked for."""
+
+    @property
+    def num_objects(self) -> int:
+        """Objects of all images."""
+        return int(self.valid.sum())
+
+
+def chosen_images(count: int, limit: int | None) -> list[int]:
+    """Which of `count` images are looked at: spread evenly, in a fixed random order.
+
+    So the first of them are a fair sample for early stopping.
+    """
+    wanted = count if limit is None else min(limit, count)
+    spread = [index * count // wanted for index in range(wanted)]
+    return [spread[i] for i in np.random.default_rng(_ORDER_SEED).permutation(wanted)]
+
+
+def data_id(folders: Sequence[Path]) -> str:
+    """16 hex digits of the content of the evaluation shards."""
+    prints = [ShardReader(path).fingerprint for path in folders]
+    return hashlib.sha256("".join(prints).encode()).hexdigest()[:16]
+
+
+def load_images(
+    folders: Sequence[Path],
+    protocol: ProtocolConfig,
+    *,
+    side: int,
+    device: torch.device,
+    originals: bool,
+) -> list[ImageBatch]:
+    """The images of a protocol, in batches. Images without an object are left out.
+
+    Raises UserError where no image has one.
+    """
+    dataset = EvalDataset([ShardReader(p) for p in folders], side=side, prompt=protocol.prompt)
+    chosen = chosen_images(len(dataset), protocol.images)
+    images = [_some_objects(dataset[i], protocol.objects_per_image) for i in chosen]
+    images = [image for image in images if len(image.masks) > 0]
+    if not images:
+        raise UserError(f"no image of {', '.join(map(str, folders))} has an annotated object")
+    step = protocol.images_per_batch
+    return [
+        _stack(images[first : first + step], side, device, originals=originals)
+        for first in range(0, len(images), step)
+    ]
+
+
+def _some_objects(image: EvalImage, limit: int | None) -> EvalImage:
+    count = len(image.masks)
+    if limit is None or count <= limit:
+        return image
+    some = [index * count // limit for index in range(limit)]
+    return replace(
+        image,
+        points=image.points[some],
+        labels=image.labels[some],
+        masks=image.masks[some],
+        boxes=image.boxes[some],
+    )
+
+
+def _stack(
+    images: Sequence[EvalImage], side: int, device: torch.device, *, originals: bool
+) -> ImageBatch:
+    batch, cells = len(images), side // LOGIT_STRIDE
+    most = max(len(image.masks) for image in images)
+    points = torch.zeros(batch, most, 2, 2)
+    labels = torch.full((batch, most, 2), LABEL_PAD)
+    valid = torch.zeros(batch, most, dtype=torch.bool)
+    targets = torch.zeros(batch, most, cells, cells, dtype=torch.bool)
+    inside = torch.zeros(batch, 1, cells, cells, dtype=torch.bool)
+    for row, image in enumerate(images):
+        count = len(image.masks)
+        points[row, :count], labels[row, :count] = image.points, image.labels
+        valid[row, :count] = True
+        height, width = (-(-length // LOGIT_STRIDE) for length in image.size)
+        targets[row, :count, :height, :width] = scale_masks(image.masks, (height, width))
+        inside[row, :, :height, :width] = True
+    return ImageBatch(
+        images=torch.stack([image.image for image in images]).to(device),
+        sizes=torch.tensor([image.size for image in images], device=device),
+        points=points.to(device),
+        labels=labels.to(device),
+        valid=valid.to(device),
+        sample_ids=torch.tensor([image.sample_id for image in images]),
+        targets=targets.to(device),
+        inside=inside.to(device),
+        originals=tuple(images) if originals else (),
+    )
+
+
+def scale_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks on a coarser grid: cells that are half covered; the most covered where none is.
+
+    masks: (M, H, W) bool. Returns (M, *size) bool; an object never vanishes.
+    """
+    covered = F.interpolate(masks[None].float(), size, mode="area")[0]
+    most = covered.amax((1, 2), keepdim=True)
+    return (covered >= most.clamp(max=0.5)) & (covered > 0)

@@ -1,0 +1,98 @@
+"""What a subnet costs on this very device: latency and peak memory, one prompt an image."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from supersam.config.search import LatencyConfig
+from supersam.data.sample import LABEL_FOREGROUND, LABEL_PAD
+from supersam.evaluation import SubnetPredictor
+from supersam.model import SamSupernet
+from supersam.space import SubnetSpec, subnet_cost
+
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one batch: images encoded, one prompt decoded on each."""
+
+    median_ms: float
+    iqr_ms: float
+    """Distance of the quartiles: the spread."""
+
+
+def measure_latency(
+    supernet: SamSupernet, spec: SubnetSpec, config: LatencyConfig, *, bf16: bool
+) -> Latency:
+    """The time of a batch on the supernet's device, with this project's attention kernels."""
+    run = _forward(supernet, spec, config.batch, bf16=bf16)
+    wait = torch.cuda.synchronize if supernet.pixel_mean.is_cuda else _nothing
+    for _ in range(config.warmup):
+        run()
+    times = []
+    for _ in range(config.repeats):
+        wait()
+        started = time.perf_counter()
+        run()
+        wait()
+        times.append(1e3 * (time.perf_counter() - started))
+    if len(times) < 2:
+        return Latency(times[0], 0.0)
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+    return Latency(median, high - low)
+
+
+def measure_peak_memory(supernet: SamSupernet, spec: SubnetSpec, *, bf16: bool) -> float:
+    """MiB that a forward pass of one image needs: fp32 weights of the subnet, and activations.
+
+    Activations are the bytes alive at the peak: as the CUDA allocator counts them on a GPU, from
+    PyTorch's record of allocations on a CPU, where the process keeps what it frees.
+    """
+    run = _forward(supernet, spec, 1, bf16=bf16)
+    weights = 4 * subnet_cost(spec, supernet.space.shape).params
+    peak = _cuda_peak if supernet.pixel_mean.is_cuda else _cpu_peak
+    return (weights + peak(run)) / _MIB
+
+
+def _forward(
+    supernet: SamSupernet, spec: SubnetSpec, batch: int, *, bf16: bool
+) -> Callable[[], object]:
+    device, side = supernet.pixel_mean.device, supernet.space.shape.image_size
+    images = torch.zeros(batch, 3, side, side, dtype=torch.uint8, device=device)
+    sizes = torch.full((batch, 2), side, device=device)
+    points = torch.full((batch, 1, 2, 2), side / 2, device=device)
+    labels: Tensor = torch.tensor([LABEL_FOREGROUND, LABEL_PAD], device=device)
+    labels = labels.expand(batch, 1, 2)
+    predictor = SubnetPredictor(supernet, spec, bf16=bf16)
+    return lambda: predictor.predict(images, sizes, points, labels)
+
+
+def _cuda_peak(run: Callable[[], object]) -> int:
+    run()  # so that workspaces are there
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _cpu_peak(run: Callable[[], object]) -> int:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        run()
+    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+    alive = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        alive += event.nbytes()
+        peak = max(peak, alive)
+    return int(peak)
+
+
+def _nothing() -> None:
+    """A CPU is done when the call returns."""

@@ -1,0 +1,120 @@
+"""Which trials are best when several numbers count: fronts, crowding, hypervolume. Pure NumPy.
+
+Costs are objectives to be minimised: mIoU enters with its sign changed. N trials, K objectives.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from supersam.runtime.atomic import write_bytes, write_json
+from supersam.search.journal import Trial
+
+Costs = NDArray[np.float64]
+
+MAXIMIZED = frozenset({"miou"})
+"""Metrics of which more is better; of all others, less."""
+FRONT_JSON, FRONT_CSV = "pareto.json", "pareto.csv"
+
+
+def cost_row(metrics: Mapping[str, float], objectives: Sequence[str]) -> Costs:
+    """(K,) float64: the objectives as costs."""
+    signed = [-metrics[name] if name in MAXIMIZED else metrics[name] for name in objectives]
+    return np.array(signed, np.float64)
+
+
+def cost_matrix(trials: Sequence[Trial], objectives: Sequence[str]) -> Costs:
+    """(N, K) float64: the trials' objectives as costs."""
+    rows = [cost_row(trial.metrics, objectives) for trial in trials]
+    return np.array(rows, np.float64).reshape(len(trials), len(objectives))
+
+
+def num_dominators(costs: Costs, among: Costs) -> NDArray[np.int64]:
+    """(N,) how many rows of `among` are no worse in everything and better in something."""
+    no_worse = (among[None] <= costs[:, None]).all(-1)
+    better = (among[None] < costs[:, None]).any(-1)
+    count: NDArray[np.int64] = (no_worse & better).sum(1)
+    return count
+
+
+def front_ranks(costs: Costs) -> NDArray[np.int64]:
+    """(N,) 0 for the non-dominated rows, 1 for those once they are taken away, and so on."""
+    ranks = np.full(len(costs), -1)
+    left = np.arange(len(costs))
+    rank = 0
+    while len(left) > 0:
+        first = num_dominators(costs[left], costs[left]) == 0
+        ranks[left[first]] = rank
+        left = left[~first]
+        rank += 1
+    return ranks
+
+
+def crowding_distance(costs: Costs) -> NDArray[np.float64]:
+    """(N,) how far apart the neighbours of each row of one front are; infinite at its ends."""
+    distance = np.zeros(len(costs))
+    for column in costs.T:
+        order = np.argsort(column, kind="stable")
+        span = column[order[-1]] - column[order[0]] if len(order) else 0.0
+        distance[order[:1]] = distance[order[-1:]] = np.inf
+        if span > 0:
+            distance[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span
+    return distance
+
+
+def pareto_front(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Trial]:
+    """The complete trials that no other one dominates, ascending in the last objective.
+
+    Of trials with equal objectives, the one with the smallest key stays.
+    """
+    complete = sorted((t for t in trials if t.status == "complete"), key=lambda t: t.key)
+    costs = cost_matrix(complete, objectives)
+    _, first_of_equals = np.unique(costs, axis=0, return_index=True)
+    chosen = [i for i in first_of_equals if num_dominators(costs[i : i + 1], costs)[0] == 0]
+    return sorted((complete[i] for i in chosen), key=lambda t: (t.metrics[objectives[-1]], t.key))
+
+
+def hypervolume(costs: Costs, reference: NDArray[np.float64]) -> float:
+    """Volume that the rows dominate, up to `reference` (K,); rows beyond it count nothing."""
+    inside = costs[(costs < reference).all(1)]
+    if len(inside) == 0:
+        return 0.0
+    return _volume(inside[front_ranks(inside) == 0], reference)
+
+
+def _volume(front: Costs, reference: NDArray[np.float64]) -> float:
+    """Slices along the last objective, each of one dimension less."""
+    if front.shape[1] == 1:
+        return float(reference[0] - front.min())
+    front = front[np.argsort(front[:, -1], kind="stable")]
+    ends = np.append(front[1:, -1], reference[-1])
+    return sum(
+        float(end - row[-1]) * _volume(front[: index + 1, :-1], reference[:-1])
+        for index, (row, end) in enumerate(zip(front, ends, strict=True))
+        if end > row[-1]
+    )
+
+
+def write_front(folder: Path, front: Sequence[Trial]) -> None:
+    """Write `pareto.json`, a list of trials, and `pareto.csv`, the same as a table."""
+    write_json(folder / FRONT_JSON, [trial.to_dict() for trial in front])
+    names = sorted({name for trial in front for name in trial.metrics})
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    genes = ["layers", "mlp_widths", "heads", "embed_dim"]
+    table.writerow(["key", *names, "num_images", "num_objects", *genes])
+    for trial in front:
+        spec = trial.spec.to_dict()
+        table.writerow(
+            [trial.key, *(trial.metrics.get(name, "") for name in names)]
+            + [trial.num_images, trial.num_objects]
+            + [" ".join(map(str, spec[name])) for name in genes[:3]]
+            + [trial.spec.embed_dim]
+        )
+    write_bytes(folder / FRONT_CSV, text.getvalue().encode())

@@ -1,0 +1,85 @@
+"""What every searcher is: asked for new subnets, told what became of them, in a fixed order.
+
+Proposals are a function of the problem and of what was told, never of time or of who finished
+first: the same calls in the same order propose the same subnets. So a search that was killed is
+repeated from its journal.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from supersam.config import Constraint
+from supersam.search.costs import keeps_limits, known_costs, shrink_to_fit
+from supersam.search.journal import Trial
+from supersam.space import SearchSpace, SubnetSpec
+
+Rng = np.random.Generator
+_DRAWS_EACH = 200
+"""Draws for a subnet that is new and keeps the limits, before a batch is left shorter."""
+_DRAWS_AS_IS = 20
+"""Every so many draws an infeasible one is shrunk until it fits."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is searched, and for what."""
+
+    space: SearchSpace
+    objectives: tuple[str, ...]
+    limits: tuple[Constraint, ...] = ()
+    """Hard constraints; the measured ones cannot be looked at before an evaluation."""
+    seed: int = 0
+    population: int = 32
+    """Parents of an evolution, and subnets of a batch."""
+
+    def is_feasible(self, spec: SubnetSpec) -> bool:
+        """Whether `spec` keeps the limits that are known in closed form."""
+        return keeps_limits(known_costs(spec, self.space), self.limits)
+
+
+class Searcher(ABC):
+    """Proposes subnets, each once."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self._proposed: set[SubnetSpec] = set()
+        self._asked = 0
+
+    def ask(self, count: int) -> list[SubnetSpec]:
+        """Up to `count` feasible subnets not proposed before; none when the space is exhausted.
+
+        A smaller `count` gives the first of them.
+        """
+        rng = np.random.default_rng([self.problem.seed, self._asked])
+        self._asked += 1
+        batch: list[SubnetSpec] = []
+        for draw in range(_DRAWS_EACH * count):
+            if len(batch) == count:
+                break
+            spec = self._propose(rng)
+            if spec is None:
+                break
+            if draw % _DRAWS_AS_IS == _DRAWS_AS_IS - 1:
+                spec = shrink_to_fit(spec, self.problem.space, self.problem.limits, rng)
+            if spec not in self._proposed and self.problem.is_feasible(spec):
+                self._proposed.add(spec)
+                batch.append(spec)
+        return batch
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """What became of a batch, in the order of its proposals; or reference subnets."""
+        return
+
+    @abstractmethod
+    def _propose(self, rng: Rng) -> SubnetSpec | None:
+        """One draw; it may be infeasible or known. None when there is no other."""
+
+
+def complete_only(trials: Sequence[Trial]) -> list[Trial]:
+    """Those that were seen on all images."""
+    return [trial for trial in trials if trial.status == "complete"]

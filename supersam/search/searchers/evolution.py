@@ -1,0 +1,76 @@
+"""Evolution in the search space: NSGA-II, and regularized evolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from supersam.search.journal import Trial
+from supersam.search.pareto import Costs, cost_matrix, crowding_distance, front_ranks
+from supersam.search.searchers.base import Problem, Rng, Searcher, complete_only
+from supersam.space import SearchSpace, SubnetSpec
+
+_CROSSOVER = 0.9
+_MUTATION = 0.1
+_TOURNAMENT = 8
+
+
+class Nsga2Searcher(Searcher):
+    """NSGA-II (Deb et al. 2002): parents are the best of all so far, spread along the front."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self._known: list[Trial] = []
+        self._parents: list[SubnetSpec] = []
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Choose the next parents, best first."""
+        self._known += complete_only(trials)
+        costs = cost_matrix(self._known, self.problem.objectives)
+        order = best_first(costs)[: self.problem.population]
+        self._parents = [self._known[i].spec for i in order]
+
+    def _propose(self, rng: Rng) -> SubnetSpec:
+        if len(self._parents) < 2:
+            return self.problem.space.sample(rng)
+        return breed(self._parents, self.problem.space, rng)
+
+
+class RegularizedSearcher(Searcher):
+    """Regularized evolution (Real et al. 2019): the oldest parents die, however good they are."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self._alive: list[Trial] = []
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """The youngest complete trials are the population."""
+        self._alive = (self._alive + complete_only(trials))[-self.problem.population :]
+
+    def _propose(self, rng: Rng) -> SubnetSpec:
+        space = self.problem.space
+        if len(self._alive) < 2:
+            return space.sample(rng)
+        drawn = rng.choice(len(self._alive), min(_TOURNAMENT, len(self._alive)), replace=False)
+        some = [self._alive[i] for i in drawn]
+        order = best_first(cost_matrix(some, self.problem.objectives))
+        return space.mutate(some[order[0]].spec, rng, probability=_MUTATION)
+
+
+def best_first(costs: Costs) -> NDArray[np.int64]:
+    """(N,) places of the rows by front, then by how lonely they are on it."""
+    ranks = front_ranks(costs)
+    lonely = np.zeros(len(costs))
+    for rank in np.unique(ranks):
+        lonely[ranks == rank] = crowding_distance(costs[ranks == rank])
+    return np.lexsort((np.arange(len(costs)), -lonely, ranks))
+
+
+def breed(parents: Sequence[SubnetSpec], space: SearchSpace, rng: Rng) -> SubnetSpec:
+    """A child of two winners of binary tournaments. parents: best first."""
+    # The better of two is the one further to the front.
+    first, second = (parents[int(rng.integers(len(parents), size=2).min())] for _ in range(2))
+    child = space.crossover(first, second, rng) if rng.random() < _CROSSOVER else first
+    return space.mutate(child, rng, probability=_MUTATION)

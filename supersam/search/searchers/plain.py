@@ -1,0 +1,51 @@
+"""Searchers that learn nothing: random draws, and every subnet of a small space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain, combinations, product
+
+from supersam.config import UserError
+from supersam.search.searchers.base import Problem, Rng, Searcher
+from supersam.space import SearchSpace, SubnetSpec
+
+_MOST = 100_000
+
+
+class RandomSearcher(Searcher):
+    """Draws from the distribution that the supernet was trained for."""
+
+    def _propose(self, rng: Rng) -> SubnetSpec:
+        return self.problem.space.sample(rng)
+
+
+class ExhaustiveSearcher(Searcher):
+    """All subnets, one after another: the truth in a space small enough."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        count = problem.space.num_subnets()
+        if count > _MOST:
+            raise UserError(
+                f"the space has {count:,} subnets, too many for --searcher exhaustive (at most "
+                f"{_MOST:,}); choose another searcher"
+            )
+        self._left = iter_subnets(problem.space)
+
+    def _propose(self, rng: Rng) -> SubnetSpec | None:
+        return next(self._left, None)
+
+
+def iter_subnets(space: SearchSpace) -> Iterator[SubnetSpec]:
+    """Every subnet that `space.sample` can draw, once."""
+    removable = space.removable
+    removals = chain.from_iterable(
+        combinations(removable, count) for count in range(len(removable) + 1)
+    )
+    for removed in removals:
+        layers = tuple(i for i in range(space.shape.depth) if i not in removed)
+        widths = product(*(space.mlp_widths[i] for i in layers))
+        for chosen in widths:
+            for heads in product(*(space.heads[i] for i in layers)):
+                for dim in space.embed_dims:
+                    yield SubnetSpec(layers, chosen, heads, dim)

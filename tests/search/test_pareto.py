@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from supersam.search import Trial, hypervolume, pareto_front
+from supersam.search.pareto import crowding_distance, front_ranks, write_front
+from tests.search.trials import make_trial
+
+OBJECTIVES = ["miou", "params_m"]
+
+
+def test_the_front_is_what_nothing_dominates():
+    trials = [
+        make_trial(0, miou=0.5, params_m=1.0),
+        make_trial(1, miou=0.6, params_m=2.0),
+        make_trial(2, miou=0.55, params_m=2.5),  # dominated by 1
+        make_trial(3, miou=0.5, params_m=1.0),  # equal to 0
+        make_trial(4, miou=0.9, params_m=0.1, status="stopped"),
+    ]
+    assert [t.key for t in pareto_front(trials, OBJECTIVES)] == ["0", "1"]
+    assert pareto_front([], OBJECTIVES) == []
+
+
+def test_ranks_peel_front_after_front():
+    rng = np.random.default_rng(0)
+    costs = rng.random((60, 3))
+    ranks = front_ranks(costs)
+    for row, rank in zip(costs, ranks, strict=True):
+        above = costs[ranks < rank]
+        assert rank == 0 or (above <= row).all(1).any()
+        assert not ((costs[ranks == rank] < row).all(1)).any()
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3, 4])
+def test_hypervolume_is_the_share_of_points_that_are_dominated(objectives):
+    rng = np.random.default_rng(1)
+    costs = rng.random((20, objectives))
+    darts = rng.random((100_000, objectives))
+    share = np.mean([(costs <= dart).all(1).any() for dart in darts[:20_000]])
+    assert hypervolume(costs, np.ones(objectives)) == pytest.approx(share, abs=0.02)
+
+
+def test_rows_beyond_the_reference_count_nothing():
+    costs = np.array([[0.5, 0.5], [0.1, 2.0]])
+    assert hypervolume(costs, np.ones(2)) == pytest.approx(0.25)
+    assert hypervolume(costs[1:], np.ones(2)) == 0.0
+
+
+def test_the_ends_of_a_front_are_never_crowded():
+    distance = crowding_distance(np.array([[0.0, 3.0], [1.0, 1.0], [1.1, 0.9], [3.0, 0.0]]))
+    assert np.isinf(distance[[0, 3]]).all()
+    assert (distance[1:3] < 2).all()
+
+
+def test_the_front_is_written_as_json_and_as_a_table(tmp_path):
+    front = [make_trial(0), make_trial(1, miou=0.6, latency_ms=3.5)]
+    write_front(tmp_path, front)
+    assert [Trial.from_dict(v) for v in json.loads((tmp_path / "pareto.json").read_text())] == front
+    rows = list(csv.DictReader((tmp_path / "pareto.csv").open()))
+    assert [float(row["miou"]) for row in rows] == [0.5, 0.6]
+    assert [row["latency_ms"] for row in rows] == ["", "3.5"]
+    assert rows[1]["mlp_widths"] == "17 32"

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from supersam.config import Constraint, SpaceConfig
+from supersam.config.search import SearcherName
+from supersam.search import hypervolume
+from supersam.search.costs import known_costs
+from supersam.search.pareto import cost_matrix
+from supersam.search.searchers import Problem, build_searcher
+from supersam.search.searchers.genes import genes_of, spec_of
+from supersam.search.searchers.plain import iter_subnets
+from supersam.space import EncoderShape, build_space
+from tests.search.trials import make_trial
+
+SHAPE = EncoderShape(96, 6, 3, (2, 5), image_size=64, window_size=2)
+SPACE = build_space(
+    SpaceConfig(removable=(1, 2, 4), elastic_heads=True, elastic_embed=True, width_multiple=16),
+    SHAPE,
+)
+PROBLEM = Problem(SPACE, ("miou", "params_m"), seed=3, population=8)
+LEARNING = [name for name in get_args(SearcherName) if name != "exhaustive"]
+
+
+def evaluate(spec, number=0, batch=0):
+    """A made-up accuracy that early layers and wide MLPs raise, with some noise of the subnet."""
+    gain = sum((6 - i) * w**0.5 for i, w in zip(spec.layers, spec.mlp_widths, strict=True))
+    noise = int(spec.key(), 16) % 1000 / 1000
+    miou = 0.9 - 40 / (gain + 10) + 0.005 * noise
+    metrics = {**known_costs(spec, SPACE), "miou": miou}
+    return replace(make_trial(number, batch=batch), spec=spec, key=spec.key(), metrics=metrics)
+
+
+def run(name, problem=PROBLEM, batches=6, count=8):
+    searcher = build_searcher(name, problem)
+    searcher.tell([evaluate(SPACE.largest()), evaluate(SPACE.smallest())])
+    trials = []
+    waiting = []
+    for batch in range(batches):  # told one batch late, as the schedule does
+        specs = searcher.ask(count)
+        if len(waiting) == 1:
+            searcher.tell(waiting.pop(0))
+        waiting.append([evaluate(s, i, batch) for i, s in enumerate(specs)])
+        trials += waiting[-1]
+    return trials
+
+
+@pytest.mark.parametrize("name", get_args(SearcherName))
+def test_the_same_seed_proposes_the_same_subnets(name):
+    if name == "exhaustive":
+        pytest.skip("draws nothing")
+    np.random.seed(1)
+    first = run(name)
+    np.random.seed(2)
+    assert [t.spec for t in run(name)] == [t.spec for t in first]
+    other = run(name, replace(PROBLEM, seed=4))
+    assert [t.spec for t in other] != [t.spec for t in first]
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_every_proposal_is_new_feasible_and_of_the_space(name):
+    limits = (Constraint.parse("params_m<=5.2"), Constraint.parse("flops_g>=0.30"))
+    trials = run(name, replace(PROBLEM, limits=limits))
+    specs = [t.spec for t in trials]
+    assert len(specs) == len(set(specs)) == 48
+    assert all(SPACE.contains(spec) for spec in specs)
+    assert all(limit.allows(t.metrics[limit.metric]) for t in trials for limit in limits)
+
+
+@pytest.mark.parametrize("name", ["nsga2", "regularized", "optuna", "opentuner", "predictor"])
+def test_searching_beats_drawing_at_random(name):
+    volumes = {}
+    for searcher in (name, "random"):
+        volumes[searcher] = []
+        for seed in range(3):
+            trials = run(searcher, replace(PROBLEM, seed=seed), batches=14)
+            costs = cost_matrix(trials, PROBLEM.objectives)
+            volumes[searcher].append(hypervolume(costs, np.array([0.0, 6.0])))
+    assert np.mean(volumes[name]) > np.mean(volumes["random"])
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_a_smaller_batch_is_the_beginning_of_a_larger_one(name):
+    few, many = (build_searcher(name, PROBLEM).ask(count) for count in (3, 8))
+    assert many[:3] == few
+
+
+def test_searchers_leave_the_working_folder_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("opentuner", batches=2)
+    run("optuna", batches=2)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_small_space_is_enumerated_once_and_then_there_is_no_more():
+    space = build_space(
+        SpaceConfig(removable=(1,), mlp_fractions=(0.5, 1.0)),
+        replace(SHAPE, depth=2, global_layers=(1,)),
+    )
+    subnets = list(iter_subnets(space))
+    assert len(subnets) == len(set(subnets)) == space.num_subnets()
+    assert all(space.contains(spec) for spec in subnets)
+    for name in ("exhaustive", "random"):
+        searcher = build_searcher(name, replace(PROBLEM, space=space))
+        proposed = searcher.ask(3) + searcher.ask(1000)
+        assert set(proposed) == set(subnets)
+        assert len(proposed) == len(subnets)
+        assert searcher.ask(5) == []
+
+
+def test_genes_are_the_subnet():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        spec = SPACE.sample(rng)
+        assert spec_of(genes_of(spec, SPACE), SPACE) == spec
