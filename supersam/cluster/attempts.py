@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from supersam.runtime.watchdog import STALLED
+
 FILE = "attempts.jsonl"
 CANCEL = "cancel"
 """A file of this name in the run folder says: the run was cancelled, do not requeue it."""
@@ -29,6 +31,7 @@ Reason = Literal[
     "signal INT",
     "requeued",
     "node failure",
+    "stuck",
     "failed",
     "cancelled",
 ]
@@ -135,6 +138,7 @@ def reason_of(exit_code: int) -> Reason:
         128 + signal.SIGINT: "signal INT",
         128 + signal.SIGTERM: "signal TERM",
         128 + signal.SIGUSR2: "signal USR2",
+        STALLED: "stuck",
     }
     return stopped.get(exit_code, "failed")
 

@@ -28,6 +28,8 @@ class Ending:
     """The job was told to save: its time or its place ends."""
     preempted: bool
     """The reason of the notice is a job of higher priority, not the time limit."""
+    blamed_host: str | None = None
+    """The host on which a rank hung."""
 
     @property
     def reason(self) -> Reason:
@@ -60,16 +62,19 @@ def pick_hosts(
     return []
 
 
-def next_action(ending: Ending, *, stalled: int, most_stalled: int, enough_hosts: bool) -> Action:
+def next_action(
+    ending: Ending, *, stalled: int, most_stalled: int, hosts: Sequence[str], others: bool = False
+) -> Action:
     """Go on in this allocation, by the queue, or not at all.
 
     stalled: attempts in a row without a new checkpoint, this one included.
-    enough_hosts: whether the allocation still holds hosts for a legal number of ranks.
+    hosts: what the allocation offers the next attempt; none where it has too few.
+    others: whether the partition has enough hosts besides the blamed one.
     """
     if ending.reason in ("finished", "cancelled") or ending.requeued:
         return "exit"
     if ending.exit_code == USAGE_ERROR or stalled >= most_stalled:
         return "exit"
-    if ending.reason in ("failed", "node failure") and enough_hosts:
-        return "restart"
-    return "requeue"
+    if ending.reason not in ("failed", "node failure", "stuck") or len(hosts) == 0:
+        return "requeue"
+    return "requeue" if ending.blamed_host in hosts and others else "restart"

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from supersam.cluster.attempts import CANCEL, end_attempt, reason_of, start_attempt
 from supersam.cluster.batch import require_legal_world
+from supersam.cluster.follow_up import check_follow_up, run_follow_up, submit_follow_up
+from supersam.cluster.last_words import keep_last_words, write_last_words
 from supersam.cluster.preflight import describe_submission
 from supersam.cluster.rendezvous import free_port
 from supersam.cluster.slurm import missing_slurm
@@ -35,6 +37,8 @@ def submit(run: TrainRun) -> int:
         where = resolve_cluster(run)
         from supersam.training.run_folder import prepare_run_folder
 
+        if run.cluster.then is not None:
+            check_follow_up(run)
         if run.dry_run:
             print(describe_submission(run, where))
             return 0
@@ -43,12 +47,18 @@ def submit(run: TrainRun) -> int:
         tasks = 1 if where == "inline" else run.cluster.tasks_per_node or 1
         require_legal_world(run, tasks)
         prepare_run_folder(run)
-        if where == "local":
-            return _recorded(run.folder, tasks, lambda: run_local(run.folder, tasks=tasks))
-        return _recorded(run.folder, 1, lambda: run_inline(run))
+        code = _run_here(run, where, tasks)
+        return run_follow_up(run) if code == 0 and run.cluster.then is not None else code
     except UserError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return USAGE_ERROR
+
+
+def _run_here(run: TrainRun, where: str, tasks: int) -> int:
+    if where == "local":
+        return _recorded(run.folder, tasks, lambda: run_local(run.folder, tasks=tasks))
+    keep_last_words(task_log(run.folder, 0))
+    return _recorded(run.folder, 1, lambda: run_inline(run))
 
 
 def resolve_cluster(run: TrainRun) -> str:
@@ -73,10 +83,12 @@ def _run_on_slurm(run: TrainRun) -> int:
     from supersam.training.run_folder import prepare_run_folder
 
     require_legal_world(run, (run.cluster.nodes or 1) * run.cluster.ranks_per_node)
-    require_no_active_job(run.folder)
+    require_no_active_job(run)
     prepare_run_folder(run)
     job_id = submit_job(run)
     print(f"submitted job {job_id}: {run.cluster.nodes or 1} nodes, run folder {run.folder}")
+    if run.cluster.then is not None:
+        print(f"submitted job {submit_follow_up(run, job_id)}, after it: {run.cluster.then}")
     if run.cluster.wait:
         return follow_job(run, job_id)
     print(f"follow it: python launch/status.py {run.folder} --follow    end it: scancel {job_id}")
@@ -91,8 +103,9 @@ def _recorded(folder: Path, tasks: int, execute: Callable[[], int]) -> int:
     code = FAILURE
     try:
         code = execute()
-    except UserError:
+    except UserError as fault:
         code = USAGE_ERROR
+        write_last_words(task_log(folder, 0), f"error: {fault}")
         raise
     finally:
         end_attempt(folder, started, reason_of(code), code)
@@ -115,8 +128,8 @@ def run_inline(run: TrainRun) -> int:
 def run_local(folder: Path, *, tasks: int) -> int:
     """Execute the prepared run of `folder` as `tasks` processes on this machine.
 
-    Rank 0 speaks on this terminal, the others write to `logs/`. When one fails, the others are
-    ended, and the end of its log is shown.
+    Rank 0 speaks on this terminal, the others write to `logs/`; what rank 0 says when it fails is
+    there too. When one fails, the others are ended, and the end of its log is shown.
     """
     ranks = []
     try:

@@ -7,7 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from supersam.cluster.executor import run_inline
+from supersam.cluster.executor import run_inline, task_log
+from supersam.cluster.last_words import keep_last_words, write_last_words
 from supersam.cluster.rendezvous import join_step
 from supersam.config import TrainRun, UserError, load_run
 from supersam.config.io import USAGE_ERROR
@@ -16,6 +17,9 @@ from supersam.config.io import USAGE_ERROR
 def main(folder: Path) -> int:
     """Execute the prepared run of `folder`. Returns the exit code."""
     started_by_slurm = "RANK" not in os.environ
+    on_terminal = os.environ.get("RANK") == "0"
+    if on_terminal:
+        keep_last_words(task_log(folder, 0))
     if started_by_slurm:
         os.chdir(os.environ["SLURM_SUBMIT_DIR"])  # relative paths of the run start there
     try:
@@ -25,6 +29,8 @@ def main(folder: Path) -> int:
             _check_cores(run)
         return run_inline(run)
     except UserError as fault:
+        if on_terminal:
+            write_last_words(task_log(folder, 0), f"error: {fault}")
         print(f"error: {fault}", file=sys.stderr)
         return USAGE_ERROR
 
@@ -33,7 +39,9 @@ def _check_cores(run: TrainRun) -> None:
     """Say on which cores this rank runs, and refuse too few: it would be slow without a word."""
     cores = sorted(os.sched_getaffinity(0))
     code = Path(__file__).parents[2]
-    print(f"rank {os.environ['RANK']} on {os.uname().nodename}, cores {cores}, code {code}")
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
+    place = f"rank {os.environ['RANK']} on {os.uname().nodename}"
+    print(f"{place}, cores {cores}, GPUs {gpus}, code {code}")
     needed = run.data.workers + 1
     if len(cores) < needed:
         raise UserError(

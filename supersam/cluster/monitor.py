@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import importlib.util
+import os
 import shlex
 import signal
 import socket
@@ -12,11 +13,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 from supersam.cluster.rendezvous import free_port
 from supersam.config import MonitorRun, UserError
 from supersam.config.io import USAGE_ERROR
+from supersam.runtime.process import end_with_parent
 
 _FAILURE = 1
 _START_S = 120.0
@@ -43,6 +46,7 @@ def monitor(options: MonitorRun) -> int:
             "--reload_multifile=true",
         ],
         start_new_session=True,  # Ctrl-C reaches this process, which ends the server
+        preexec_fn=partial(end_with_parent, os.getpid()),
     )
     try:
         _wait_until_served(server, port)

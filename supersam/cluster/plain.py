@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,9 +17,13 @@ def main(args: Sequence[str] | None = None) -> None:
     run = parse_cli(TrainRun, args, recall=True)
     try:
         require_legal_world(run, (run.cluster.nodes or 1) * run.cluster.ranks_per_node)
-        from supersam.training.run_folder import prepare_run_folder  # slow: it imports torch
+        # Slow: they import torch.
+        from supersam.cluster.snapshot import snapshot_code
+        from supersam.training.run_folder import prepare_run_folder
 
         prepare_run_folder(run)
+        if "SLURM_RESTART_COUNT" not in os.environ:
+            snapshot_code(run.folder.absolute())
     except UserError as fault:
         print(f"error: {fault}", file=sys.stderr)
         raise SystemExit(USAGE_ERROR) from None

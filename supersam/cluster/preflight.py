@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from supersam.cluster.batch import legal_node_counts, require_legal_world
+from supersam.cluster.follow_up import script_text
 from supersam.cluster.slurm import SlurmError, missing_slurm, run_command
 from supersam.config import TrainRun, UserError
 from supersam.config.cluster import minutes
@@ -29,6 +30,8 @@ def describe_submission(run: TrainRun, where: str) -> str:
             "\nsubmitted would be\n",
             sbatch_text(run),
         ]
+        if run.cluster.then is not None:
+            parts += ["\nand, with the number of that job for JOB,\n", script_text(run, "JOB")]
     findings = check_run(run) + (check_slurm(run) if where == "slurm" else [])
     return "\n".join([*parts, "preflight", *(f"  {finding}" for finding in findings)])
 

@@ -49,6 +49,17 @@ def sbatch_text(run: TrainRun) -> str:
     return str(_make_sbatch_string(command=command, folder=folder, **sbatch_parameters(run)))
 
 
+def script(
+    run: TrainRun, command: str, *, folder: Path, setup: list[str], options: dict[str, str]
+) -> str:
+    """The script of another job at the place of `run`: not supervised, its output in `folder`."""
+    parameters = sbatch_parameters(run)
+    ours = parameters["additional_parameters"]
+    del ours["signal"]  # nobody there would take it
+    parameters |= {"setup": setup, "additional_parameters": ours | options}
+    return str(_make_sbatch_string(command=f"exec {command}", folder=folder, **parameters))
+
+
 def build_executor(run: TrainRun) -> submitit.SlurmExecutor:
     """The executor of submitit for `run`; its folder exists."""
     executor = submitit.SlurmExecutor(
@@ -91,6 +102,10 @@ def _setup(folder: Path) -> list[str]:
     job_folder, code = shlex.quote(str(folder / JOB_FOLDER)), shlex.quote(str(folder / "code"))
     return [
         "trap '' USR2 TERM  # until Python is up and takes them",
+        f"if [ ! -d {job_folder} ]; then",
+        f"  echo error: $(hostname) does not see {job_folder}: choose a --run DIR that all nodes "
+        "share >&2; exit 2",
+        "fi",
         f'if [ ! -O {job_folder} ] || [ "$(stat -c %a {job_folder})" != 700 ]; then',
         f"  echo error: {job_folder} must belong to you alone, as it holds pickles >&2; exit 1",
         "fi",

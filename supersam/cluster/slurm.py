@@ -68,10 +68,12 @@ def outside_allocation() -> Iterator[None]:
         os.environ.update(before)
 
 
-def run_command(*words: str, timeout_s: float = _TIMEOUT_S) -> str:
+def run_command(*words: str, timeout_s: float = _TIMEOUT_S, stdin: str = "") -> str:
     """What a command of Slurm prints. Raises SlurmError with its message where it fails."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(
+            words, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
     except FileNotFoundError:
         raise SlurmError(f"there is no {words[0]} on this machine") from None
     except subprocess.TimeoutExpired:
@@ -119,7 +121,24 @@ def parse_job(text: str) -> JobFacts:
 def job_hosts(job_id: str) -> list[str]:
     """The hosts of a job's allocation now, in Slurm's order."""
     compact = run_command("squeue", "--noheader", "--jobs", job_id, "--format=%N").strip()
-    return run_command("scontrol", "show", "hostnames", compact).split()
+    return expand_hosts(compact)
+
+
+def expand_hosts(expression: str) -> list[str]:
+    """The names in a host list such as n[1-3,7]."""
+    return run_command("scontrol", "show", "hostnames", expression).split()
+
+
+def partition_hosts(partition: str | None) -> list[str]:
+    """The hosts of a partition, of the default one for None, that are not down or drained."""
+    listing = run_command("sinfo", "--noheader", "--Node", "--format=%R|%P|%N|%T")
+    rows = [line.split("|") for line in listing.splitlines() if line.count("|") == 3]
+    names = None if partition is None else set(partition.split(","))
+    return [
+        host
+        for name, marked, host, state in rows
+        if (marked.endswith("*") if names is None else name in names) and not _is_lost(state)
+    ]
 
 
 def lost_hosts(hosts: list[str]) -> list[str]:
@@ -136,6 +155,11 @@ def lost_hosts(hosts: list[str]) -> list[str]:
 def requeue(job_id: str) -> None:
     """Send a running job back to the queue; ends all its processes."""
     run_command("scontrol", "requeue", job_id)
+
+
+def exclude_hosts(job_id: str, hosts: str) -> None:
+    """Keep a job in the queue off hosts, a host list; replaces what it excluded before."""
+    run_command("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={hosts}")
 
 
 def end_hold(job_id: str) -> None:

@@ -18,8 +18,8 @@ from supersam.cluster.record import RunRecord, find_runs, read_record, read_reco
 from supersam.cluster.why import duration, explain, progress
 from supersam.config import StatusRun, UserError
 from supersam.config.io import USAGE_ERROR
+from supersam.runtime.strikes import count_strikes
 from supersam.runtime.vitals import Beat
-from supersam.runtime.watchdog import count_strikes
 
 _STRAGGLES = 1.3
 _POLL_S = 1.0

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from supersam.cluster import slurm
 from supersam.cluster.attempts import CANCEL, read_attempts
+from supersam.cluster.avoid import hosts_to_avoid, merge_hosts
 from supersam.cluster.sbatch import JOB_FOLDER, build_executor, plain_path
 from supersam.cluster.snapshot import snapshot_code
 from supersam.cluster.supervisor import Supervisor
 from supersam.config import TrainRun, UserError
 from supersam.config.io import USAGE_ERROR
 from supersam.runtime.atomic import write_json
+from supersam.runtime.strikes import LIFE_H
 
 JOB_FILE = "job.json"
 """File in the run folder: id and time of the run's last submission."""
@@ -24,17 +26,25 @@ _POLL_S = 1.0
 _SLOW_POLL_S = 10.0
 
 
-def require_no_active_job(folder: Path) -> None:
-    """Raise UserError where a job of this run waits or runs: two would write the same files."""
-    job_id = submitted_job(folder)
+def require_no_active_job(run: TrainRun) -> None:
+    """Raise UserError where a job of this run waits or runs: two would write the same files.
+
+    A job that was requeued, and is made to wait for nothing, starts now.
+    """
+    job_id = submitted_job(run.folder)
     if job_id is None:
         return
     facts = slurm.job_facts(job_id)
-    if facts is not None and facts.is_active:
-        raise UserError(
-            f"this run is job {job_id}, which is {facts.state}; follow it with python "
-            f"launch/status.py {folder} --follow, or end it with scancel {job_id} first"
-        )
+    if facts is None or not facts.is_active:
+        return
+    state = facts.state
+    if facts.is_held:
+        slurm.end_hold(job_id)
+        state += ": it was requeued, and waited only for the time that Slurm makes it wait; no more"
+    raise UserError(
+        f"this run is job {job_id}, which is {state}; follow it with python "
+        f"launch/status.py {run.folder} --follow, or end it with scancel {job_id} first"
+    )
 
 
 def submitted_job(folder: Path) -> str | None:
@@ -49,6 +59,7 @@ def submit_job(run: TrainRun) -> str:
     """Submit the run, whose folder is prepared. Returns the job's id."""
     folder = plain_path(run.folder)
     (folder / CANCEL).unlink(missing_ok=True)
+    run = _without_hung_hosts(run)
     snapshot_code(folder)
     (folder / JOB_FOLDER).mkdir(exist_ok=True)
     (folder / JOB_FOLDER).chmod(0o700)  # it holds pickles
@@ -59,6 +70,16 @@ def submit_job(run: TrainRun) -> str:
             raise UserError(f"Slurm refused the job: {fault}") from fault
     write_json(folder / JOB_FILE, {"job_id": job.job_id, "submitted": time.time()})
     return str(job.job_id)
+
+
+def _without_hung_hosts(run: TrainRun) -> TrainRun:
+    """The run, leaving out hosts on which ranks hung lately, where it can do without them."""
+    avoided = hosts_to_avoid(run, run.cluster.partition)
+    if not avoided:
+        return run
+    print(f"leaving out {', '.join(avoided)}, where ranks hung within the last {LIFE_H:g} hours")
+    exclude = {"exclude": merge_hosts(run.cluster.exclude, avoided)}
+    return run.model_copy(update={"cluster": run.cluster.model_copy(update=exclude)})
 
 
 def follow_job(run: TrainRun, job_id: str) -> int:

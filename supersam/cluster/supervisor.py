@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
-from supersam.cluster import slurm
+from supersam.cluster import slurm, steps
 from supersam.cluster.attempts import (
     AttemptEvent,
     Reason,
@@ -27,24 +28,24 @@ from supersam.cluster.attempts import (
     saved_step,
     start_attempt,
 )
+from supersam.cluster.avoid import hosts_to_avoid, merge_hosts
 from supersam.cluster.batch import legal_node_counts
-from supersam.cluster.decisions import Ending, next_action, pick_hosts
+from supersam.cluster.decisions import Action, Ending, next_action, pick_hosts
 from supersam.cluster.orphans import start_beating
 from supersam.cluster.rendezvous import clear_rendezvous
-from supersam.cluster.sbatch import cores_per_rank
+from supersam.cluster.usher import send_usher
+from supersam.cluster.vigil import Vigil
 from supersam.config import TrainRun, UserError, load_run
 from supersam.config.io import USAGE_ERROR
-from supersam.runtime.watchdog import STALLED, blame, count_strikes
+from supersam.runtime.strikes import suspects
+from supersam.runtime.watchdog import STALLED, blame
 
 logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 _POLL_S = 0.3
-_GRACE_S = 30  # for the other ranks to end by themselves after the first has
 _ANSWER_S = 600  # for a controller that is down to come back
-# They describe the allocation as it began; a step on fewer hosts must not see them.
-_STALE = ("NNODES", "NODELIST", "TASKS_PER_NODE", "NTASKS", "NPROCS", "NTASKS_PER_NODE")
-_STALE_JOB = ("SLURM_JOB_NUM_NODES", "SLURM_JOB_NODELIST", "SLURM_JOB_CPUS_PER_NODE")
+_WORDS = {"exit": "ends here", "restart": "starts again here", "requeue": "is requeued"}
 
 
 class Supervisor:
@@ -62,7 +63,7 @@ class Supervisor:
         try:
             code = _Job(Path(self.folder)).execute()
         except (UserError, slurm.SlurmError) as fault:
-            logger.error("error: %s", fault)
+            _say(str(fault))
             code = USAGE_ERROR if isinstance(fault, UserError) else 1
         raise SystemExit(code)
 
@@ -85,18 +86,29 @@ class _Job:
     def execute(self) -> int:
         """Attempt the run until it is finished or another allocation has to go on."""
         (self.folder / "logs").mkdir(exist_ok=True)
+        hosts = _patiently(lambda: slurm.job_hosts(self.id))
+        self._require_shared_folder(hosts)
         if not self.run.cluster.may_lose_nodes:
             return self._attempt_all()
         start_beating(self.folder)
         sentinels = subprocess.Popen(
-            self._sentinels(),
-            env=_step_environment(),
+            steps.sentinel_step(self.run, hosts, job_id=self.id),
+            env=steps.step_environment(),
             stderr=subprocess.DEVNULL,  # that it is ended at the end would read as a fault
         )
         try:
             return self._attempt_all()
         finally:
             sentinels.terminate()
+
+    def _require_shared_folder(self, hosts: list[str]) -> None:
+        missing = steps.hosts_that_miss(self.folder, hosts)
+        if missing:
+            names = ",".join(missing)
+            raise UserError(
+                f"{names} cannot read what {socket.gethostname()} writes to {self.folder}; choose "
+                f"a --run DIR that all nodes share, or leave these out with --exclude {names}"
+            )
 
     def _attempt_all(self) -> int:
         while True:
@@ -116,7 +128,7 @@ class _Job:
             end_attempt(self.folder, started, ending.reason, ending.exit_code)
             action = self._decide(started, ending)
             if action == "exit":
-                return self._exit_code(ending)
+                return self._exit(ending)
             if action == "requeue":
                 return self._requeue()
 
@@ -134,12 +146,14 @@ class _Job:
         wanted = cluster.nodes or 1
         least = wanted if cluster.min_nodes is None else cluster.min_nodes
         counts = [n for n in legal_node_counts(self.run) if least <= n <= wanted]
-        return pick_hosts(here, suspects=count_strikes(self.folder), counts=counts)
+        return pick_hosts(here, suspects=suspects(self.folder), counts=counts)
 
     def _run_ranks(self, started: AttemptEvent, hosts: list[str]) -> int | None:
         """Start the ranks and wait for them. Returns the exit code; None where nobody saw one."""
         clear_rendezvous(self.folder)
-        step = subprocess.Popen(self._srun(started, hosts), env=_step_environment())
+        vigil = Vigil(self.folder, self.run.watchdog)
+        command = steps.rank_step(self.run, hosts, attempt=started.attempt)
+        step = subprocess.Popen(command, env=steps.step_environment())
         save_until: float | None = None
         while step.poll() is None:
             time.sleep(_POLL_S)
@@ -150,40 +164,18 @@ class _Job:
             if save_until is not None and time.monotonic() > save_until and not self.ending:
                 logger.error("the ranks are stuck: they did not save in time")
                 return None
+            if vigil.sees_hang():
+                steps.end_step(step)
+                return STALLED
         code = 128 - step.returncode if step.returncode < 0 else step.returncode
         # srun also ends with 0 when Slurm ended the step under it; the last checkpoint is proof.
         done = saved_step(self.folder) >= self.run.optim.steps
         return code if code != 0 or done else None
 
-    def _srun(self, started: AttemptEvent, hosts: list[str]) -> list[str]:
-        each = self.run.cluster.ranks_per_node
-        log = self.folder / "logs" / f"task-%5t.attempt-{started.attempt:03d}.log"
-        return [
-            *_srun_on(hosts, each),
-            f"--cpus-per-task={cores_per_rank(self.run)}",
-            "--distribution=block",
-            "--overlap",
-            f"--wait={_GRACE_S}",
-            "--kill-on-bad-exit=0",  # ranks that saved end one by one; --wait bounds it
-            "--unbuffered",
-            f"--chdir={self.folder / 'code'}",  # the job goes back; see sbatch.py
-            f"--output={log}",
-            *(sys.executable, "-u", "-m", "supersam.cluster.job", str(self.folder)),
-        ]
-
-    def _sentinels(self) -> list[str]:
-        log = self.folder / "logs" / "sentinel-%t.log"
-        module = ("-m", "supersam.cluster.orphans", str(self.folder), self.id)
-        return [
-            *_srun_on(_patiently(lambda: slurm.job_hosts(self.id)), 1),
-            *("--no-kill", "--overlap", "--mem=0", "--cpus-per-task=1"),
-            *(f"--chdir={self.folder / 'code'}", f"--output={log}"),
-            *(sys.executable, "-u", *module),
-        ]
-
     def _inspect(self, code: int | None, hosts: list[str]) -> Ending:
         facts = _patiently(lambda: slurm.job_facts(self.id))
         requeued = facts is not None and facts.restarts > self.restarts
+        blamed = blame(self.folder) if code == STALLED else None
         return Ending(
             exit_code=code,
             cancelled=is_cancelled(self.folder) or (self.ending and not requeued),
@@ -191,41 +183,57 @@ class _Job:
             lost_hosts=tuple(_patiently(lambda: slurm.lost_hosts(hosts))) if code != 0 else (),
             noticed=self.notice,
             preempted=facts is not None and self._is_preempted(facts),
+            blamed_host=None if blamed is None else blamed.host,
         )
 
     def _is_preempted(self, facts: slurm.JobFacts) -> bool:
         early = facts.time_left_s > self.run.cluster.signal_delay_s + 60
         return facts.preempted or (self.notice and early)  # Slurm may not say who needs the place
 
-    def _decide(self, started: AttemptEvent, ending: Ending) -> str:
+    def _decide(self, started: AttemptEvent, ending: Ending) -> Action:
         stalled = attempts_without_progress(read_attempts(self.folder), self.id)
         most = self.run.cluster.max_attempts_without_progress
-        enough = ending.reason in ("failed", "node failure") and bool(self._choose_hosts())
-        action = next_action(ending, stalled=stalled, most_stalled=most, enough_hosts=enough)
+        stays = ending.reason in ("failed", "node failure", "stuck")
+        action = next_action(
+            ending,
+            stalled=stalled,
+            most_stalled=most,
+            hosts=self._choose_hosts() if stays else [],
+            others=ending.blamed_host is not None and ending.blamed_host in self._avoided(),
+        )
         lost = f", lost {list(ending.lost_hosts)}" if ending.lost_hosts else ""
         blamed = blame(self.folder) if ending.exit_code == STALLED else None
-        if blamed is not None:
-            lost += f", stuck: rank {blamed.rank} on {blamed.host}: {blamed.reason}"
-        what = {"exit": "ends here", "restart": "starts again here", "requeue": "is requeued"}
+        lost += f", stuck: {blamed.reason}" if blamed is not None else ""
         logger.info(
             "attempt %d ended at step %d (%s, exit code %s%s); the run %s",
             *(started.attempt, saved_step(self.folder), ending.reason, ending.exit_code, lost),
-            what[action],
+            _WORDS[action],
         )
         if action == "exit" and stalled >= most and ending.reason not in ("finished", "cancelled"):
-            logger.error(
-                "error: %d attempts without a new checkpoint, the last because: %s; see %s, and "
-                "submit again when it is mended",
-                *(stalled, ending.reason, self.folder / "logs"),
+            _say(
+                f"{stalled} attempts without a new checkpoint, the last because: {ending.reason}"
+                f"{lost}; see {self.folder / 'logs'}, and submit again when it is mended"
             )
         return action
 
+    def _avoided(self) -> list[str]:
+        partition = os.environ.get("SLURM_JOB_PARTITION")
+        return _patiently(lambda: hosts_to_avoid(self.run, partition))
+
     def _requeue(self) -> int:
+        avoided = self._avoided()
+        send_usher(self.run, self.id, self.restarts)
         _patiently(lambda: slurm.requeue(self.id))
-        time.sleep(_GRACE_S)  # Slurm ends this process; an exit of its own could come first
+        if avoided:  # only now, as Slurm takes it of no running job
+            logger.info("without %s, where ranks hung", ", ".join(avoided))
+            hosts = merge_hosts(self.run.cluster.exclude, avoided)
+            _patiently(lambda: slurm.exclude_hosts(self.id, hosts))
+        time.sleep(steps.GRACE_S)  # Slurm ends this process; an exit of its own could come first
         return 1
 
-    def _exit_code(self, ending: Ending) -> int:
+    def _exit(self, ending: Ending) -> int:
+        if ending.requeued and ending.reason == "node failure":  # by Slurm, which leaves a moment
+            send_usher(self.run, self.id, self.restarts)
         return ending.exit_code if ending.exit_code in (0, USAGE_ERROR) else 1
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -235,20 +243,9 @@ class _Job:
             self.ending = True
 
 
-def _srun_on(hosts: list[str], each: int) -> list[str]:
-    """The beginning of a step with `each` tasks on every host."""
-    return [
-        "srun",
-        f"--nodes={len(hosts)}",
-        f"--ntasks={len(hosts) * each}",
-        f"--ntasks-per-node={each}",
-        f"--nodelist={','.join(hosts)}",
-    ]
-
-
-def _step_environment() -> dict[str, str]:
-    stale = {f"SLURM_{name}" for name in _STALE} | set(_STALE_JOB)
-    return {name: value for name, value in os.environ.items() if name not in stale}
+def _say(text: str) -> None:
+    """An end that the user has to know of, as the commands say it."""
+    print(f"error: {text}", file=sys.stderr, flush=True)
 
 
 def _patiently(ask: Callable[[], Answer]) -> Answer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
@@ -81,6 +82,18 @@ def _valid_option(option: str) -> str:
     return option
 
 
+def _valid_command(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("holds a control character")
+    try:
+        words = shlex.split(value)
+    except ValueError as fault:
+        raise ValueError(f"cannot be read as words: {fault}") from None
+    if not words:
+        raise ValueError('is empty; write a command and its flags, "evaluate --subnet smallest"')
+    return value
+
+
 Plain = Annotated[str, AfterValidator(plain)]
 
 
@@ -121,6 +134,8 @@ class ClusterConfig(Section):
     """Further options of sbatch, KEY=VALUE."""
     wait: bool = False
     """Stay, show rank 0's log, and exit as the run does; Ctrl-C leaves the job running."""
+    then: Annotated[str, AfterValidator(_valid_command)] | None = None
+    """What to do when training has succeeded, on Slurm as a job: "evaluate --subnet smallest"."""
     signal_delay_s: int = Field(120, ge=10)
     """Seconds before the time limit at which the ranks are told to save."""
     max_attempts_without_progress: PositiveInt = 3

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, TCPStore
 
 TIMEOUT_MIN = 10
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,36 @@ def init_world(device: torch.device) -> World:
     if device.type == "cuda":
         torch.cuda.set_device(choose_device("cuda", world.local_rank))
     if not dist.is_initialized():
-        alone = world.world_size == 1
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=HashStore() if alone else None,
+            store=_meeting_place(world),
             rank=world.rank,
             world_size=world.world_size,
             timeout=datetime.timedelta(minutes=TIMEOUT_MIN),
         )
     return world
+
+
+def _meeting_place(world: World) -> HashStore | TCPStore | None:
+    """Where the ranks find each other; None leaves it to PyTorch, which reads MASTER_*.
+
+    PyTorch's own listens on all of a machine's addresses; ranks of one machine need only loopback.
+    """
+    if world.world_size == 1:
+        return HashStore()
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if address != LOOPBACK:
+        return None
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    listener = socket.create_server((address, port)).detach() if world.is_first else None
+    return TCPStore(
+        address,
+        port,
+        world.world_size,
+        is_master=world.is_first,
+        timeout=datetime.timedelta(minutes=TIMEOUT_MIN),
+        master_listen_fd=listener,
+    )
 
 
 def close_world() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 from pathlib import Path
 
+_PR_SET_PDEATHSIG = 1
 _STATES = {
     "D": "waits for a disk or network file system",
     "R": "is running",
@@ -34,6 +37,13 @@ def describe_process(pid: int, ticks: int) -> str:
     if fields is None or int(fields[19]) != ticks:
         return "is gone"
     return _STATES.get(fields[0], f"is in state {fields[0]}")
+
+
+def end_with_parent(parent: int) -> None:
+    """In a new process: get SIGTERM when `parent`, which started it, ends, be it by SIGKILL."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended before that
+        os._exit(1)
 
 
 def resident_gib(pid: int | None = None) -> float:

@@ -14,7 +14,6 @@ import os
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from supersam.config import WatchdogConfig
 from supersam.runtime.atomic import write_json
 from supersam.runtime.heartbeat import Heart
 from supersam.runtime.process import describe_process
+from supersam.runtime.strikes import Strike, add_strike
 from supersam.runtime.vitals import Beat, read_beats
 
 logger = logging.getLogger(__name__)
@@ -54,10 +54,14 @@ def blame(folder: Path) -> Blame | None:
         return None
 
 
-def count_strikes(folder: Path) -> Counter[str]:
-    """How often each host was named, over all attempts of a run."""
-    files = (folder / "strikes").glob("*.jsonl")
-    return Counter({path.stem: len(path.read_bytes().splitlines()) for path in files})
+def record_blame(folder: Path, culprit: Blame, *, step: int) -> None:
+    """Write down who made the others wait, and hold it against the host."""
+    logger.error("%s", culprit.reason)
+    now = time.time()
+    write_json(folder / STALL_FILE, {"time": now, "step": step, **asdict(culprit)})
+    if culprit.host is not None:
+        name = folder.absolute().name
+        add_strike(folder, Strike(now, culprit.host, name, culprit.rank, step, culprit.reason))
 
 
 def find_culprit(beats: Sequence[Beat], world_size: int, *, interval_s: float) -> Blame:
@@ -159,18 +163,7 @@ class Watchdog:
                 if (folder / STALL_FILE).exists():
                     return
                 time.sleep(self._pause_s / 4)
-        _write_blame(folder, culprit, step=self._heart.step)
-
-
-def _write_blame(folder: Path, culprit: Blame, *, step: int) -> None:
-    logger.error("%s", culprit.reason)
-    entry = {"time": time.time(), "step": step, **asdict(culprit)}
-    if culprit.host is not None:
-        strikes = folder / "strikes" / f"{culprit.host}.jsonl"
-        strikes.parent.mkdir(exist_ok=True)
-        with strikes.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-    write_json(folder / STALL_FILE, entry)
+        record_blame(folder, culprit, step=self._heart.step)
 
 
 def _blame(beat: Beat, what: str) -> Blame:

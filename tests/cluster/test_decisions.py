@@ -4,12 +4,13 @@ from dataclasses import replace
 import pytest
 
 from supersam.cluster.decisions import Ending, next_action, pick_hosts
+from supersam.runtime.watchdog import STALLED
 
 CRASH = Ending(1, cancelled=False, requeued=False, lost_hosts=(), noticed=False, preempted=False)
 
 
-def act(ending: Ending, *, stalled: int = 1, enough_hosts: bool = True) -> str:
-    return next_action(ending, stalled=stalled, most_stalled=3, enough_hosts=enough_hosts)
+def act(ending: Ending, *, stalled: int = 1, hosts: str = "ab", others: bool = False) -> str:
+    return next_action(ending, stalled=stalled, most_stalled=3, hosts=list(hosts), others=others)
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,7 @@ def act(ending: Ending, *, stalled: int = 1, enough_hosts: bool = True) -> str:
         (replace(CRASH, exit_code=0), "finished", "exit"),
         (CRASH, "failed", "restart"),
         (replace(CRASH, exit_code=137), "failed", "restart"),
+        (replace(CRASH, exit_code=STALLED), "stuck", "restart"),
         (replace(CRASH, exit_code=2), "failed", "exit"),
         (replace(CRASH, lost_hosts=("n2",)), "node failure", "restart"),
         (replace(CRASH, lost_hosts=("n2",), requeued=True), "node failure", "exit"),
@@ -36,7 +38,21 @@ def test_each_ending_has_its_reason_and_its_consequence(ending, reason, action):
 
 
 def test_a_run_without_enough_hosts_goes_back_to_the_queue():
-    assert act(replace(CRASH, lost_hosts=("n2",)), enough_hosts=False) == "requeue"
+    assert act(replace(CRASH, lost_hosts=("n2",)), hosts="") == "requeue"
+
+
+@pytest.mark.parametrize(
+    ("blamed", "others", "action"),
+    [
+        ("b", True, "requeue"),
+        ("b", False, "restart"),
+        ("c", True, "restart"),
+        (None, True, "restart"),
+    ],
+)
+def test_a_run_leaves_the_host_that_hung_where_others_can_be_had(blamed, others, action):
+    stuck = replace(CRASH, exit_code=STALLED, blamed_host=blamed)
+    assert act(stuck, others=others) == action
 
 
 @pytest.mark.parametrize("ending", [CRASH, replace(CRASH, exit_code=140, noticed=True)])

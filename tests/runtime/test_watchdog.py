@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import socket
 import subprocess
@@ -14,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from supersam.runtime.strikes import count_strikes
 from supersam.runtime.vitals import Beat, read_beats
-from supersam.runtime.watchdog import STALLED, Blame, blame, count_strikes, find_culprit
+from supersam.runtime.watchdog import STALLED, Blame, blame, find_culprit
 
 STALL_S = 1.5
 PATIENCE_S = 90  # on a machine with far more to do than it can
@@ -74,11 +73,19 @@ class Ranks:
 
 
 @pytest.fixture
-def ranks(tmp_path: Path):
+def folder(tmp_path: Path) -> Path:
+    """A run folder; the runs beside it share its strikes."""
+    path = tmp_path / "run"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def ranks(folder: Path):
     started: list[Ranks] = []
 
     def start(**options: int) -> Ranks:
-        started.append(Ranks(tmp_path, **options))
+        started.append(Ranks(folder, **options))
         return started[0]
 
     yield start
@@ -86,51 +93,51 @@ def ranks(tmp_path: Path):
         job.end()
 
 
-def test_a_stopped_rank_is_named_by_the_one_that_waits_for_it(ranks, tmp_path: Path) -> None:
+def test_a_stopped_rank_is_named_by_the_one_that_waits_for_it(ranks, folder: Path) -> None:
     job = ranks()
     job.wait_for_step(5)
     job.processes[1].send_signal(signal.SIGSTOP)
     began = time.monotonic()
     assert job.processes[0].wait(timeout=PATIENCE_S) == STALLED
     assert time.monotonic() - began > STALL_S
-    found = blame(tmp_path)
+    found = blame(folder)
     host = socket.gethostname()
     assert found is not None
     assert (found.rank, found.host) == (1, host)
     assert "is stopped" in found.reason
-    assert count_strikes(tmp_path) == {host: 1}
-    stacks = (tmp_path / "logs" / "stacks-00000.txt").read_text(encoding="utf-8")
+    assert count_strikes(folder) == {host: 1}
+    stacks = (folder / "logs" / "stacks-00000.txt").read_text(encoding="utf-8")
     assert "rank 0 on" in stacks
     assert stacks.count("Thread 0x") + stacks.count("Current thread") >= 3
-    assert {b.rank: b.phase for b in read_beats(tmp_path)} == {0: "stuck", 1: "training"}
+    assert {b.rank: b.phase for b in read_beats(folder)} == {0: "stuck", 1: "training"}
 
 
 def test_a_rank_that_hangs_with_a_beating_heart_is_named_and_dumps_its_stack(
-    ranks, tmp_path: Path
+    ranks, folder: Path
 ) -> None:
     job = ranks(hang_at=5)
     assert [p.wait(timeout=PATIENCE_S) for p in job.processes] == [STALLED, STALLED]
-    found = blame(tmp_path)
+    found = blame(folder)
     assert found is not None
     assert found.rank == 1
     assert "hangs after step 5 (training); 1 of 2 ranks wait for it" in found.reason
-    stacks = (tmp_path / "logs" / "stacks-00001.txt").read_text(encoding="utf-8")
+    stacks = (folder / "logs" / "stacks-00001.txt").read_text(encoding="utf-8")
     assert '"<string>", line' in stacks
 
 
-def test_a_suspended_and_resumed_job_goes_on(ranks, tmp_path: Path) -> None:
+def test_a_suspended_and_resumed_job_goes_on(ranks, folder: Path) -> None:
     job = ranks()
     job.wait_for_step(5)
     for process in job.processes:
         process.send_signal(signal.SIGSTOP)
     time.sleep(2 * STALL_S)
-    step = max(beat.step for beat in read_beats(tmp_path))
+    step = max(beat.step for beat in read_beats(folder))
     for process in job.processes:
         process.send_signal(signal.SIGCONT)
     job.wait_for_step(step + 20)
-    (tmp_path / "enough").touch()
+    (folder / "enough").touch()
     time.sleep(0.3)
-    assert blame(tmp_path) is None
+    assert blame(folder) is None
     assert STALLED not in [process.poll() for process in job.processes]
 
 
@@ -171,12 +178,7 @@ def test_nobody_is_blamed_when_all_wait_at_the_same_place() -> None:
     assert "all 4 ranks wait at the same place (step 40, training)" in nobody.reason
 
 
-def test_a_later_blame_adds_a_strike_and_an_unreadable_one_is_none(tmp_path: Path) -> None:
-    assert blame(tmp_path) is None
-    (tmp_path / "stall.json").write_text('{"rank": 1', encoding="utf-8")
-    assert blame(tmp_path) is None
-    (tmp_path / "strikes").mkdir()
-    lines = "".join(json.dumps({"rank": 1}) + "\n" for _ in range(2))
-    (tmp_path / "strikes" / "n4.jsonl").write_text(lines, encoding="utf-8")
-    assert count_strikes(tmp_path) == {"n4": 2}
-    assert os.listdir(tmp_path / "strikes") == ["n4.jsonl"]
+def test_an_unreadable_blame_is_none(folder: Path) -> None:
+    assert blame(folder) is None
+    (folder / "stall.json").write_text('{"rank": 1', encoding="utf-8")
+    assert blame(folder) is None

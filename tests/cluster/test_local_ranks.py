@@ -1,0 +1,81 @@
+"""Ranks on one machine: what they say when they fail is kept, and only they hear each other."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from supersam.runtime.vitals import read_beats
+from tests.cluster.tiny_run import ENDLESS, Training, why
+from tests.paths import ROOT
+
+LAST_WORDS = """\
+import sys
+from pathlib import Path
+from supersam.cluster.last_words import keep_last_words
+keep_last_words(Path(sys.argv[1]))
+{fault}
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ("raise RuntimeError('no such luck')", "RuntimeError: no such luck"),
+        ("import ctypes; ctypes.string_at(0)", "Fatal Python error: Segmentation fault"),
+    ],
+)
+def test_last_words_are_in_the_log_and_on_the_terminal(tmp_path: Path, fault: str, expected: str):
+    log = tmp_path / "logs" / "task-00000.log"
+    done = subprocess.run(
+        [sys.executable, "-c", LAST_WORDS.format(fault=fault), log],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert expected in log.read_text(encoding="utf-8")
+    assert expected in done.stderr or "Segmentation" in expected
+
+
+def listening(pids: set[int]) -> set[str]:
+    """Addresses of the TCP sockets on which processes listen, as /proc writes them."""
+    inodes = set()
+    for pid in pids:
+        for handle in Path(f"/proc/{pid}/fd").iterdir():
+            inodes.add(os.readlink(handle).removeprefix("socket:[").removesuffix("]"))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and words[9] in inodes:
+                found.add(words[1].partition(":")[0])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_an_early_failure_of_rank_0_is_in_its_log(tmp_path: Path, tasks: int):
+    run = Training(tmp_path / "run", "--optim.clip-norm", "0", "--optim.lr", "1e30", tasks=tasks)
+    assert run.end() == 2
+    log = (run.folder / "logs" / "task-00000.log").read_text(encoding="utf-8")
+    assert "error: training diverged" in log
+    assert why(run.folder)["kind"] == "mistake"
+
+
+@pytest.mark.slow
+def test_ranks_of_one_machine_listen_on_loopback_only(tmp_path: Path):
+    run = Training(tmp_path / "run", *ENDLESS, tasks=2)
+    try:
+        run.wait_for_step(1)
+        addresses = listening({beat.pid for beat in read_beats(run.folder)})
+        assert addresses == {"0100007F"}  # 127.0.0.1
+    finally:
+        run.process.terminate()
+        run.end()

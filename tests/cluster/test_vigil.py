@@ -1,0 +1,126 @@
+"""The supervisor sees a rank that can no longer say that it is stuck."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from supersam.cluster.vigil import Vigil
+from supersam.config import WatchdogConfig
+from supersam.runtime.strikes import count_strikes
+from supersam.runtime.vitals import BEATS, Beat, Phase
+from supersam.runtime.watchdog import Blame, blame, record_blame
+
+CONFIG = WatchdogConfig(heartbeat_s=10, stall_s=60)
+LIMIT_S = 90.0
+
+
+class Scene:
+    """A run folder whose ranks beat when told to, under a vigil whose clock is turned by hand."""
+
+    def __init__(self, folder: Path, config: WatchdogConfig = CONFIG) -> None:
+        self.folder, self.now = folder, 1000.0
+        (folder / BEATS).mkdir(parents=True)
+        self.beat(0, time=5.0)  # of an earlier attempt
+        self.vigil = Vigil(folder, config, clock=lambda: self.now)
+
+    def beat(self, rank: int, *, time: float | None = None, phase: Phase = "training") -> None:
+        beat = Beat(
+            rank=rank,
+            world_size=2,
+            host=f"n{rank}",
+            pid=1,
+            started_ticks=0,
+            time=self.now if time is None else time,
+            phase=phase,
+            step=40,
+            step_time=900.0,
+            median_step_s=1.0,
+            median_work_s=0.9,
+            marks=120,
+            memory_gib=1.0,
+            host_free_gib=10.0,
+        )
+        path = self.folder / BEATS / f"rank-{rank:05d}.json"
+        path.write_text(json.dumps(asdict(beat)), encoding="utf-8")
+
+    def pass_time(self, seconds: float, *beating: int) -> bool:
+        """Whether the vigil saw a hang meanwhile."""
+        for _ in range(int(seconds / 10)):
+            self.now += 10
+            for rank in beating:
+                self.beat(rank)
+            if self.vigil.sees_hang():
+                return True
+        return False
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path / "run")
+
+
+def test_a_silent_rank_is_blamed_beyond_the_limit_and_not_before(scene: Scene) -> None:
+    assert not scene.pass_time(50, 0, 1)
+    assert not scene.pass_time(LIMIT_S - 10, 0)
+    assert scene.pass_time(30, 0)
+    found = blame(scene.folder)
+    assert found is not None
+    assert (found.rank, found.host) == (1, "n1")
+    assert "rank 1 on n1 gave no sign of life for" in found.reason
+    assert count_strikes(scene.folder) == {"n1": 1}
+
+
+def test_a_rank_alone_that_is_stopped_is_seen(scene: Scene) -> None:
+    assert not scene.pass_time(50, 0)
+    assert scene.pass_time(LIMIT_S + 30)
+
+
+def test_ranks_that_have_not_begun_or_have_ended_are_not_silent(scene: Scene) -> None:
+    assert not scene.pass_time(10 * LIMIT_S)  # rank 0's beat is of an earlier attempt
+    scene.now += 10
+    scene.beat(1, phase="failed")
+    assert not scene.pass_time(10 * LIMIT_S)
+
+
+def test_time_in_which_this_host_was_suspended_does_not_count(scene: Scene) -> None:
+    assert not scene.pass_time(50, 0, 1)
+    scene.now += 10 * LIMIT_S
+    assert not scene.vigil.sees_hang()
+    assert not scene.pass_time(LIMIT_S - 20, 0, 1)
+
+
+def test_a_full_disk_is_no_evidence(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not scene.pass_time(50, 0, 1)
+
+    def fail(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("supersam.cluster.vigil.write_beat", fail)
+    assert not scene.pass_time(10 * LIMIT_S)
+    assert blame(scene.folder) is None
+
+
+def test_a_blame_of_the_ranks_ends_the_attempt_after_a_moment_for_their_stacks(
+    scene: Scene,
+) -> None:
+    record_blame(scene.folder, Blame(1, "n1", "rank 1 on n1 hangs"), step=3)
+    assert not scene.vigil.sees_hang()
+    scene.now += 6
+    assert scene.vigil.sees_hang()
+
+
+def test_a_blame_of_an_earlier_attempt_ends_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    record_blame(folder, Blame(1, "n1", "rank 1 on n1 hangs"), step=3)
+    assert not Scene(folder).pass_time(50)
+
+
+def test_a_watchdog_that_is_off_is_off_here_too(tmp_path: Path) -> None:
+    scene = Scene(tmp_path / "run", CONFIG.model_copy(update={"enabled": False}))
+    assert not scene.pass_time(50, 0)
+    assert not scene.pass_time(10 * LIMIT_S)
