@@ -1,6 +1,7 @@
 """What a run is: sections, roots, files and flags. Imports no torch."""
 
 from supersam.config.cluster import ClusterConfig
+from supersam.config.design import DesignRun
 from supersam.config.io import (
     UserError,
     dump_run,
@@ -32,6 +33,7 @@ __all__ = [
     "ClusterConfig",
     "Constraint",
     "DataConfig",
+    "DesignRun",
     "EngineConfig",
     "EvaluateRun",
     "LossConfig",

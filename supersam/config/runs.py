@@ -9,6 +9,7 @@ import tyro
 from pydantic import Field, PositiveInt, model_validator
 
 from supersam.config.cluster import ClusterConfig
+from supersam.config.design import PrioritizeConfig
 from supersam.config.sections import (
     CheckpointConfig,
     DataConfig,
@@ -65,6 +66,7 @@ class TrainRun(Section):
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     sandwich: SandwichConfig = SandwichConfig()
+    prioritize: PrioritizeConfig = PrioritizeConfig()
     loss: LossConfig = LossConfig()
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

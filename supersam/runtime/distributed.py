@@ -6,6 +6,7 @@ import datetime
 import os
 import socket
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from torch._C._distributed_c10d import HashStore, TCPStore
 
 TIMEOUT_MIN = 10
 LOOPBACK = "127.0.0.1"
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,23 @@ def all_reduce_max(value: float) -> float:
     tensor = torch.tensor(value, dtype=torch.float64, device=collective_device())
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return float(tensor)
+
+
+def gather_objects(value: Value) -> list[Value]:
+    """The values of all ranks, in rank order, on every rank; they are pickled."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    values: list[Value | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return [part for part in values if part is not None]
+
+
+def from_first(value: Value) -> Value:
+    """Rank 0's value, on every rank; it is pickled."""
+    values = [value]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
 def barrier() -> None:

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 Phase = Literal[
-    "starting", "training", "validating", "saving", "finished", "stopped", "failed", "stuck"
+    "starting",
+    "training",
+    "prioritizing",
+    "validating",
+    "saving",
+    "finished",
+    "stopped",
+    "failed",
+    "stuck",
 ]
 ENDED: frozenset[str] = frozenset({"finished", "stopped", "failed", "stuck"})
 BEATS = "heartbeats"

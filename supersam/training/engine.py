@@ -168,6 +168,29 @@ class Engine:
                 safe_set_full_optimizer_state(parameter, value, key)
         self._engine.lr_scheduler.step(step)
 
+    def reorder(self, permute: Callable[[str, Tensor], Tensor]) -> None:
+        """Follow a reordering of the weights, already done: their fp32 copies and moments.
+
+        permute: (name of a parameter, tensor of its shape) to the tensor in the new order, or that
+        tensor itself where nothing moves. A collective.
+        """
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        for _, parameter in trainable_parameters(self.supernet):
+            safe_set_full_fp32_param(parameter, parameter.detach())
+        if not self._has_stepped():
+            return
+        parameters = dict(trainable_parameters(self.supernet))
+        for name, moment in self.moments():
+            key, _, parameter_name = name.partition("/")
+            moved = permute(parameter_name, moment)
+            if moved is not moment:
+                safe_set_full_optimizer_state(parameters[parameter_name], moved, key)
+
+    def _has_stepped(self) -> bool:
+        """Whether AdamW has moments: it makes them in the first step."""
+        return any(self._engine.optimizer.optimizer.state.values())
+
     def _link_moments(self) -> None:
         """Tell each parameter where its share of the flat moments lies.
 

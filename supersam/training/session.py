@@ -28,6 +28,7 @@ from supersam.training.checkpoint import (
     read_tensors,
 )
 from supersam.training.engine import Engine, freeze_untrained, trainable_parameters
+from supersam.training.prioritizer import Prioritizer
 from supersam.training.run_data import build_order, open_data
 from supersam.training.run_folder import git_commit, versions
 from supersam.training.sandwich import SandwichSampler
@@ -116,6 +117,7 @@ class _Session:
             telemetry=telemetry,
             heart=self.heart,
             validator=validator,
+            prioritizer=self._build_prioritizer(supernet, engine),
             save=lambda: self._save(supernet, engine, state),
             state=state,
             device=self.device,
@@ -143,13 +145,28 @@ class _Session:
         self.heart.saved(state.step)
         logger.info("saved %s", path)
 
-    def _build_loader(self, step: int) -> TrainLoader:
-        run, world = self.run, self.world
-        dataset = ShardDataset(
+    def _build_prioritizer(self, supernet: SamSupernet, engine: Engine) -> Prioritizer | None:
+        if self.run.prioritize.when == "off":
+            return None
+        return Prioritizer(
+            self.run,
+            self.world,
+            supernet=supernet,
+            engine=engine,
+            dataset=self._build_dataset(),
+            steps_per_epoch=self.order.batches_per_epoch,
+        )
+
+    def _build_dataset(self) -> ShardDataset:
+        run = self.run
+        return ShardDataset(
             self.train_readers, run.data, side=self.space.shape.image_size, seed=run.optim.seed
         )
+
+    def _build_loader(self, step: int) -> TrainLoader:
+        run, world = self.run, self.world
         return build_loader(
-            dataset,
+            self._build_dataset(),
             self.order,
             world,
             batch_size=run.optim.global_batch // world.world_size // run.optim.accumulate,

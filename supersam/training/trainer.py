@@ -21,6 +21,7 @@ from supersam.runtime.signals import StopFlag
 from supersam.training.checkpoint import TrainState
 from supersam.training.engine import Engine
 from supersam.training.losses import LossTerms, subnet_loss
+from supersam.training.prioritizer import Prioritizer
 from supersam.training.sandwich import SandwichSampler
 from supersam.training.telemetry import Telemetry
 from supersam.training.validation import Validator
@@ -50,6 +51,7 @@ class Trainer:
         telemetry: Telemetry,
         heart: Heart,
         validator: Validator | None,
+        prioritizer: Prioritizer | None,
         save: Callable[[], None],
         state: TrainState,
         device: torch.device,
@@ -63,6 +65,7 @@ class Trainer:
         self.telemetry = telemetry
         self.heart = heart
         self.validator = validator
+        self.prioritizer = prioritizer
         self.save = save
         self.state = state
         self.device = device
@@ -72,6 +75,7 @@ class Trainer:
         batches = iter(self.loader)
         while self.state.step < self.run.optim.steps:
             self.supernet.train()
+            self.prioritize()
             self.train_step(batches)
             self.state.step += 1
             self.heart.end_step(self.state.step)
@@ -88,6 +92,17 @@ class Trainer:
             self.telemetry.resume()
             if stopping and not last:
                 raise InterruptedRunError(self.state.step, stopping)
+
+    def prioritize(self) -> None:
+        """Reorder the weights where it is time. Follows from the step, so a resumed run does too."""
+        if self.prioritizer is None or not self.prioritizer.is_due(self.state.step):
+            return
+        self.telemetry.pause()
+        phase = self.heart.phase
+        self.heart.enter("prioritizing")
+        self.prioritizer.prioritize(self.state.step)
+        self.heart.enter(phase)
+        self.telemetry.resume()
 
     def train_step(self, batches: Iterator[Batch]) -> None:
         """One optimizer step of the sandwich rule, over `optim.accumulate` micro-batches."""

@@ -82,6 +82,7 @@ def build_trainer(run: TrainRun, world: World, space: SearchSpace) -> Trainer:
         ),
         heart=heart,
         validator=None,
+        prioritizer=None,
         save=lambda: None,
         state=TrainState(),
         device=torch.device("cpu"),

@@ -1,0 +1,147 @@
+"""The design of a search space: sections, and the root of launch/design.py. No torch, no files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import Field, PositiveInt, model_validator
+
+from supersam.config.cluster import ClusterConfig
+from supersam.config.sections import Fraction, PromptKind, Section
+
+ScoreName = Literal["magnitude", "wanda", "taylor", "movement", "random"]
+Dimension = Literal["mlp", "heads", "embed"]
+DIMENSIONS: tuple[Dimension, ...] = ("mlp", "heads", "embed")
+
+
+class ImportanceConfig(Section):
+    """How important each MLP unit, attention head and embedding channel is."""
+
+    score: ScoreName = "taylor"
+    """magnitude: absolute weights; wanda: weights x norm of what they read; taylor: first-order
+    change of a loss without the unit; movement: weights that training lets grow; random: the
+    control."""
+    loss: Literal["task", "embedding"] = "task"
+    """Loss of taylor and movement: the training's, or the squared distance to the model's own
+    image embedding plus noise, which needs no masks."""
+    dimensions: tuple[Dimension, ...] = DIMENSIONS
+    """What is reordered."""
+    seed: int = Field(0, ge=0)
+    """Seeds the random score and the noise of the embedding loss."""
+
+
+class PrioritizeConfig(ImportanceConfig):
+    """Parameter prioritization during training: the most important units come first."""
+
+    when: Literal["off", "start", "epoch", "every_n_steps"] = "off"
+    """Before the first step, before every epoch, or before every `every_steps` steps."""
+    every_steps: PositiveInt = 500
+    """Optimizer steps between two reorderings, for every_n_steps."""
+    images: PositiveInt = 32
+    """Training images that the scores are measured on, the same each time."""
+    batch: PositiveInt = 2
+    """Of them at a time, whatever the number of ranks: it changes the scores a little."""
+
+
+class CalibrationConfig(Section):
+    """The few images that the design looks at."""
+
+    images: PositiveInt = 64
+    """Images, spread evenly over the data."""
+    batch: PositiveInt = 4
+    """Images at a time; the share of work that a rank takes."""
+    prompts_per_image: PositiveInt = 8
+    """Objects, and so prompts, of each image."""
+    prompt: PromptKind = "box"
+    """Prompt of each object: a point, a box, or one of them at random."""
+    box_jitter: Fraction = 0.0
+    """Standard deviation of each box side's shift, as a share of the box's size."""
+    crop_px: tuple[PositiveInt, PositiveInt] | None = None
+    """Smallest and largest side of a square crop, source pixels; null takes that of the run which
+    the weights come from, and whole images for a checkpoint file."""
+    seed: int = Field(0, ge=0)
+    """Draws crops, objects and prompts."""
+
+
+class ScanConfig(Section):
+    """Structured pruning: what the model loses with each layer."""
+
+    by: Literal["miou", "embedding"] = "miou"
+    """What greedy removal keeps: mIoU on the calibration set, or closeness of the embedding."""
+    max_removed: int | None = Field(None, ge=0)
+    """Layers that greedy removal takes away at most; null takes half of them."""
+
+
+class LimitsConfig(Section):
+    """What the search space must satisfy."""
+
+    preset: Literal["evidence", "published", "wide"] = "evidence"
+    """evidence: from importance and sensitivity; published: the space of arXiv 2501.08504, by the
+    same rule for other encoders; wide: every dimension elastic, down to a quarter."""
+    smallest_m: float | None = Field(None, gt=0)
+    """Millions of parameters of the whole model that the smallest subnet must not exceed."""
+    widths: int = Field(4, ge=1)
+    """Choices of every elastic width."""
+    elastic_depth: bool = True
+    """Layers may be removed."""
+    elastic_mlp: bool = True
+    """MLP widths vary."""
+    elastic_heads: bool = False
+    """Numbers of attention heads vary."""
+    elastic_embed: bool = False
+    """The residual stream's width varies."""
+    keep_importance: float = Field(0.6, gt=0, le=1)
+    """Share of a layer's importance that its smallest width keeps, where `smallest_m` does not ask
+    for less."""
+    max_miou_drop: float = Field(0.1, gt=0, le=1)
+    """mIoU on the calibration set that all removable layers together may cost, untrained."""
+    keep_global: PositiveInt = 2
+    """Global-attention layers that always stay: without them windows never meet."""
+    removal_probability: float = Field(0.5, gt=0, lt=1)
+    """Mean probability that a removable layer is removed; harmless layers go more often."""
+    width_multiple: PositiveInt = 64
+    """MLP and residual widths are multiples of this, for fast matrix kernels."""
+
+
+class DesignRun(Section):
+    """A search space designed from weights and a few calibration images."""
+
+    data: tuple[Path, ...]
+    """Folders of shards that the calibration images are taken from."""
+    checkpoint: Path
+    """Weights: a file in the format of `sam_vit_b_01ec64.pth`, or the folder of a training run."""
+    out: Path = Path("space.yaml")
+    """The search space; evidence, figures and reordered weights go to a folder beside it."""
+    model: str | None = None
+    """vit_t, vit_b, vit_l or vit_h, to insist on; null takes whatever the checkpoint holds."""
+    calibration: CalibrationConfig = CalibrationConfig()
+    importance: ImportanceConfig = ImportanceConfig()
+    scan: ScanConfig = ScanConfig()
+    limits: LimitsConfig = LimitsConfig()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes the GPU of this rank where there is one."""
+    threads: int = Field(0, ge=0)
+    """CPU threads of each rank; 0 shares the host's cores among its ranks."""
+    dry_run: bool = False
+    """Print what would be done, and stop."""
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")
+    """Print the result as one JSON object on stdout."""
+    cluster: Annotated[ClusterConfig, tyro.conf.arg(name="")] = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _names_its_data(self) -> DesignRun:
+        if not self.data:
+            raise ValueError("--data names no shards; launch/shard.py makes some")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Where everything but the space itself goes: `space.yaml` has `space-design/`."""
+        return self.out.with_name(f"{self.out.stem}-design")
+
+    @property
+    def name(self) -> str:
+        """Name of the job."""
+        return self.folder.name

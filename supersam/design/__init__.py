@@ -1,0 +1,22 @@
+"""The search space, designed from weights and a calibration set."""
+
+from supersam.design.importance import ScoreLoss, embedding_loss, score_units
+from supersam.design.prioritize import FunctionChange, FunctionProbe, prioritize_parameters
+from supersam.design.sensitivity import DamageMeter, Sensitivity, scan_sensitivity
+from supersam.design.units import UnitOrder, UnitScores, permute_tensor, rank_units
+
+__all__ = [
+    "DamageMeter",
+    "FunctionChange",
+    "FunctionProbe",
+    "ScoreLoss",
+    "Sensitivity",
+    "UnitOrder",
+    "UnitScores",
+    "embedding_loss",
+    "permute_tensor",
+    "prioritize_parameters",
+    "rank_units",
+    "scan_sensitivity",
+    "score_units",
+]

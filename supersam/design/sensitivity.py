@@ -1,0 +1,195 @@
+"""Structured pruning: what the model loses with each layer, alone and one after the other.
+
+A removed layer is skipped; the residual stream passes by. The work of a round, sets of layers x
+batches, is shared among the ranks in turn, and added in one order on all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from supersam.config.design import ScanConfig
+from supersam.data.sample import Batch
+from supersam.design.cache import Damage, DamageCache
+from supersam.design.calibration import digest_batches, digest_weights
+from supersam.evaluation import mask_iou
+from supersam.model import SamSupernet
+from supersam.runtime.distributed import World, gather_objects
+from supersam.space import SubnetSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What layers are worth to a model."""
+
+    whole: Damage
+    """Nothing removed."""
+    alone: tuple[Damage, ...]
+    """Each layer removed alone, by layer."""
+    greedy: tuple[Damage, ...]
+    """Greedy removal: one layer more in each entry, the one whose loss hurts least."""
+
+    @property
+    def greedy_order(self) -> tuple[int, ...]:
+        """The layers that greedy removal took, in its order."""
+        sets = [frozenset[int]()] + [frozenset(damage.removed) for damage in self.greedy]
+        return tuple(next(iter(b - a)) for a, b in zip(sets, sets[1:], strict=False))
+
+    def predicted_drop(self, removed: Sequence[int]) -> float:
+        """mIoU that a set of layers should cost: the sum of what each costs alone."""
+        return sum(self.whole.miou - self.alone[layer].miou for layer in removed)
+
+    def predicted_distance(self, removed: Sequence[int]) -> float:
+        """Embedding distance by the same rule."""
+        return sum(self.alone[layer].embedding_distance for layer in removed)
+
+
+class DamageMeter:
+    """Measures sets of removed layers on a calibration set, each set once."""
+
+    def __init__(
+        self,
+        supernet: SamSupernet,
+        calibration: Sequence[Batch],
+        *,
+        world: World | None = None,
+        cache: DamageCache | None = None,
+    ) -> None:
+        """calibration: the same batches on every rank. A collective with a `cache` or not."""
+        self._supernet = supernet.eval()
+        self._batches = calibration
+        self._world = world or World.single()
+        self._cache = cache or DamageCache(None, "")
+        self._references: dict[int, Tensor] = {}
+        self.num_measured = 0
+        """Sets measured here rather than found in the cache."""
+
+    @property
+    def depth(self) -> int:
+        """Layers of the encoder."""
+        return self._supernet.space.shape.depth
+
+    def measure(self, sets: Sequence[Sequence[int]]) -> list[Damage]:
+        """The damage of each set of removed layers. A collective."""
+        wanted = [tuple(sorted(removed)) for removed in sets]
+        missing = [s for s in dict.fromkeys(wanted) if self._cache.get(s) is None]
+        # Pieces as small as keep every rank busy: a kill loses no more than one of them.
+        at_once = math.ceil(self._world.world_size / len(self._batches))
+        for first in range(0, len(missing), at_once):
+            for damage in self._measure_together(missing[first : first + at_once]):
+                self._cache.add(damage)
+                self.num_measured += 1
+        found = [self._cache.get(removed) for removed in wanted]
+        return [damage for damage in found if damage is not None]
+
+    def _measure_together(self, sets: Sequence[tuple[int, ...]]) -> list[Damage]:
+        items = [(s, b) for s in range(len(sets)) for b in range(len(self._batches))]
+        mine = {
+            (s, b): self._score(sets[s], b)
+            for s, b in items[self._world.rank :: self._world.world_size]
+        }
+        scores = {key: value for part in gather_objects(mine) for key, value in part.items()}
+        return [
+            _summarize(removed, [scores[s, b] for b in range(len(self._batches))])
+            for s, removed in enumerate(sets)
+        ]
+
+    @torch.no_grad()
+    def _score(self, removed: tuple[int, ...], index: int) -> _BatchScore:
+        batch = self._batches[index].to(self._supernet.pixel_mean.device)
+        reference = self._reference(index, batch)
+        with self._supernet.activated(without(self._supernet, removed)):
+            embedding = self._supernet.encode(batch.images, batch.sizes)
+            masks, _ = self._supernet.decode(embedding, batch.points, batch.labels)
+        iou = mask_iou(masks[:, :, 0] > 0, batch.masks > 127)[batch.valid]
+        distance = (embedding - reference).flatten(1).norm(dim=1)
+        relative = distance / reference.flatten(1).norm(dim=1)
+        return _BatchScore(
+            iou=float(iou.double().sum()),
+            objects=int(batch.valid.sum()),
+            distance=float(relative.double().sum()),
+            images=len(batch.images),
+        )
+
+    def _reference(self, index: int, batch: Batch) -> Tensor:
+        """The whole model's embedding of a batch."""
+        if index not in self._references:
+            with self._supernet.activated(self._supernet.space.largest()):
+                embedding = self._supernet.encode(batch.images, batch.sizes)
+            self._references[index] = embedding.cpu()
+        return self._references[index].to(batch.images.device)
+
+
+def scan_sensitivity(
+    supernet: SamSupernet,
+    calibration: Sequence[Batch],
+    config: ScanConfig | None = None,
+    *,
+    world: World | None = None,
+    cache: DamageCache | None = None,
+) -> Sensitivity:
+    """Remove every layer alone, then greedily as many as `config` says. A collective.
+
+    Any number of ranks finds the same numbers; what `cache` knows is not measured again.
+    """
+    config = config or ScanConfig()
+    meter = DamageMeter(supernet, calibration, world=world, cache=cache)
+    depth = meter.depth
+    most = depth // 2 if config.max_removed is None else min(config.max_removed, depth - 1)
+    whole, *alone = meter.measure([(), *((layer,) for layer in range(depth))])
+    logger.info("whole model: mIoU %.3f on the calibration set", whole.miou)
+    path: list[Damage] = []
+    for _ in range(most):
+        gone = path[-1].removed if path else ()
+        candidates = [(*gone, layer) for layer in range(depth) if layer not in gone]
+        path.append(min(meter.measure(candidates), key=lambda damage: _harm(damage, config)))
+        logger.info("without %s: mIoU %.3f", list(path[-1].removed), path[-1].miou)
+    return Sensitivity(whole=whole, alone=tuple(alone), greedy=tuple(path))
+
+
+def cache_content(supernet: SamSupernet, calibration: Sequence[Batch]) -> str:
+    """What a measurement depends on besides the layers: weights and calibration set."""
+    return f"1 {digest_weights(supernet)} {digest_batches(calibration)}"
+
+
+def without(supernet: SamSupernet, removed: Sequence[int]) -> SubnetSpec:
+    """The largest subnet without some layers."""
+    full = supernet.space.largest()
+    kept = [layer for layer in full.layers if layer not in removed]
+    return replace(
+        full,
+        layers=tuple(kept),
+        mlp_widths=tuple(full.mlp_widths[layer] for layer in kept),
+        heads=tuple(full.heads[layer] for layer in kept),
+    )
+
+
+@dataclass(frozen=True)
+class _BatchScore:
+    """Sums over a batch."""
+
+    iou: float
+    objects: int
+    distance: float
+    images: int
+
+
+def _summarize(removed: tuple[int, ...], parts: Sequence[_BatchScore]) -> Damage:
+    objects, images = sum(part.objects for part in parts), sum(part.images for part in parts)
+    return Damage(
+        removed=removed,
+        miou=sum(part.iou for part in parts) / max(1, objects),
+        embedding_distance=sum(part.distance for part in parts) / images,
+    )
+
+
+def _harm(damage: Damage, config: ScanConfig) -> float:
+    return -damage.miou if config.by == "miou" else damage.embedding_distance

@@ -1,0 +1,145 @@
+"""Scores against their definitions: a gate's gradient, a layer's own inputs, plain sums."""
+
+from __future__ import annotations
+
+import typing
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from supersam.config.design import ScoreName
+from supersam.design import embedding_loss, prioritize_parameters, score_units
+from supersam.model.attention import reference_attention
+from supersam.model.elastic import active_layer_norm
+from tests.design.calibration_sets import task_loss, tiny_calibration
+
+SCORES = typing.get_args(ScoreName)
+
+
+@pytest.fixture(scope="module")
+def calibration(synthetic_shards):
+    return tiny_calibration(synthetic_shards)
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(getattr(a, n), getattr(b, n)) for n in ("mlp", "heads", "embed"))
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_scores_have_a_value_for_each_unit_and_repeat_bit_by_bit(
+    make_supernet, calibration, score
+):
+    supernet = make_supernet()
+    before = {name: p.clone() for name, p in supernet.named_parameters()}
+    first = score_units(supernet, calibration, score=score, loss=task_loss)
+    shape = supernet.space.shape
+    assert first.mlp.shape == (shape.depth, shape.mlp_width)
+    assert first.heads.shape == (shape.depth, shape.num_heads)
+    assert first.embed.shape == (shape.embed_dim,)
+    assert same(first, score_units(supernet, calibration, score=score, loss=task_loss))
+    assert all(torch.equal(p, before[name]) for name, p in supernet.named_parameters())
+    assert all(p.grad is None for p in supernet.parameters())
+
+
+def test_magnitude_counts_negative_weights_as_large(make_supernet, calibration):
+    supernet = make_supernet()
+    supernet.image_encoder.blocks[1].mlp.lin1.weight.data[7] = -5.0
+    scores = score_units(supernet, calibration, score="magnitude")
+    assert int(scores.mlp[1].argmax()) == 7
+
+
+def test_wanda_is_the_weights_times_the_norm_of_what_the_layer_itself_reads(
+    make_supernet, calibration
+):
+    supernet = make_supernet()
+    inputs = []
+    block = supernet.image_encoder.blocks[2]
+    hook = block.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    scores = score_units(supernet, calibration, score="wanda")
+    hook.remove()
+    hidden, heads = [], []
+    with torch.no_grad():
+        for x in inputs:
+            spec = supernet.space.largest()
+            kernel = reference_attention
+            normed = active_layer_norm(block.norm1, x)
+            identity = torch.eye(spec.embed_dim)
+            proj = block.attn.proj.weight.clone(), block.attn.proj.bias.clone()
+            block.attn.proj.weight.data, block.attn.proj.bias.data = identity, 0 * proj[1]
+            heads.append(block.attn(normed, spec.heads[0], kernel))
+            block.attn.proj.weight.data, block.attn.proj.bias.data = proj
+            attended = x + block.attn(normed, spec.heads[0], kernel)
+            hidden.append(F.gelu(block.mlp.lin1(active_layer_norm(block.norm2, attended))))
+
+    def norm(parts):
+        return torch.cat([part.flatten(0, -2) for part in parts]).double().norm(dim=0)
+
+    expected = block.mlp.lin2.weight.abs().sum(0) * norm(hidden)
+    torch.testing.assert_close(scores.mlp[2], expected.double(), rtol=1e-5, atol=0)
+    columns = block.attn.proj.weight.abs().sum(0) * norm(heads)
+    expected = columns.view(supernet.space.shape.num_heads, -1).sum(1).double()
+    torch.testing.assert_close(scores.heads[2], expected, rtol=1e-5, atol=0)
+
+
+def test_taylor_is_the_gradient_of_a_gate_on_the_unit(make_supernet, calibration):
+    supernet, batch, step = make_supernet(), calibration[0], 0.05
+    pattern = torch.randn(256, 5, 5, generator=torch.Generator().manual_seed(0))
+
+    def loss(prediction, batch):
+        return (prediction.embedding * pattern).sum()
+
+    scores = score_units(supernet, calibration[:1], score="taylor", loss=loss)
+    lin2 = supernet.image_encoder.blocks[0].mlp.lin2.weight
+    original = lin2.detach().clone()
+    unit = int(scores.mlp[0].argmax())
+
+    def with_gate(value: float) -> float:
+        lin2.data[:, unit] = value * original[:, unit]
+        with torch.no_grad():
+            return float((supernet.encode(batch.images, batch.sizes).double() * pattern).sum())
+
+    slope = (with_gate(1 + step) - with_gate(1 - step)) / (2 * step)
+    assert float(scores.mlp[0, unit]) == pytest.approx(abs(slope), rel=0.02)
+
+
+def test_the_loss_of_taylor_is_a_choice_and_the_embedding_loss_needs_no_masks(
+    make_supernet, calibration
+):
+    supernet = make_supernet()
+    blank = [type(b)(**{**vars(b), "masks": torch.zeros_like(b.masks)}) for b in calibration]
+    by_embedding = score_units(supernet, calibration, score="taylor")
+    assert same(by_embedding, score_units(supernet, blank, score="taylor", loss=embedding_loss()))
+    by_task = score_units(supernet, calibration, score="taylor", loss=task_loss)
+    assert not torch.equal(by_task.mlp, by_embedding.mlp)
+
+
+def test_movement_prefers_weights_that_training_lets_grow(make_supernet, calibration):
+    supernet = make_supernet()
+    lin2 = supernet.image_encoder.blocks[0].mlp.lin2.weight
+
+    def growing(prediction, batch):
+        return -lin2[:, 3].square().sum() + lin2[:, 5].square().sum() + 0 * sum(
+            w.sum() for w in supernet.image_encoder.parameters()
+        )
+
+    scores = score_units(supernet, calibration, score="movement", loss=growing)
+    assert int(scores.mlp[0].argmax()) == 3
+    assert int(scores.mlp[0].argmin()) == 5
+
+
+def test_random_scores_differ_by_seed_and_stay_with_the_unit(make_supernet, calibration):
+    supernet = make_supernet()
+    first = score_units(supernet, calibration, score="random", seed=1)
+    assert not same(first, score_units(supernet, calibration, score="random", seed=2))
+    assert len(first.mlp.unique()) == first.mlp.numel()
+    order = prioritize_parameters(supernet, first)
+    again = score_units(supernet, calibration, score="random", seed=1)
+    assert same(again, first.reordered(order))
+
+
+def test_frozen_weights_are_scored_and_stay_frozen(make_supernet, calibration):
+    supernet = make_supernet().requires_grad_(False)
+    scores = score_units(supernet, calibration, score="taylor", loss=task_loss)
+    assert float(scores.mlp.abs().sum()) > 0
+    assert not any(p.requires_grad for p in supernet.parameters())
