@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from supersam.cluster import slurm
-from supersam.config import TrainRun
+from supersam.cluster.tasks import Task
 from supersam.runtime.strikes import suspects
 
 _NARROWING = ("nodelist=", "reservation=", "nodefile=")
 
 
-def hosts_to_avoid(run: TrainRun, partition: str | None) -> list[str]:
+def hosts_to_avoid(run: Task, partition: str | None) -> list[str]:
     """Hosts of the partition (None: the default one) that `run` should leave out, and can."""
     hung = suspects(run.folder)
     if not hung or _is_narrowed(run):
@@ -34,7 +34,7 @@ def merge_hosts(excluded: str | None, avoided: Sequence[str]) -> str:
     return ",".join([*([] if excluded is None else [excluded]), *avoided])
 
 
-def _is_narrowed(run: TrainRun) -> bool:
+def _is_narrowed(run: Task) -> bool:
     """Whether not every host of the partition would do: then what suffices is not known here."""
     narrowing = [option for option in run.cluster.sbatch if option.startswith(_NARROWING)]
     return run.cluster.constraint is not None or bool(narrowing)

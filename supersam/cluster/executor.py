@@ -16,9 +16,9 @@ from supersam.cluster.attempts import CANCEL, end_attempt, reason_of, start_atte
 from supersam.cluster.batch import require_legal_world
 from supersam.cluster.follow_up import check_follow_up, run_follow_up, submit_follow_up
 from supersam.cluster.last_words import keep_last_words, write_last_words
-from supersam.cluster.preflight import describe_submission
 from supersam.cluster.rendezvous import free_port
 from supersam.cluster.slurm import missing_slurm
+from supersam.cluster.tasks import Task, describe_task, execute_task, prepare_task
 from supersam.config import TrainRun, UserError
 from supersam.config.io import USAGE_ERROR
 from supersam.runtime.watchdog import STALLED
@@ -28,40 +28,40 @@ _GRACE_S = 20  # for the other ranks to end by themselves after one has failed
 _LAST_LINES = 12
 
 
-def submit(run: TrainRun) -> int:
+def submit(run: Task) -> int:
     """Prepare the run's folder and execute the run. Returns the exit code of the command.
 
     A user's mistake is printed in one message, without a traceback.
     """
     try:
         where = resolve_cluster(run)
-        from supersam.training.run_folder import prepare_run_folder
-
-        if run.cluster.then is not None:
+        if isinstance(run, TrainRun) and run.cluster.then is not None:
             check_follow_up(run)
         if run.dry_run:
-            print(describe_submission(run, where))
+            print(describe_task(run, where))
             return 0
         if where == "slurm":
             return _run_on_slurm(run)
         tasks = 1 if where == "inline" else run.cluster.tasks_per_node or 1
         require_legal_world(run, tasks)
-        prepare_run_folder(run)
+        prepare_task(run)
         code = _run_here(run, where, tasks)
-        return run_follow_up(run) if code == 0 and run.cluster.then is not None else code
+        if code == 0 and isinstance(run, TrainRun) and run.cluster.then is not None:
+            return run_follow_up(run)
+        return code
     except UserError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return USAGE_ERROR
 
 
-def _run_here(run: TrainRun, where: str, tasks: int) -> int:
+def _run_here(run: Task, where: str, tasks: int) -> int:
     if where == "local":
         return _recorded(run.folder, tasks, lambda: run_local(run.folder, tasks=tasks))
     keep_last_words(task_log(run.folder, 0))
     return _recorded(run.folder, 1, lambda: run_inline(run))
 
 
-def resolve_cluster(run: TrainRun) -> str:
+def resolve_cluster(run: Task) -> str:
     """inline, local or slurm: what `auto` means here."""
     config = run.cluster
     if config.cluster == "slurm" or (config.cluster == "auto" and config.nodes is not None):
@@ -78,16 +78,15 @@ def resolve_cluster(run: TrainRun) -> str:
     return "local" if (config.tasks_per_node or 1) > 1 else "inline"
 
 
-def _run_on_slurm(run: TrainRun) -> int:
+def _run_on_slurm(run: Task) -> int:
     from supersam.cluster.submission import follow_job, require_no_active_job, submit_job
-    from supersam.training.run_folder import prepare_run_folder
 
     require_legal_world(run, (run.cluster.nodes or 1) * run.cluster.ranks_per_node)
     require_no_active_job(run)
-    prepare_run_folder(run)
+    prepare_task(run)
     job_id = submit_job(run)
     print(f"submitted job {job_id}: {run.cluster.nodes or 1} nodes, run folder {run.folder}")
-    if run.cluster.then is not None:
+    if isinstance(run, TrainRun) and run.cluster.then is not None:
         print(f"submitted job {submit_follow_up(run, job_id)}, after it: {run.cluster.then}")
     if run.cluster.wait:
         return follow_job(run, job_id)
@@ -112,16 +111,18 @@ def _recorded(folder: Path, tasks: int, execute: Callable[[], int]) -> int:
     return code
 
 
-def run_inline(run: TrainRun) -> int:
+def run_inline(run: Task) -> int:
     """Execute the run in this process."""
-    from supersam.training.session import train
     from supersam.training.trainer import InterruptedRunError
 
     try:
-        train(run)
+        execute_task(run)
     except InterruptedRunError as stop:
         print(f"{stop}; run the same command to go on", file=sys.stderr)
         return 128 + stop.signal
+    except KeyboardInterrupt:  # of a run that does not save at once, as its work is kept anyway
+        print("stopped; run the same command to go on", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 

@@ -10,7 +10,12 @@ from supersam.cluster.attempts import AttemptEvent
 from supersam.runtime.vitals import AttemptTimes
 
 _CLOCKS_S = 30.0  # between the host that records an attempt and that of rank 0
-_CAUSES = {"starting": "start-up", "validating": "validation", "prioritizing": "prioritization", "saving": "checkpoints"}
+_CAUSES = {
+    "starting": "start-up",
+    "validating": "validation",
+    "prioritizing": "prioritization",
+    "saving": "checkpoints",
+}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 from supersam.cluster.executor import run_inline, task_log
 from supersam.cluster.last_words import keep_last_words, write_last_words
 from supersam.cluster.rendezvous import join_step
-from supersam.config import TrainRun, UserError, load_run
+from supersam.cluster.tasks import Task, load_task
+from supersam.config import UserError
 from supersam.config.io import USAGE_ERROR
 
 
@@ -23,7 +24,7 @@ def main(folder: Path) -> int:
     if started_by_slurm:
         os.chdir(os.environ["SLURM_SUBMIT_DIR"])  # relative paths of the run start there
     try:
-        run = load_run(TrainRun, folder / "run.yaml").model_copy(update={"run": folder})
+        run = load_task(folder)
         if started_by_slurm:
             os.environ.update(join_step(folder, os.environ) | _local_caches())
             _check_cores(run)
@@ -35,18 +36,18 @@ def main(folder: Path) -> int:
         return USAGE_ERROR
 
 
-def _check_cores(run: TrainRun) -> None:
+def _check_cores(run: Task) -> None:
     """Say on which cores this rank runs, and refuse too few: it would be slow without a word."""
     cores = sorted(os.sched_getaffinity(0))
     code = Path(__file__).parents[2]
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
     place = f"rank {os.environ['RANK']} on {os.uname().nodename}"
     print(f"{place}, cores {cores}, GPUs {gpus}, code {code}")
-    needed = run.data.workers + 1
+    needed = run.loader_workers + 1
     if len(cores) < needed:
         raise UserError(
             f"rank {os.environ['RANK']} has {len(cores)} cores, {needed} are needed for it and its "
-            f"data.workers={run.data.workers}; ask for --cpus-per-task {needed} or fewer workers"
+            f"{run.loader_workers} loader workers; ask for --cpus-per-task {needed}"
         )
 
 

@@ -10,14 +10,15 @@ from typing import Any
 import submitit
 from submitit.slurm.slurm import _make_sbatch_string  # the only way to see a script without Slurm
 
-from supersam.config import ClusterConfig, TrainRun, UserError
+from supersam.cluster.tasks import Task
+from supersam.config import ClusterConfig, UserError
 from supersam.config.cluster import minutes
 
 JOB_FOLDER = "slurm"
 """Folder in the run's, of its user alone: submitit's scripts and pickles, and the batch log."""
 
 
-def sbatch_parameters(run: TrainRun) -> dict[str, Any]:
+def sbatch_parameters(run: Task) -> dict[str, Any]:
     """The parameters of submitit's Slurm executor for `run`."""
     cluster = run.cluster
     folder = plain_path(run.folder)
@@ -42,7 +43,7 @@ def sbatch_parameters(run: TrainRun) -> dict[str, Any]:
     }
 
 
-def sbatch_text(run: TrainRun) -> str:
+def sbatch_text(run: Task) -> str:
     """The script that would be submitted, without Slurm."""
     folder = plain_path(run.folder) / JOB_FOLDER
     command = f"{supervisor_python()} -u -m submitit.core._submit {shlex.quote(str(folder))}"
@@ -50,7 +51,7 @@ def sbatch_text(run: TrainRun) -> str:
 
 
 def script(
-    run: TrainRun, command: str, *, folder: Path, setup: list[str], options: dict[str, str]
+    run: Task, command: str, *, folder: Path, setup: list[str], options: dict[str, str]
 ) -> str:
     """The script of another job at the place of `run`: not supervised, its output in `folder`."""
     parameters = sbatch_parameters(run)
@@ -60,7 +61,7 @@ def script(
     return str(_make_sbatch_string(command=f"exec {command}", folder=folder, **parameters))
 
 
-def build_executor(run: TrainRun) -> submitit.SlurmExecutor:
+def build_executor(run: Task) -> submitit.SlurmExecutor:
     """The executor of submitit for `run`; its folder exists."""
     executor = submitit.SlurmExecutor(
         run.folder.absolute() / JOB_FOLDER, python=supervisor_python()
@@ -74,9 +75,9 @@ def supervisor_python() -> str:
     return f"exec {shlex.quote(sys.executable)}"
 
 
-def cores_per_rank(run: TrainRun) -> int:
+def cores_per_rank(run: Task) -> int:
     """Cores of each rank: what was asked for, else one for it and one for each loader worker."""
-    return run.cluster.cpus_per_task or run.data.workers + 1
+    return run.cluster.cpus_per_task or run.loader_workers + 1
 
 
 def plain_path(path: Path) -> Path:
@@ -90,7 +91,7 @@ def plain_path(path: Path) -> Path:
     return path
 
 
-def _tasks(run: TrainRun) -> dict[str, int]:
+def _tasks(run: Task) -> dict[str, int]:
     each, cores = run.cluster.ranks_per_node, cores_per_rank(run)
     if run.cluster.min_nodes is None:
         return {"ntasks_per_node": each, "cpus_per_task": cores}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from supersam.cluster.sbatch import cores_per_rank
-from supersam.config import TrainRun
+from supersam.cluster.tasks import Task
 from supersam.runtime.atomic import write_bytes
 
 GRACE_S = 30
@@ -31,7 +31,7 @@ echo "$SLURMD_NODENAME"
 """
 
 
-def rank_step(run: TrainRun, hosts: Sequence[str], *, attempt: int) -> list[str]:
+def rank_step(run: Task, hosts: Sequence[str], *, attempt: int) -> list[str]:
     """The ranks of an attempt, in the run's folder."""
     folder, each = run.folder, run.cluster.ranks_per_node
     return [
@@ -48,7 +48,7 @@ def rank_step(run: TrainRun, hosts: Sequence[str], *, attempt: int) -> list[str]
     ]
 
 
-def sentinel_step(run: TrainRun, hosts: Sequence[str], *, job_id: str) -> list[str]:
+def sentinel_step(run: Task, hosts: Sequence[str], *, job_id: str) -> list[str]:
     """One sentinel on each host, see `orphans`."""
     return [
         *_srun_on(hosts, 1),

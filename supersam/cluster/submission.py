@@ -15,7 +15,8 @@ from supersam.cluster.avoid import hosts_to_avoid, merge_hosts
 from supersam.cluster.sbatch import JOB_FOLDER, build_executor, plain_path
 from supersam.cluster.snapshot import snapshot_code
 from supersam.cluster.supervisor import Supervisor
-from supersam.config import TrainRun, UserError
+from supersam.cluster.tasks import Task
+from supersam.config import UserError
 from supersam.config.io import USAGE_ERROR
 from supersam.runtime.atomic import write_json
 from supersam.runtime.strikes import LIFE_H
@@ -26,7 +27,7 @@ _POLL_S = 1.0
 _SLOW_POLL_S = 10.0
 
 
-def require_no_active_job(run: TrainRun) -> None:
+def require_no_active_job(run: Task) -> None:
     """Raise UserError where a job of this run waits or runs: two would write the same files.
 
     A job that was requeued, and is made to wait for nothing, starts now.
@@ -55,7 +56,7 @@ def submitted_job(folder: Path) -> str | None:
         return None
 
 
-def submit_job(run: TrainRun) -> str:
+def submit_job(run: Task) -> str:
     """Submit the run, whose folder is prepared. Returns the job's id."""
     folder = plain_path(run.folder)
     (folder / CANCEL).unlink(missing_ok=True)
@@ -72,7 +73,7 @@ def submit_job(run: TrainRun) -> str:
     return str(job.job_id)
 
 
-def _without_hung_hosts(run: TrainRun) -> TrainRun:
+def _without_hung_hosts(run: Task) -> Task:
     """The run, leaving out hosts on which ranks hung lately, where it can do without them."""
     avoided = hosts_to_avoid(run, run.cluster.partition)
     if not avoided:
@@ -82,7 +83,7 @@ def _without_hung_hosts(run: TrainRun) -> TrainRun:
     return run.model_copy(update={"cluster": run.cluster.model_copy(update=exclude)})
 
 
-def follow_job(run: TrainRun, job_id: str) -> int:
+def follow_job(run: Task, job_id: str) -> int:
     """Show rank 0's log until the job is over. Returns the run's exit code.
 
     Also ends the wait that Slurm puts before each requeued start. Ctrl-C leaves the job alone.

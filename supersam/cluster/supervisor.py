@@ -33,9 +33,10 @@ from supersam.cluster.batch import legal_node_counts
 from supersam.cluster.decisions import Action, Ending, next_action, pick_hosts
 from supersam.cluster.orphans import start_beating
 from supersam.cluster.rendezvous import clear_rendezvous
+from supersam.cluster.tasks import load_task
 from supersam.cluster.usher import send_usher
 from supersam.cluster.vigil import Vigil
-from supersam.config import TrainRun, UserError, load_run
+from supersam.config import UserError
 from supersam.config.io import USAGE_ERROR
 from supersam.runtime.strikes import suspects
 from supersam.runtime.watchdog import STALLED, blame
@@ -73,8 +74,7 @@ class _Job:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        run = load_run(TrainRun, folder / "run.yaml")
-        self.run = run.model_copy(update={"run": folder})
+        self.run = load_task(folder)
         self.id = os.environ["SLURM_JOB_ID"]
         self.restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
         self.notice = False  # USR2: save, your time or your place ends
@@ -169,7 +169,7 @@ class _Job:
                 return STALLED
         code = 128 - step.returncode if step.returncode < 0 else step.returncode
         # srun also ends with 0 when Slurm ended the step under it; the last checkpoint is proof.
-        done = saved_step(self.folder) >= self.run.optim.steps
+        done = saved_step(self.folder) >= self.run.last_step
         return code if code != 0 or done else None
 
     def _inspect(self, code: int | None, hosts: list[str]) -> Ending:

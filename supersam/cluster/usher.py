@@ -15,7 +15,7 @@ import sys
 import time
 
 from supersam.cluster import slurm
-from supersam.config import TrainRun
+from supersam.cluster.tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _LIMIT_MIN = 2
 _DEADLINE_MIN = 4  # one that found no room by then is of no use
 
 
-def send_usher(run: TrainRun, job_id: str, restarts: int) -> None:
+def send_usher(run: Task, job_id: str, restarts: int) -> None:
     """Submit the usher of a job that was requeued `restarts` times and is about to be again."""
     folder = run.folder.absolute()
     command = [sys.executable, "-u", "-m", __name__, job_id, str(restarts)]

@@ -9,10 +9,11 @@ import tyro
 from pydantic import Field, PositiveInt, model_validator
 
 from supersam.config.cluster import ClusterConfig
-from supersam.config.sections import Fraction, PromptKind, Section
+from supersam.config.sections import Fraction, PromptKind, Section, WatchdogConfig
 
 ScoreName = Literal["magnitude", "wanda", "taylor", "movement", "random"]
 Dimension = Literal["mlp", "heads", "embed"]
+MOST_RANKS = 256
 DIMENSIONS: tuple[Dimension, ...] = ("mlp", "heads", "embed")
 
 
@@ -72,6 +73,8 @@ class ScanConfig(Section):
     """What greedy removal keeps: mIoU on the calibration set, or closeness of the embedding."""
     max_removed: int | None = Field(None, ge=0)
     """Layers that greedy removal takes away at most; null takes half of them."""
+    keep_global: int = Field(2, ge=0)
+    """Global-attention layers that greedy removal leaves: without any, windows never meet."""
 
 
 class LimitsConfig(Section):
@@ -97,8 +100,6 @@ class LimitsConfig(Section):
     for less."""
     max_miou_drop: float = Field(0.1, gt=0, le=1)
     """mIoU on the calibration set that all removable layers together may cost, untrained."""
-    keep_global: PositiveInt = 2
-    """Global-attention layers that always stay: without them windows never meet."""
     removal_probability: float = Field(0.5, gt=0, lt=1)
     """Mean probability that a removable layer is removed; harmless layers go more often."""
     width_multiple: PositiveInt = 64
@@ -108,6 +109,7 @@ class LimitsConfig(Section):
 class DesignRun(Section):
     """A search space designed from weights and a few calibration images."""
 
+    kind: Annotated[Literal["design"], tyro.conf.Suppress] = "design"
     data: tuple[Path, ...]
     """Folders of shards that the calibration images are taken from."""
     checkpoint: Path
@@ -134,6 +136,8 @@ class DesignRun(Section):
     def _names_its_data(self) -> DesignRun:
         if not self.data:
             raise ValueError("--data names no shards; launch/shard.py makes some")
+        if self.cluster.then is not None:
+            raise ValueError("--then follows a training, not a design; leave it out")
         return self
 
     @property
@@ -145,3 +149,23 @@ class DesignRun(Section):
     def name(self) -> str:
         """Name of the job."""
         return self.folder.name
+
+    @property
+    def watchdog(self) -> WatchdogConfig:
+        """Off: measurements send no signs of life; a rank that hangs ends the others in time."""
+        return WatchdogConfig(enabled=False)
+
+    @property
+    def last_step(self) -> int:
+        """What `progress.json` says when all is done."""
+        return 1
+
+    @property
+    def loader_workers(self) -> int:
+        """Loader processes of each rank."""
+        return 0
+
+    @property
+    def legal_world_sizes(self) -> list[int]:
+        """Numbers of ranks: the work is measurements of batches, which any number can share."""
+        return list(range(1, MOST_RANKS + 1))

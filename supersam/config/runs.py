@@ -77,6 +77,22 @@ class TrainRun(Section):
         """The run's folder."""
         return self.run if self.run is not None else Path("runs") / self.name
 
+    @property
+    def last_step(self) -> int:
+        """What `progress.json` says when all is done."""
+        return self.optim.steps
+
+    @property
+    def loader_workers(self) -> int:
+        """Loader processes of each rank."""
+        return self.data.workers
+
+    @property
+    def legal_world_sizes(self) -> list[int]:
+        """Numbers of ranks that divide the images of a micro-batch."""
+        micro = self.optim.global_batch // self.optim.accumulate
+        return [n for n in range(1, micro + 1) if micro % n == 0]
+
     @model_validator(mode="after")
     def _has_data(self) -> TrainRun:
         if self.data.source == "shards" and not self.data.train:

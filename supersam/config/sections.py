@@ -160,8 +160,9 @@ class SpaceConfig(Section):
 
     file: Path | None = None
     """A `space.yaml`; replaces everything below."""
-    preset: Literal["elastic", "published"] = "elastic"
-    """`elastic`: by the rules below; `published`: the space of arXiv 2501.08504."""
+    preset: Literal["elastic", "published", "wide"] = "elastic"
+    """`elastic`: by the rules below; `published`: the space of arXiv 2501.08504; `wide`: its
+    removable layers, and every width down to a quarter."""
     elastic_depth: bool = True
     """Layers may be removed."""
     elastic_mlp: bool = True

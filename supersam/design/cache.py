@@ -34,6 +34,9 @@ class DamageCache:
         # Read by rank 0 alone: over a network file system two ranks may see two files.
         self._known = from_first(self._read(path) if path is not None else {})
 
+    def __len__(self) -> int:
+        return len(self._known)
+
     def get(self, removed: tuple[int, ...]) -> Damage | None:
         """The measurement of a set of removed layers, where there is one."""
         return self._known.get(removed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from supersam.space import EncoderShape
 
 ScoreLoss = Callable[[Prediction, Batch], Tensor]
 """What taylor and movement differentiate: a scalar of the largest subnet's prediction."""
+Measured = TypeVar("Measured")
 Columns = dict[str, Tensor]
 """A value for each input column of each reading weight, by name: `3.mlp.lin2`, `neck.0`."""
 
@@ -84,12 +85,8 @@ def embedding_loss(seed: int = 0) -> ScoreLoss:
     return loss
 
 
-def _wanda_scores(
-    supernet: SamSupernet, calibration: Sequence[Batch], world: World
-) -> UnitScores:
-    squares = _summed(
-        _on_share(calibration, world, lambda batch: _squared_reads(supernet, batch))
-    )
+def _wanda_scores(supernet: SamSupernet, calibration: Sequence[Batch], world: World) -> UnitScores:
+    squares = _summed(_on_share(calibration, world, lambda batch: _squared_reads(supernet, batch)))
     weights = _readers(supernet)
     columns = {
         name: _absolute(weight).sum(0) * squares[name].sqrt() for name, weight in weights.items()
@@ -106,9 +103,8 @@ def _taylor_scores(
         products = _weight_times_gradient(supernet, batch, loss)[0]
         return _collect(products, shape, even=False).abs() * len(batch.images)
 
-    scores, *rest = _on_share(calibration, world, of_batch)
-    for other in rest:
-        scores = scores + other
+    first, *rest = _on_share(calibration, world, of_batch)
+    scores: UnitScores = sum(rest, start=first)
     return scores * (1 / sum(len(batch.images) for batch in calibration))
 
 
@@ -181,8 +177,8 @@ def _absolute(weight: Tensor) -> Tensor:
 
 
 def _on_share(
-    calibration: Sequence[Batch], world: World, measure: Callable[[Batch], Any]
-) -> list[Any]:
+    calibration: Sequence[Batch], world: World, measure: Callable[[Batch], Measured]
+) -> list[Measured]:
     """`measure` of every batch, in their order: this rank's share computed, the others' gathered.
 
     They are added in one order on every rank, so that the world's size changes no bit.
@@ -205,7 +201,8 @@ def _squared_reads(supernet: SamSupernet, batch: Batch) -> Columns:
     batch = batch.to(supernet.pixel_mean.device)
     with _ReadTap(supernet) as tap:
         supernet.encode(batch.images, batch.sizes)
-    return tap.squares
+    squares: Columns = tap.squares
+    return squares
 
 
 def _weight_times_gradient(
@@ -224,10 +221,10 @@ def _weight_times_gradient(
     return products, dict(zip(weights, gradients, strict=True))
 
 
-def _readers(supernet: SamSupernet) -> dict[str, nn.Parameter]:
+def _readers(supernet: SamSupernet) -> dict[str, Tensor]:
     """The weights that read units, (out, in) or (out, in, 1, 1), by name."""
     encoder = supernet.image_encoder
-    found: dict[str, nn.Parameter] = {}
+    found: dict[str, Tensor] = {}
     for layer, block in enumerate(encoder.blocks):
         assert isinstance(block, ElasticBlock)
         found[f"{layer}.attn.qkv"] = block.attn.qkv.weight

@@ -21,7 +21,7 @@ from supersam.design.calibration import digest_batches, digest_weights
 from supersam.evaluation import mask_iou
 from supersam.model import SamSupernet
 from supersam.runtime.distributed import World, gather_objects
-from supersam.space import SubnetSpec
+from supersam.space import EncoderShape, SubnetSpec
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Sensitivity:
         return tuple(next(iter(b - a)) for a, b in zip(sets, sets[1:], strict=False))
 
     def predicted_drop(self, removed: Sequence[int]) -> float:
-        """mIoU that a set of layers should cost: the sum of what each costs alone."""
+        """The mIoU that a set of layers should cost: the sum of what each costs alone."""
         return sum(self.whole.miou - self.alone[layer].miou for layer in removed)
 
     def predicted_distance(self, removed: Sequence[int]) -> float:
@@ -67,7 +67,7 @@ class DamageMeter:
         self._supernet = supernet.eval()
         self._batches = calibration
         self._world = world or World.single()
-        self._cache = cache or DamageCache(None, "")
+        self._cache = DamageCache(None, "") if cache is None else cache
         self._references: dict[int, Tensor] = {}
         self.num_measured = 0
         """Sets measured here rather than found in the cache."""
@@ -149,7 +149,10 @@ def scan_sensitivity(
     path: list[Damage] = []
     for _ in range(most):
         gone = path[-1].removed if path else ()
-        candidates = [(*gone, layer) for layer in range(depth) if layer not in gone]
+        fixed = _fixed_layers(supernet.space.shape, gone, config.keep_global)
+        candidates = [(*gone, layer) for layer in range(depth) if layer not in (*gone, *fixed)]
+        if not candidates:
+            break
         path.append(min(meter.measure(candidates), key=lambda damage: _harm(damage, config)))
         logger.info("without %s: mIoU %.3f", list(path[-1].removed), path[-1].miou)
     return Sensitivity(whole=whole, alone=tuple(alone), greedy=tuple(path))
@@ -189,6 +192,12 @@ def _summarize(removed: tuple[int, ...], parts: Sequence[_BatchScore]) -> Damage
         miou=sum(part.iou for part in parts) / max(1, objects),
         embedding_distance=sum(part.distance for part in parts) / images,
     )
+
+
+def _fixed_layers(shape: EncoderShape, gone: Sequence[int], keep_global: int) -> list[int]:
+    """Global-attention layers that must stay, as too few others are left of them."""
+    left = [layer for layer in shape.global_layers if layer not in gone]
+    return left if len(left) <= keep_global else []
 
 
 def _harm(damage: Damage, config: ScanConfig) -> float:

@@ -32,9 +32,7 @@ class UnitScores:
     """(C,) float64."""
 
     def __add__(self, other: UnitScores) -> UnitScores:
-        return UnitScores(
-            self.mlp + other.mlp, self.heads + other.heads, self.embed + other.embed
-        )
+        return UnitScores(self.mlp + other.mlp, self.heads + other.heads, self.embed + other.embed)
 
     def __mul__(self, factor: float) -> UnitScores:
         return UnitScores(self.mlp * factor, self.heads * factor, self.embed * factor)
@@ -82,7 +80,9 @@ def rank_units(scores: UnitScores, dimensions: Sequence[Dimension] = DIMENSIONS)
     def ranked(values: Tensor, dimension: Dimension) -> Tensor:
         rows = values.cpu().reshape(-1, values.shape[-1])
         kept = dimension not in dimensions
-        ranks = [torch.arange(len(row)) if kept or _is_ordered(row) else _ranks(row) for row in rows]
+        ranks = [
+            torch.arange(len(row)) if kept or _is_ordered(row) else _ranks(row) for row in rows
+        ]
         return torch.stack(ranks).reshape(values.shape)
 
     return UnitOrder(

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from segment_anything.modeling import (
     ImageEncoderViT,
     MaskDecoder,
@@ -27,6 +29,7 @@ from supersam.space import SHAPES, EncoderShape
 from supersam.space.shape import NECK_CHANNELS, PATCH_PX
 
 _MAX_NAMES_SHOWN = 6
+_UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
 
 
 def resolve_shape(config: ModelConfig) -> EncoderShape:
@@ -52,7 +55,8 @@ def load_sam(model: str | EncoderShape, checkpoint: Path | None = None, *, seed:
 
     Args:
         model: a name in `SHAPES` (vit_t, vit_b, vit_l, vit_h) or the sizes themselves.
-        checkpoint: weights in the format of `sam_vit_b_01ec64.pth`; None draws random ones.
+        checkpoint: weights in the format of `sam_vit_b_01ec64.pth`, or the same names in a
+            `.safetensors` file; None draws random ones.
         seed: seeds the random weights; the global random state is left alone.
 
     Raises:
@@ -112,10 +116,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Raises UserError where the file is absent, damaged or holds something else.
     """
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as fault:
+    except (*_UNREADABLE, SafetensorError) as fault:
         raise UserError(
             f"checkpoint {path} cannot be read ({_first_line(fault)}); it is damaged or cut short "
             f"({path.stat().st_size:,} bytes): fetch it again and compare its checksum"
@@ -130,6 +136,46 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             f"checkpoint {path} is not a dictionary of tensors as in sam_vit_b_01ec64.pth"
         )
     return state
+
+
+def infer_shape(state: dict[str, Tensor]) -> EncoderShape | None:
+    """The sizes of the image encoder that a state dict holds; None where it holds none.
+
+    A layer whose table of relative positions spans the whole grid has global attention.
+    """
+    pos, rel = state.get("image_encoder.pos_embed"), "image_encoder.blocks.{}.attn.rel_pos_h"
+    first = state.get("image_encoder.blocks.0.mlp.lin1.weight")
+    if pos is None or pos.ndim != 4 or first is None or rel.format(0) not in state:
+        return None
+    depth = len({k.split(".")[2] for k in state if k.startswith("image_encoder.blocks.")})
+    grid, dim = pos.shape[1], pos.shape[-1]
+    sides = [(len(state[rel.format(i)]) + 1) // 2 for i in range(depth) if rel.format(i) in state]
+    windows = [side for side in sides if side != grid]
+    return EncoderShape(
+        embed_dim=dim,
+        depth=depth,
+        num_heads=dim // state[rel.format(0)].shape[-1],
+        global_layers=tuple(i for i, side in enumerate(sides) if side == grid),
+        image_size=grid * PATCH_PX,
+        window_size=windows[0] if windows else EncoderShape.window_size,
+        mlp_ratio=len(first) / dim,
+    )
+
+
+def describe_shape(shape: EncoderShape) -> ModelConfig:
+    """The configuration that `resolve_shape` makes `shape` of."""
+    named = [name for name, known in SHAPES.items() if known == shape]
+    if named:
+        return ModelConfig(name=named[0])
+    return ModelConfig(
+        name="custom",
+        embed_dim=shape.embed_dim,
+        depth=shape.depth,
+        num_heads=shape.num_heads,
+        global_layers=shape.global_layers,
+        image_size=shape.image_size,
+        window_size=shape.window_size,
+    )
 
 
 def infer_model(state: dict[str, Tensor]) -> str:

@@ -102,6 +102,16 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))
 
 
+def share_cores(threads: int) -> None:
+    """Let this rank compute with `threads` threads; 0: with its share of the host's cores.
+
+    Ranks with more threads than cores would wait for each other's.
+    """
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads or max(1, cores // ranks_here))
+
+
 def collective_device() -> torch.device:
     """The device on which the default process group exchanges tensors."""
     uses_gpu = dist.is_initialized() and dist.get_backend() == "nccl"

@@ -20,6 +20,8 @@ def build_space(config: SpaceConfig, shape: EncoderShape) -> SearchSpace:
         return read_space(config.file, shape)
     if config.preset == "published":
         return published_space(shape)
+    if config.preset == "wide":
+        return wide_space(shape)
     return _elastic_space(config, shape)
 
 
@@ -37,6 +39,22 @@ def published_space(shape: EncoderShape) -> SearchSpace:
         mlp_widths=((shape.mlp_width,), *((widths,) * (shape.depth - 1))),
         heads=((shape.num_heads,),) * shape.depth,
         embed_dims=(shape.embed_dim,),
+    )
+
+
+def wide_space(shape: EncoderShape) -> SearchSpace:
+    """Every dimension elastic, down to a quarter: below 10 M parameters for ViT-B.
+
+    The published space ends at 37 M there, as heads and channels stay.
+    """
+    quarters = (0.25, 0.5, 0.75, 1.0)
+    multiple = min(64, max(1, shape.embed_dim // 4))
+    return SearchSpace(
+        shape=shape,
+        removal=published_space(shape).removal,
+        mlp_widths=(width_choices(quarters, shape.mlp_width, multiple),) * shape.depth,
+        heads=(width_choices(quarters, shape.num_heads, 1),) * shape.depth,
+        embed_dims=width_choices(quarters, shape.embed_dim, multiple),
     )
 
 
@@ -61,9 +79,9 @@ def _elastic_space(config: SpaceConfig, shape: EncoderShape) -> SearchSpace:
             f"space.removable {outside} do not exist in this encoder; "
             f"layers are numbered 0 to {shape.depth - 1}"
         )
-    widths = _widths(config.mlp_fractions, shape.mlp_width, config.width_multiple)
-    heads = _widths(config.head_fractions, shape.num_heads, 1)
-    channels = _widths(config.embed_fractions, shape.embed_dim, config.width_multiple)
+    widths = width_choices(config.mlp_fractions, shape.mlp_width, config.width_multiple)
+    heads = width_choices(config.head_fractions, shape.num_heads, 1)
+    channels = width_choices(config.embed_fractions, shape.embed_dim, config.width_multiple)
     return SearchSpace(
         shape=shape,
         removal=tuple(
@@ -76,7 +94,7 @@ def _elastic_space(config: SpaceConfig, shape: EncoderShape) -> SearchSpace:
     )
 
 
-def _widths(fractions: Sequence[float], full: int, multiple: int) -> tuple[int, ...]:
+def width_choices(fractions: Sequence[float], full: int, multiple: int) -> tuple[int, ...]:
     """`fractions` of `full`, each rounded to a multiple (the nearest, at least one), ascending."""
     step = min(multiple, full)
     rounded = {min(full, max(step, round(f * full / step) * step)) for f in fractions}

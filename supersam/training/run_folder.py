@@ -45,7 +45,7 @@ def prepare_run_folder(run: TrainRun) -> SearchSpace:
         raise UserError(f"{folder} is not empty and holds no run; choose another --run DIR")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(run_file, f"{_provenance()}{dump_run(run)}".encode())
+        write_bytes(run_file, f"{provenance()}{dump_run(run)}".encode())
         write_bytes(space_file, space_yaml(space).encode())
     except OSError as fault:
         raise UserError(f"cannot write to {folder}: {fault}") from fault
@@ -71,7 +71,8 @@ def git_commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def _provenance() -> str:
+def provenance() -> str:
+    """Comment lines for a YAML file: commit and versions."""
     lines = [f"git commit: {git_commit()}", *(f"{n} {v}" for n, v in versions().items())]
     return "".join(f"# {line}\n" for line in lines)
 

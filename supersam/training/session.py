@@ -13,7 +13,13 @@ from supersam.config import TrainRun, UserError, dump_run
 from supersam.data.dataset import EvalDataset, ShardDataset
 from supersam.data.loader import TrainLoader, build_eval_loader, build_loader
 from supersam.model import SamSupernet, resolve_shape
-from supersam.runtime.distributed import World, choose_device, close_world, init_world
+from supersam.runtime.distributed import (
+    World,
+    choose_device,
+    close_world,
+    init_world,
+    share_cores,
+)
 from supersam.runtime.heartbeat import Heart
 from supersam.runtime.logging import setup_logging
 from supersam.runtime.memory import keep_freed_memory
@@ -50,7 +56,7 @@ def train(run: TrainRun) -> None:
     world = init_world(device)
     device = choose_device(run.engine.device, world.local_rank)
     setup_logging(world, run.folder / "logs" / f"train-{world.rank:05d}.log")
-    _set_threads(run)
+    share_cores(run.engine.threads)
     keep_freed_memory()
     try:
         heart = _build_heart(run, world)
@@ -248,13 +254,6 @@ def _build_heart(run: TrainRun, world: World) -> Heart:
         steps=run.optim.steps,
         memory_gib=memory_gib,
     )
-
-
-def _set_threads(run: TrainRun) -> None:
-    """Share the host's cores among its ranks, so that they do not wait for each other's threads."""
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(run.engine.threads or max(1, cores // ranks_here))
 
 
 def _hparams(run: TrainRun) -> dict[str, float | str | bool]:

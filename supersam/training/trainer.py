@@ -94,7 +94,7 @@ class Trainer:
                 raise InterruptedRunError(self.state.step, stopping)
 
     def prioritize(self) -> None:
-        """Reorder the weights where it is time. Follows from the step, so a resumed run does too."""
+        """Reorder the weights where it is time: a function of the step, also in a resumed run."""
         if self.prioritizer is None or not self.prioritizer.is_due(self.state.step):
             return
         self.telemetry.pause()

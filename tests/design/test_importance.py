@@ -27,9 +27,7 @@ def same(a, b) -> bool:
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_scores_have_a_value_for_each_unit_and_repeat_bit_by_bit(
-    make_supernet, calibration, score
-):
+def test_scores_have_a_value_for_each_unit_and_repeat_bit_by_bit(make_supernet, calibration, score):
     supernet = make_supernet()
     before = {name: p.clone() for name, p in supernet.named_parameters()}
     first = score_units(supernet, calibration, score=score, loss=task_loss)
@@ -119,8 +117,10 @@ def test_movement_prefers_weights_that_training_lets_grow(make_supernet, calibra
     lin2 = supernet.image_encoder.blocks[0].mlp.lin2.weight
 
     def growing(prediction, batch):
-        return -lin2[:, 3].square().sum() + lin2[:, 5].square().sum() + 0 * sum(
-            w.sum() for w in supernet.image_encoder.parameters()
+        return (
+            -lin2[:, 3].square().sum()
+            + lin2[:, 5].square().sum()
+            + 0 * sum(w.sum() for w in supernet.image_encoder.parameters())
         )
 
     scores = score_units(supernet, calibration, score="movement", loss=growing)

@@ -29,9 +29,7 @@ def calibration(synthetic_shards):
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_prioritization_keeps_the_function_of_the_largest_subnet(
-    make_supernet, calibration, score
-):
+def test_prioritization_keeps_the_function_of_the_largest_subnet(make_supernet, calibration, score):
     supernet = make_supernet()
     probe = FunctionProbe(supernet, calibration[0])
     weights = {name: p.clone() for name, p in supernet.named_parameters()}

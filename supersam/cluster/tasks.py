@@ -1,0 +1,61 @@
+"""The kinds of run that ranks execute: a training, and the design of a search space.
+
+Imports torch only inside functions: the command line must not wait for it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from supersam.config import DesignRun, TrainRun, load_run, read_yaml
+
+Task = TrainRun | DesignRun
+RUN_FILE = "run.yaml"
+
+
+def load_task(folder: Path) -> Task:
+    """The prepared run of `folder`, wherever that was moved to. Raises UserError."""
+    path = folder / RUN_FILE
+    if read_yaml(path).get("kind") == "design":
+        run = load_run(DesignRun, path)
+        return run.model_copy(update={"out": folder.with_name(run.out.name)})
+    return load_run(TrainRun, path).model_copy(update={"run": folder})
+
+
+def prepare_task(run: Task) -> None:
+    """Create or check the run's folder. Raises UserError for what is known already."""
+    if isinstance(run, DesignRun):
+        from supersam.training.design_files import prepare_design_folder
+
+        prepare_design_folder(run)
+        return
+    from supersam.training.run_folder import prepare_run_folder
+
+    prepare_run_folder(run)
+
+
+def execute_task(run: Task) -> None:
+    """Execute the prepared run as the rank that the environment describes."""
+    if isinstance(run, DesignRun):
+        from supersam.training.design_session import design
+
+        design(run)
+        return
+    from supersam.training.session import train
+
+    train(run)
+
+
+def describe_task(run: Task, where: str) -> str:
+    """What `--dry-run` prints."""
+    if isinstance(run, TrainRun):
+        from supersam.cluster.preflight import describe_submission
+
+        return describe_submission(run, where)
+    from supersam.training.design_files import describe_design
+
+    if where != "slurm":
+        return describe_design(run)
+    from supersam.cluster.sbatch import sbatch_text
+
+    return f"{describe_design(run)}\nsubmitted would be\n\n{sbatch_text(run)}"

@@ -1,0 +1,238 @@
+"""Evidence and limits to a search space. Pure: numbers in, a SearchSpace out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import takewhile
+
+import torch
+from torch import Tensor
+
+from supersam.config import UserError
+from supersam.config.design import LimitsConfig
+from supersam.design.sensitivity import Sensitivity
+from supersam.design.units import UnitScores
+from supersam.space import (
+    EncoderShape,
+    SearchSpace,
+    SubnetSpec,
+    published_space,
+    subnet_cost,
+    wide_space,
+    width_choices,
+)
+from supersam.space.space import Rng
+
+_SHARES = 400
+"""Shares of importance tried on the way down to a size."""
+
+
+def design_space(
+    shape: EncoderShape,
+    scores: UnitScores,
+    sensitivity: Sensitivity,
+    limits: LimitsConfig | None = None,
+) -> SearchSpace:
+    """The space that the evidence allows within the limits.
+
+    Removable are the layers that greedy removal took before the model lost `max_miou_drop`; the
+    first of them go most often. The smallest width of every layer keeps one and the same share of
+    the layer's importance, `keep_importance` or what `smallest_m` leaves; choices lie evenly from
+    there to the full width.
+
+    Raises UserError where no space meets the limits, with the nearest that does.
+    """
+    limits = limits or LimitsConfig()
+    if limits.preset != "evidence":
+        space = published_space(shape) if limits.preset == "published" else wide_space(shape)
+        return _checked_preset(space, limits)
+    elastic = (limits.elastic_mlp, limits.elastic_heads, limits.elastic_embed)
+    if not (any(elastic) and limits.widths > 1) and not limits.elastic_depth:
+        raise UserError(
+            "these limits leave one subnet, the whole model: turn on one of limits.elastic_depth, "
+            "elastic_mlp, elastic_heads, elastic_embed, with limits.widths of at least 2"
+        )
+    shares = _cumulative(scores)
+    share = limits.keep_importance
+    space = _space_of_share(shape, shares, sensitivity, limits, share)
+    if limits.smallest_m is None or smallest_m(space) <= limits.smallest_m:
+        return space
+    for step in range(1, _SHARES + 1):
+        share = limits.keep_importance * (1 - step / _SHARES)
+        space = _space_of_share(shape, shares, sensitivity, limits, share)
+        if smallest_m(space) <= limits.smallest_m:
+            return space
+    raise UserError(_too_large(shape, shares, sensitivity, limits, space))
+
+
+def smallest_m(space: SearchSpace) -> float:
+    """Millions of parameters of a space's smallest subnet."""
+    return subnet_cost(space.smallest(), space.shape).params_m
+
+
+def removable_layers(sensitivity: Sensitivity, limits: LimitsConfig) -> tuple[int, ...]:
+    """Layers that may be removed, the most harmless first."""
+    if not limits.elastic_depth:
+        return ()
+    floor = sensitivity.whole.miou - limits.max_miou_drop
+    steps = len(list(takewhile(lambda damage: damage.miou >= floor, sensitivity.greedy)))
+    return sensitivity.greedy_order[:steps]
+
+
+def removal_probabilities(layers: tuple[int, ...], depth: int, mean: float) -> tuple[float, ...]:
+    """A probability for each layer of the encoder; `layers`: the most harmless first.
+
+    They fall evenly along `layers`, around `mean`, by half of what there is to 0 or 1.
+    """
+    spread = min(mean, 1 - mean) / 2
+    found = [0.0] * depth
+    for place, layer in enumerate(layers):
+        along = 1 - 2 * place / (len(layers) - 1) if len(layers) > 1 else 0.0
+        found[layer] = round(mean + spread * along, 3)
+    return tuple(found)
+
+
+def cumulative_importance(row: Tensor) -> Tensor:
+    """Share of a row's importance that its best k units hold, for k from 1: (units,) float64."""
+    best = row.double().clamp(min=0).sort(descending=True).values
+    total = best.sum()
+    if total == 0:
+        return torch.linspace(1 / len(best), 1, len(best), dtype=torch.float64)
+    return best.cumsum(0) / total
+
+
+def budgeted_widths(
+    space: SearchSpace, scores: UnitScores, layers: tuple[int, ...], num_units: int
+) -> tuple[int, ...]:
+    """MLP widths of some layers with at most `num_units` in all, by importance over all layers.
+
+    Every layer starts at its smallest choice; the layer whose next choice adds the most importance
+    a unit grows, as long as the budget lasts. Raises ValueError outside of what the space offers.
+    """
+    choices = {layer: space.mlp_widths[layer] for layer in layers}
+    least = sum(c[0] for c in choices.values())
+    most = sum(c[-1] for c in choices.values())
+    if not least <= num_units <= most:
+        raise ValueError(
+            f"{num_units} MLP units cannot be spread over layers {list(layers)} of this space; "
+            f"it offers {least} to {most}"
+        )
+    sums = {
+        layer: scores.mlp[layer].sort(descending=True).values.cumsum(0).tolist() for layer in layers
+    }
+    chosen = dict.fromkeys(layers, 0)
+    left = num_units - least
+    while True:
+        steps = []
+        for layer, at in chosen.items():
+            if at + 1 < len(choices[layer]):
+                low, high = choices[layer][at : at + 2]
+                if high - low <= left:
+                    gain = (sums[layer][high - 1] - sums[layer][low - 1]) / (high - low)
+                    steps.append((gain, -layer, high - low))
+        if not steps:
+            return tuple(choices[layer][chosen[layer]] for layer in layers)
+        _, negative, cost = max(steps)
+        chosen[-negative] += 1
+        left -= cost
+
+
+def sample_budgeted(space: SearchSpace, scores: UnitScores, num_units: int, rng: Rng) -> SubnetSpec:
+    """A random subnet of `space` whose MLPs have at most `num_units` units, spread by importance.
+
+    Layers, heads and channels are drawn as `SearchSpace.sample` does. scores: of the weights in
+    any order; a prefix slice keeps the best of them once they are prioritized.
+    """
+    drawn = space.sample(rng)
+    widths = budgeted_widths(space, scores, drawn.layers, num_units)
+    return replace(drawn, mlp_widths=widths)
+
+
+def _cumulative(scores: UnitScores) -> UnitScores:
+    """`cumulative_importance` of every row."""
+    return UnitScores(
+        mlp=torch.stack([cumulative_importance(row) for row in scores.mlp]),
+        heads=torch.stack([cumulative_importance(row) for row in scores.heads]),
+        embed=cumulative_importance(scores.embed),
+    )
+
+
+def _space_of_share(
+    shape: EncoderShape,
+    shares: UnitScores,
+    sensitivity: Sensitivity,
+    limits: LimitsConfig,
+    share: float,
+) -> SearchSpace:
+    """The space whose smallest widths keep `share` of the importance of each layer.
+
+    shares: cumulative importance, see `_cumulative`.
+    """
+
+    def choices(row: Tensor, multiple: int, elastic: bool) -> tuple[int, ...]:
+        full = len(row)
+        if not elastic or limits.widths == 1:
+            return (full,)
+        kept = int((row < share - 1e-9).sum()) + 1
+        least = min(full, math.ceil(kept / multiple) * multiple)
+        return _spread_choices(least, full, limits.widths, multiple)
+
+    layers = removable_layers(sensitivity, limits)
+    multiple = min(limits.width_multiple, shape.embed_dim)
+    return SearchSpace(
+        shape=shape,
+        removal=removal_probabilities(layers, shape.depth, limits.removal_probability),
+        mlp_widths=tuple(choices(row, multiple, limits.elastic_mlp) for row in shares.mlp),
+        heads=tuple(choices(row, 1, limits.elastic_heads) for row in shares.heads),
+        embed_dims=choices(shares.embed, multiple, limits.elastic_embed),
+    )
+
+
+def _spread_choices(least: int, full: int, count: int, multiple: int) -> tuple[int, ...]:
+    """`count` widths, evenly from the smallest to the full one, in multiples."""
+    shares = [least / full + (1 - least / full) * i / (count - 1) for i in range(count)]
+    return width_choices(shares, full, multiple)
+
+
+def _checked_preset(space: SearchSpace, limits: LimitsConfig) -> SearchSpace:
+    if limits.smallest_m is not None and smallest_m(space) > limits.smallest_m:
+        least = _rounded_up(smallest_m(space))
+        raise UserError(
+            f"limits.smallest_m={limits.smallest_m:g}: the {limits.preset} space of this encoder "
+            f"ends at {least} M parameters; ask for --limits.smallest-m {least}, or take "
+            "--limits.preset evidence, or wide"
+        )
+    return space
+
+
+def _too_large(
+    shape: EncoderShape,
+    shares: UnitScores,
+    sensitivity: Sensitivity,
+    limits: LimitsConfig,
+    space: SearchSpace,
+) -> str:
+    """The nearest limits that a space meets, in words."""
+    freer = limits.model_copy(
+        update={
+            "elastic_depth": True,
+            "elastic_mlp": True,
+            "elastic_heads": True,
+            "elastic_embed": True,
+            "widths": max(2, limits.widths),
+        }
+    )
+    freest = _rounded_up(smallest_m(_space_of_share(shape, shares, sensitivity, freer, 0.0)))
+    least = _rounded_up(smallest_m(space))
+    return (
+        f"limits.smallest_m={limits.smallest_m:g}: the smallest subnet within these limits has "
+        f"{least} M parameters; ask for --limits.smallest-m {least} or more, or make every "
+        f"dimension elastic (--limits.elastic-heads --limits.elastic-embed), which reaches "
+        f"{freest} M, or let more layers go with a higher limits.max_miou_drop "
+        f"(now {limits.max_miou_drop:g})"
+    )
+
+
+def _rounded_up(millions: float) -> float:
+    return math.ceil(millions * 100) / 100

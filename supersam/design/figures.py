@@ -1,0 +1,107 @@
+"""The figures of a design: what its numbers look like. Draws; computes nothing new."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from supersam.design.designer import cumulative_importance
+from supersam.design.sensitivity import Sensitivity
+from supersam.design.units import UnitScores
+from supersam.runtime.figures import new_figure, save_figure
+from supersam.space import EncoderShape, SearchSpace, subnet_cost
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_WINDOWED, _GLOBAL, _GONE = "tab:blue", "tab:orange", "tab:green"
+_DRAWS = 2000
+
+
+def draw_figures(
+    folder: Path, space: SearchSpace, scores: UnitScores, sensitivity: Sensitivity, *, score: str
+) -> list[Path]:
+    """Write all figures to `folder`. Returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.png" for name in ("sensitivity", "scores", "cumulative", "sizes")]
+    _draw_sensitivity(paths[0], sensitivity, space)
+    _draw_scores(paths[1], scores, score)
+    _draw_cumulative(paths[2], scores, space, score)
+    _draw_sizes(paths[3], space)
+    return paths
+
+
+def _draw_sensitivity(path: Path, sensitivity: Sensitivity, space: SearchSpace) -> None:
+    figure, (drop, distance, greedy) = new_figure(1, 3, width_in=14)
+    whole, alone = sensitivity.whole, sensitivity.alone
+    _layer_bars(drop, [whole.miou - d.miou for d in alone], space.shape)
+    drop.set(title="without this layer alone", ylabel="mIoU lost on the calibration set")
+    _layer_bars(distance, [d.embedding_distance for d in alone], space.shape)
+    distance.set(title="without this layer alone", ylabel="relative embedding distance")
+    path_miou = [whole.miou, *(d.miou for d in sensitivity.greedy)]
+    greedy.plot(range(len(path_miou)), path_miou, "o-", color=_GONE)
+    for step, layer in enumerate(sensitivity.greedy_order, start=1):
+        greedy.annotate(f"-{layer}", (step, path_miou[step]), textcoords="offset points",
+                        xytext=(4, 4))  # fmt: skip
+    greedy.axvspan(-0.4, len(space.removable) + 0.4, alpha=0.1, color=_GONE, label="removable")
+    greedy.set(title="greedy removal", xlabel="layers removed", ylabel="mIoU, untrained")
+    greedy.legend()
+    save_figure(figure, path)
+
+
+def _layer_bars(axis: Axes, values: list[float], shape: EncoderShape) -> None:
+    for name, color, is_global in (("windows", _WINDOWED, False), ("global", _GLOBAL, True)):
+        layers = [i for i in range(shape.depth) if (i in shape.global_layers) == is_global]
+        axis.bar(layers, [values[i] for i in layers], color=color, label=f"{name} attention")
+    axis.set_xlabel("layer")
+    axis.legend()
+
+
+def _draw_scores(path: Path, scores: UnitScores, score: str) -> None:
+    figure, axes = new_figure(1, 3, width_in=14)
+    shown = (("MLP units", scores.mlp), ("heads", scores.heads), ("channels", scores.embed[None]))
+    for axis, (name, rows) in zip(axes, shown, strict=True):
+        if len(rows) > 1:
+            axis.boxplot([row.tolist() for row in rows], positions=range(len(rows)), sym=".")
+            axis.set(xlabel="layer", ylabel="score")
+        else:
+            axis.hist(rows[0].tolist(), bins=40)
+            axis.set(xlabel="score", ylabel="channels")
+        axis.set_title(f"{name}: {score}")
+    save_figure(figure, path)
+
+
+def _draw_cumulative(path: Path, scores: UnitScores, space: SearchSpace, score: str) -> None:
+    figure, axes = new_figure(1, 3, width_in=14)
+    shown = (
+        ("MLP units", scores.mlp, [c[0] for c in space.mlp_widths]),
+        ("heads", scores.heads, [c[0] for c in space.heads]),
+        ("channels", scores.embed[None], [space.embed_dims[0]]),
+    )
+    for axis, (name, rows, smallest) in zip(axes, shown, strict=True):
+        for layer, (row, least) in enumerate(zip(rows, smallest, strict=True)):
+            shares = torch.cat([torch.zeros(1), cumulative_importance(row)]).numpy()
+            color = f"C{layer % 10}"
+            axis.plot(np.linspace(0, 1, len(shares)), shares, lw=1, color=color)
+            axis.plot(least / (len(shares) - 1), shares[least], "o", ms=4, color=color)
+        axis.plot([0, 1], [0, 1], ":", color="grey")
+        axis.set(title=f"{name}: {score}; dots: smallest width", xlabel="share of units kept",
+                 ylabel="share of importance kept")  # fmt: skip
+    save_figure(figure, path)
+
+
+def _draw_sizes(path: Path, space: SearchSpace) -> None:
+    figure, (axis,) = new_figure(width_in=7)
+    rng = np.random.default_rng(0)
+    sizes = [subnet_cost(space.sample(rng), space.shape).params_m for _ in range(_DRAWS)]
+    axis.hist(sizes, bins=50, color=_WINDOWED)
+    for name, spec in (("smallest", space.smallest()), ("largest", space.largest())):
+        size = subnet_cost(spec, space.shape).params_m
+        axis.axvline(size, ls="--", color=_GLOBAL)
+        axis.annotate(f"{name}\n{size:.1f} M", (size, 0.9), xycoords=("data", "axes fraction"))
+    axis.set(title=f"sizes of {_DRAWS} random subnets of {space.num_subnets():.3g}",
+             xlabel="parameters, millions", ylabel="subnets")  # fmt: skip
+    save_figure(figure, path)

@@ -1,0 +1,150 @@
+"""Evidence and limits to a space, without a model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from supersam.config import UserError
+from supersam.config.design import LimitsConfig
+from supersam.design import Sensitivity, UnitScores, budgeted_widths, design_space, sample_budgeted
+from supersam.design.cache import Damage
+from supersam.design.designer import cumulative_importance, removal_probabilities, smallest_m
+from supersam.space import SHAPES, published_space, subnet_cost, wide_space
+
+VIT_B = SHAPES["vit_b"]
+
+
+def flat_scores(shape) -> UnitScores:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*size):
+        return torch.rand(*size, generator=generator, dtype=torch.float64)
+
+    return UnitScores(
+        draw(shape.depth, shape.mlp_width),
+        draw(shape.depth, shape.num_heads),
+        draw(shape.embed_dim),
+    )
+
+
+def sensitivity(order=(9, 1, 6, 3, 7, 4), drop=0.03) -> Sensitivity:
+    """Greedy removal in `order`; each layer costs `drop`."""
+
+    def damage(layers):
+        return Damage(tuple(sorted(layers)), 0.8 - drop * len(layers), 0.1 * len(layers))
+
+    path = [damage(order[: k + 1]) for k in range(len(order))]
+    return Sensitivity(damage(()), tuple(damage((i,)) for i in range(12)), tuple(path))
+
+
+def test_the_presets_are_the_paper_space_and_a_wide_one_below_10_m():
+    made = {
+        name: design_space(VIT_B, flat_scores(VIT_B), sensitivity(), LimitsConfig(preset=name))
+        for name in ("published", "wide")
+    }
+    assert made["published"] == published_space(VIT_B)
+    assert made["published"].num_subnets() == 5**5 * 4**6
+    assert made["wide"] == wide_space(VIT_B)
+    assert smallest_m(made["wide"]) < 10
+
+
+@pytest.mark.parametrize("name", ["vit_t", "vit_l", "vit_h"])
+def test_the_published_rule_holds_for_other_depths(name):
+    space = published_space(SHAPES[name])
+    share = len(space.removable) / SHAPES[name].depth
+    assert share == pytest.approx(5 / 12, abs=0.05)
+    assert space.removal[0] == 0
+
+
+def test_removable_layers_are_those_that_greedy_removal_took_within_the_drop():
+    space = design_space(VIT_B, flat_scores(VIT_B), sensitivity(), LimitsConfig(max_miou_drop=0.1))
+    assert space.removable == (1, 6, 9)
+    assert space.removal[9] > space.removal[1] > space.removal[6]
+    assert np.mean([p for p in space.removal if p > 0]) == pytest.approx(0.5)
+
+
+def test_probabilities_stay_within_reason_for_any_mean():
+    for mean in (0.1, 0.5, 0.9):
+        found = removal_probabilities((3, 1, 2), 5, mean)
+        assert all(0 <= p < 1 for p in found)
+        assert found[3] > found[1] > found[2]
+        assert found[0] == found[4] == 0
+    assert removal_probabilities((2,), 3, 0.5) == (0.0, 0.0, 0.5)
+
+
+def test_a_layer_of_concentrated_importance_becomes_narrower():
+    scores = flat_scores(VIT_B)
+    scores.mlp[4, 100:] = 1e-6
+    space = design_space(VIT_B, scores, sensitivity())
+    assert space.mlp_widths[4][0] < min(space.mlp_widths[i][0] for i in range(12) if i != 4)
+    for widths in space.mlp_widths:
+        assert len(widths) == 4
+        assert widths[-1] == VIT_B.mlp_width
+        assert all(width % 64 == 0 for width in widths)
+
+
+def test_the_smallest_width_keeps_the_share_that_was_asked_for():
+    scores, limits = flat_scores(VIT_B), LimitsConfig(keep_importance=0.5)
+    space = design_space(VIT_B, scores, sensitivity(), limits)
+    for row, widths in zip(scores.mlp, space.mlp_widths, strict=True):
+        shares = cumulative_importance(row)
+        assert shares[widths[0] - 1] >= 0.5
+        assert shares[widths[0] - 65] < 0.5
+
+
+@pytest.mark.parametrize("wanted", [60.0, 40.0, 9.5])
+def test_the_size_wanted_is_reached(wanted):
+    limits = LimitsConfig(smallest_m=wanted, elastic_heads=True, elastic_embed=True, widths=3)
+    space = design_space(VIT_B, flat_scores(VIT_B), sensitivity(), limits)
+    assert smallest_m(space) <= wanted
+    assert subnet_cost(space.largest(), VIT_B).params_m == pytest.approx(93.7, abs=0.1)
+
+
+def test_limits_that_no_space_meets_name_the_nearest_that_one_does():
+    limits = LimitsConfig(smallest_m=9.0)
+    with pytest.raises(UserError, match=r"smallest_m=9.*--limits.smallest-m (\d+\.\d+)") as fault:
+        design_space(VIT_B, flat_scores(VIT_B), sensitivity(), limits)
+    assert "elastic-heads" in str(fault.value)
+    import re
+
+    nearest = float(re.search(r"--limits.smallest-m (\d+\.\d+)", str(fault.value))[1])
+    met = design_space(VIT_B, flat_scores(VIT_B), sensitivity(), LimitsConfig(smallest_m=nearest))
+    assert smallest_m(met) <= nearest
+
+
+def test_limits_that_leave_one_subnet_are_refused():
+    limits = LimitsConfig(elastic_depth=False, elastic_mlp=False)
+    with pytest.raises(UserError, match="leave one subnet"):
+        design_space(VIT_B, flat_scores(VIT_B), sensitivity(), limits)
+
+
+def test_a_budget_goes_to_the_layers_of_most_importance_and_is_kept():
+    space = published_space(VIT_B)
+    scores = flat_scores(VIT_B)
+    scores.mlp[5] *= 10
+    layers = tuple(range(1, 12))
+    widths = dict(zip(layers, budgeted_widths(space, scores, layers, 12_000), strict=True))
+    assert widths[5] == 2304
+    assert sum(widths.values()) <= 12_000
+    assert all(widths[i] in space.mlp_widths[i] for i in layers)
+    with pytest.raises(ValueError, match="offers 8448 to 25344"):
+        budgeted_widths(space, scores, layers, 100)
+
+
+def test_more_budget_never_takes_units_away_and_ends_at_all_of_them():
+    space, scores = published_space(VIT_B), flat_scores(VIT_B)
+    layers = (0, 3, 7)
+    budgets = range(4608, 7681, 256)
+    rows = [budgeted_widths(space, scores, layers, budget) for budget in budgets]
+    assert all(sum(a) <= sum(b) for a, b in zip(rows, rows[1:], strict=False))
+    assert rows[-1] == (3072, 2304, 2304)
+
+
+def test_the_budgeted_sampler_draws_subnets_of_the_space():
+    space, scores = wide_space(VIT_B), flat_scores(VIT_B)
+    rng = np.random.default_rng(0)
+    drawn = [sample_budgeted(space, scores, 20_000, rng) for _ in range(20)]
+    assert all(space.contains(spec) and sum(spec.mlp_widths) <= 20_000 for spec in drawn)
+    assert len({spec.key() for spec in drawn}) > 10
