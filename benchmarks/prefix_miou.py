@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-
 from trained import (
     HeldOut,
     Journal,
@@ -24,6 +23,7 @@ from trained import (
     table,
     task_loss,
 )
+
 from supersam.design import prioritize_parameters, score_units
 
 SCORES = {
@@ -101,12 +101,16 @@ def report(args, whole, rows):
                                   f"{c['interval'][1]:.3f}]" for c in cells)])  # fmt: skip
         random = []
         for fraction in args.fractions:
-            found = [rows[f"{dimension} {fraction:g} random {s}"]["miou"] for s in range(args.seeds)]
+            found = [
+                rows[f"{dimension} {fraction:g} random {s}"]["miou"] for s in range(args.seeds)
+            ]
             random.append(f"{statistics.mean(found):.3f} ± {statistics.stdev(found):.3f} "
                           f"({min(found):.3f} to {max(found):.3f})")  # fmt: skip
         lines.append([f"random, {args.seeds} seeds: mean ± standard deviation (range)", *random])
         parts.append(table(lines))
-    note = f"Whole model: {whole['miou']:.3f}; {whole['objects']} objects in {whole['images']} images."
+    note = (
+        f"Whole model: {whole['miou']:.3f}; {whole['objects']} objects in {whole['images']} images."
+    )
     text = "\n\n".join([*parts, note]) + "\n"
     args.out.with_suffix(".md").write_text(text)
     record = {**provenance(), "whole": whole, "rows": rows}

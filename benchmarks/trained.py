@@ -55,7 +55,7 @@ class HeldOut:
         self.images = list(build_eval_loader(dataset, World.single(), limit=images))
 
     def score(self, supernet, spec):
-        """mIoU and its 95 % interval over images."""
+        """The mIoU and its 95 % interval over images."""
         result = evaluate(SubnetPredictor(supernet, spec), self.images, boundary=False)
         return {"miou": result.miou, "interval": result.miou_interval,
                 "objects": result.num_objects, "images": result.num_images}  # fmt: skip
@@ -74,6 +74,7 @@ class Journal:
                 self.known[entry["key"]] = entry["value"]
 
     def get(self, key, compute):
+        """The value of a key, computed and kept where it is new."""
         if key not in self.known:
             self.known[key] = compute()
             with self.path.open("a") as file:

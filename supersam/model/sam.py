@@ -180,16 +180,17 @@ def describe_shape(shape: EncoderShape) -> ModelConfig:
 
 def infer_model(state: dict[str, Tensor]) -> str:
     """What a state dict seems to be, in words: for error messages."""
-    pos, rel = state.get("image_encoder.pos_embed"), "image_encoder.blocks.0.attn.rel_pos_h"
-    if pos is None or pos.ndim != 4 or rel not in state:
+    found = infer_shape(state)
+    if found is None:
         return "not a segment-anything model"
-    depth = len({k.split(".")[2] for k in state if k.startswith("image_encoder.blocks.")})
-    dim, image_size = pos.shape[-1], pos.shape[1] * PATCH_PX
-    heads = dim // state[rel].shape[-1]
+    sizes = (found.embed_dim, found.depth, found.num_heads)
     for name, shape in SHAPES.items():
-        if (shape.embed_dim, shape.depth, shape.num_heads) == (dim, depth, heads):
-            return f"{name} at image_size {image_size}"
-    return f"embed_dim {dim}, depth {depth}, num_heads {heads}, image_size {image_size}"
+        if (shape.embed_dim, shape.depth, shape.num_heads) == sizes:
+            return f"{name} at image_size {found.image_size}"
+    return (
+        f"embed_dim {found.embed_dim}, depth {found.depth}, num_heads {found.num_heads}, "
+        f"image_size {found.image_size}"
+    )
 
 
 def _load_state(sam: Sam, state: dict[str, Tensor], path: Path | None) -> None:

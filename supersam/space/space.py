@@ -41,10 +41,17 @@ class SearchSpace:
                     f"{name} has {len(getattr(self, name))} entries; the encoder has "
                     f"{shape.depth} layers, one entry each"
                 )
-        if not all(0.0 <= p < 1.0 for p in self.removal):
-            raise ValueError(f"removal={self.removal} must be probabilities below 1")
+        for layer, p in enumerate(self.removal):
+            if not 0.0 <= p < 1.0:
+                raise ValueError(
+                    f"removal[{layer}]={p} is no probability below 1; 0 keeps the layer, "
+                    f"{min(0.9, max(0.0, p)) if p == p else 0.5:g} is the nearest that works"
+                )
         if all(p > 0 for p in self.removal):
-            raise ValueError("every layer is removable; keep at least one with removal 0")
+            steadiest = min(range(shape.depth), key=lambda layer: self.removal[layer])
+            raise ValueError(
+                f"every layer is removable; keep at least one: removal[{steadiest}] to 0"
+            )
         per_layer = {"mlp_widths": self.mlp_widths, "heads": self.heads}
         for name, choices in (*per_layer.items(), ("embed_dims", (self.embed_dims,))):
             full = {"mlp_widths": shape.mlp_width, "heads": shape.num_heads}.get(
@@ -170,6 +177,9 @@ class SearchSpace:
         if not isinstance(values, dict) or set(values) != names:
             got = sorted(values) if isinstance(values, dict) else type(values).__name__
             raise ValueError(f"a search space has the fields {sorted(names)}; got {got}")
+        wrong = [p for p in _listed(values["removal"]) if type(p) not in (int, float)]
+        if wrong:
+            raise ValueError(f"removal holds {wrong[0]!r}; it must be a list of numbers below 1")
         try:
             return cls(
                 shape=shape,
@@ -190,6 +200,10 @@ class SearchSpace:
         )
 
 
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _genes(spec: SubnetSpec) -> dict[int, tuple[int, int]]:
     pairs = zip(spec.mlp_widths, spec.heads, strict=True)
     return dict(zip(spec.layers, pairs, strict=True))
@@ -206,6 +220,9 @@ def _pick(choices: tuple[int, ...], rng: Rng) -> int:
 
 def _check_choices(name: str, values: tuple[int, ...], full: int) -> None:
     if not values or any(type(v) is not int for v in values):
-        raise ValueError(f"{name}={list(values)} must be a list of whole numbers")
+        raise ValueError(f"{name}={list(values)} must be a list of whole numbers, such as [{full}]")
     if list(values) != sorted(set(values)) or values[0] < 1 or values[-1] > full:
-        raise ValueError(f"{name}={list(values)} must ascend within 1 to {full}")
+        nearest = sorted({min(full, max(1, v)) for v in values})
+        raise ValueError(
+            f"{name}={list(values)} must ascend within 1 to {full}; the nearest is {nearest}"
+        )
