@@ -8,6 +8,7 @@ Calls launch/evaluate.py for each subnet, as a user would, and writes results/su
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -51,7 +52,11 @@ def evaluate(args, subnet, checkpoint):
     command += ["--subnet", subnet, "--checkpoint", checkpoint]
     command += ["--data", *args.data] if args.data else []
     command += ["--images", str(args.images)] if args.images else []
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    threads = str(max(1, len(os.sched_getaffinity(0)) // args.processes))
+    environment = {"OMP_NUM_THREADS": threads, **os.environ}
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, check=False, env=environment
+    )
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stderr}")
     return json.loads(done.stdout)
