@@ -99,6 +99,8 @@ def draw_front(
     axes.set_ylabel(f"{y} ({'more' if y in MAXIMIZED else 'less'} is better)")
     axes.legend()
     axes.grid(alpha=0.3)
-    canvas.draw()
-    pixels: NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels: NDArray[np.uint8] = np.asarray(
+        canvas.buffer_rgba()  # type: ignore[no-untyped-call]
+    )[..., :3].copy()
     return pixels
