@@ -60,6 +60,7 @@ def accounting_lines(cluster: Cluster) -> str:
         "AccountingStorageType=accounting_storage/slurmdbd\n"
         f"AccountingStorageHost={cluster.address(CONTROLLER)}\n"
         f"AccountingStoragePass={cluster.munge_folder}/socket\n"
+        "MinJobAge=5\n"  # slurmctld forgets jobs soon: sacct has to answer
     )
 
 

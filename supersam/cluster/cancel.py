@@ -20,15 +20,17 @@ _SCANCEL_S = 30.0
 def cancel(record: RunRecord) -> str:
     """Ask the run to save and end, and see that nothing starts it again. Returns what was done.
 
-    A run on this machine that was cancelled before, and has not ended, is killed. Raises UserError
-    where there is nothing to cancel, or where it cannot be reached from here.
+    A run that was cancelled before, and has not ended, is killed. Raises UserError where there is
+    nothing to cancel, or where it cannot be reached from here.
     """
     if not _may_be_active(record):
         raise UserError(f"{record.folder} is not running ({record.state}); there is nothing to end")
     before = record.cancelled
     (record.folder / CANCEL).touch()
     if record.job_id is not None:
-        return _cancel_job(record)
+        return _cancel_job(
+            record, gently=not before and record.job is not None and record.job.state == "RUNNING"
+        )
     return _signal_ranks(record, signal.SIGKILL if before else signal.SIGTERM)
 
 
@@ -40,12 +42,19 @@ def _may_be_active(record: RunRecord) -> bool:
     return unknown and record.state in ("new", "lost", "stuck")
 
 
-def _cancel_job(record: RunRecord) -> str:
-    answer = bounded("scancel", str(record.job_id), timeout_s=_SCANCEL_S)
+def _cancel_job(record: RunRecord, *, gently: bool) -> str:
+    """gently: the supervisor has the ranks save; Slurm itself would give them KillWait seconds."""
+    how = ("--batch", "--signal=USR2") if gently else ()
+    answer = bounded("scancel", *how, str(record.job_id), timeout_s=_SCANCEL_S)
     if answer.fault is not None:
         raise UserError(
             f"job {record.job_id} could not be cancelled ({answer.fault}); it will not be "
             "requeued. Repeat this when Slurm answers"
+        )
+    if gently:
+        return (
+            f"asked job {record.job_id} to save and end; it will not be requeued. Repeat --cancel "
+            "to end it at once"
         )
     return f"cancelled job {record.job_id}; it will not be requeued"
 

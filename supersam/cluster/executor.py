@@ -21,6 +21,7 @@ from supersam.cluster.slurm import missing_slurm
 from supersam.cluster.tasks import Task, describe_task, execute_task, prepare_task
 from supersam.config import TrainRun, UserError
 from supersam.config.io import USAGE_ERROR
+from supersam.runtime.process import keep_others_from_writing
 from supersam.runtime.watchdog import STALLED
 
 FAILURE = 1
@@ -33,6 +34,7 @@ def submit(run: Task) -> int:
 
     A user's mistake is printed in one message, without a traceback.
     """
+    keep_others_from_writing()
     try:
         where = resolve_cluster(run)
         if isinstance(run, TrainRun) and run.cluster.then is not None:

@@ -29,6 +29,7 @@ from supersam.config import (
     parse_cli,
 )
 from supersam.config.io import USAGE_ERROR
+from supersam.runtime.process import keep_others_from_writing
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def run_follow_up(run: TrainRun) -> int:
 
 def main(folder: Path, words: Sequence[str]) -> int:
     """Do it here. Returns the exit code."""
+    keep_others_from_writing()
     os.chdir(os.environ.get("SLURM_SUBMIT_DIR", "."))  # relative paths of the words start there
     try:
         _require_checkpoint(folder, words[0])

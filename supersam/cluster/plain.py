@@ -10,11 +10,13 @@ from supersam.cluster.batch import require_legal_world
 from supersam.cluster.supervisor import Supervisor
 from supersam.config import TrainRun, UserError, parse_cli
 from supersam.config.io import USAGE_ERROR
+from supersam.runtime.process import keep_others_from_writing
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Take the flags of launch/train.py and execute the run in this allocation."""
     run = parse_cli(TrainRun, args, recall=True)
+    keep_others_from_writing()
     try:
         require_legal_world(run, (run.cluster.nodes or 1) * run.cluster.ranks_per_node)
         # Slow: they import torch.

@@ -38,6 +38,7 @@ from supersam.cluster.usher import send_usher
 from supersam.cluster.vigil import Vigil
 from supersam.config import UserError
 from supersam.config.io import USAGE_ERROR
+from supersam.runtime.process import keep_others_from_writing
 from supersam.runtime.strikes import suspects
 from supersam.runtime.watchdog import STALLED, blame
 
@@ -60,6 +61,7 @@ class Supervisor:
         logging.basicConfig(
             format="%(asctime)s supervisor: %(message)s", level=logging.INFO, force=True
         )
+        keep_others_from_writing()
         os.chdir(os.environ["SLURM_SUBMIT_DIR"])  # relative paths of the run start there
         try:
             code = _Job(Path(self.folder)).execute()

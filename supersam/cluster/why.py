@@ -45,7 +45,7 @@ def explain(record: RunRecord) -> Why:
     if state == "stuck" and record.blame is not None:
         return Why(state, f"stuck: {record.blame.reason}{_history(record)}")
     if state == "new":
-        return Why(state, _never_began(record))
+        return _refused(record) or Why(state, _never_began(record))
     failure = _failure(record)
     return Why(failure.kind, _one_line(failure.text) + _saved(record) + _history(record))
 
@@ -177,6 +177,14 @@ def _saved(record: RunRecord) -> str:
 
 def _score(miou: float | None) -> str:
     return "" if miou is None else f", mIoU {miou:.3f}"
+
+
+def _refused(record: RunRecord) -> Why | None:
+    """The mistake for which the supervisor did not even start the ranks."""
+    if record.job_id is None:
+        return None
+    signs = find_signs(record.folder, since=0)
+    return next((_explain_sign(sign) for sign in signs if sign.cause == "mistake"), None)
 
 
 def _never_began(record: RunRecord) -> str:

@@ -46,6 +46,11 @@ def end_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def keep_others_from_writing() -> None:
+    """Whatever the user's umask: no file of this process and its children is writable by all."""
+    os.umask(os.umask(0o077) | 0o002)
+
+
 def resident_gib(pid: int | None = None) -> float:
     """Memory of a process in use now."""
     pages = int(Path(f"/proc/{pid or 'self'}/statm").read_text(encoding="ascii").split()[1])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.handle import RUN_ROOT, DevCluster, devcluster_command
+from tests.cluster.training import show_logs
 
 SESSION_NAME = f"pytest{os.getpid()}"  # not the default name: a user's own cluster is left alone
 
@@ -53,9 +55,32 @@ def start_cluster(
 
 
 @pytest.fixture(scope="session")
-def session_cluster(start_cluster: Callable[..., DevCluster]) -> DevCluster:
+def small_disk(machine_for_clusters: None) -> Iterator[Path]:
+    """A disk of 400 MiB that all hosts share; not below /tmp, which is each one's own."""
+    disk = Path(f"/run/supersam-{SESSION_NAME}")
+    disk.mkdir(mode=0o700)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", disk], check=True)
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+    disk.rmdir()
+
+
+@pytest.fixture(scope="session")
+def session_cluster(small_disk: Path, start_cluster: Callable[..., DevCluster]) -> DevCluster:
     """Eight hosts, no accounting, one for all tests."""
     return start_cluster(hosts=8)
+
+
+@pytest.fixture(scope="session")
+def gpu_cluster(start_cluster: Callable[..., DevCluster]) -> DevCluster:
+    """A host with two stand-in GPUs."""
+    return start_cluster("--gpus", "2", hosts=1)
+
+
+@pytest.fixture(scope="session")
+def accounting_cluster(start_cluster: Callable[..., DevCluster]) -> DevCluster:
+    """A host, and slurmdbd, which remembers what slurmctld forgets soon."""
+    return start_cluster("--accounting", hosts=1)
 
 
 @pytest.fixture
@@ -64,6 +89,15 @@ def devcluster(session_cluster: DevCluster) -> Iterator[DevCluster]:
     session_cluster.wait_idle()
     yield session_cluster
     session_cluster.run(["scancel", "--user", "root"])
+    session_cluster.start("ctl")
     for host in session_cluster.hosts:
         if session_cluster.host_states().get(host) != "idle":
             session_cluster.start(host)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A run folder; when the test fails, what its commands and supervisors printed is shown."""
+    folder = tmp_path / "run"
+    yield folder
+    show_logs(folder)

@@ -73,3 +73,12 @@ def hosts_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 )
 def test_a_job_avoids_hosts_that_hung_where_it_can(hosts_of, cluster, expected):
     assert hosts_of(**cluster) == expected
+
+
+def test_hosts_that_hung_twice_in_other_runs_are_avoided_by_a_new_one(hosts_of, tmp_path: Path):
+    assert hosts_of() == ["n2"]
+    values = {"data": {"source": "synthetic"}, "run": tmp_path / "new", "cluster": {"nodes": 1}}
+    new = TrainRun.model_validate(values)
+    assert hosts_to_avoid(new, None) == []
+    assert hosts_of() == ["n2"]
+    assert hosts_to_avoid(new, None) == ["n2"]

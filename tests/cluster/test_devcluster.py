@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -203,8 +202,8 @@ def test_a_job_outlives_the_controller(devcluster: DevCluster, tmp_path: Path) -
     assert output.read_text() == "survived\n"
 
 
-def test_stand_in_gpus_are_counted_and_assigned(start_cluster: Callable[..., DevCluster]) -> None:
-    cluster = start_cluster("--gpus", "2", hosts=1)
+def test_stand_in_gpus_are_counted_and_assigned(gpu_cluster: DevCluster) -> None:
+    cluster = gpu_cluster
     show = ["sh", "-c", "echo $SLURM_PROCID:$CUDA_VISIBLE_DEVICES"]
     one_each = cluster.run(["srun", "-n2", "--gpus-per-node=2", "--gpus-per-task=1", *show])
     assert sorted(one_each.split()) == ["0:0", "1:1"]
@@ -212,8 +211,8 @@ def test_stand_in_gpus_are_counted_and_assigned(start_cluster: Callable[..., Dev
 
 
 @pytest.mark.slow
-def test_accounting_remembers_a_finished_job(start_cluster: Callable[..., DevCluster]) -> None:
-    cluster = start_cluster("--accounting", hosts=1)
+def test_accounting_remembers_a_finished_job(accounting_cluster: DevCluster) -> None:
+    cluster = accounting_cluster
     cluster.run(["srun", "--job-name=remembered", "true"])
     fields = ["--noheader", "--parsable2", "--allocations", "--format=JobName,State"]
     remembered = lambda: "remembered|COMPLETED" in cluster.run(["sacct", *fields])  # noqa: E731

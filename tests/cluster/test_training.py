@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from supersam.cluster.attempts import read_attempts
-from supersam.cluster.submission import submitted_job
-from tests.cluster.handle import DevCluster, wait_for
+from tests.cluster.handle import PROJECT, DevCluster, wait_for
 from tests.cluster.training import (
     ENCLOSING,
-    STEPS,
+    PATIENCE_S,
+    SLURM,
     assert_same_losses,
     assert_same_weights,
     ends,
+    finish,
     has_saved,
+    job_of,
     launch,
     printed,
     reference_run,
     samples_by_step,
+    wait_for_attempt,
 )
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-PATIENCE_S = 600  # a busy machine imports torch slowly
-SLURM = ("--time", "1:00:00", "--signal-delay-s", "60", "--wait")
+DEMO = PROJECT / "configs" / "train" / "demo.yaml"
+# Fewer steps, to save time; fp32, as bf16 rounds a batch of one otherwise than a batch of eight.
+DEMO_FLAGS = (
+    *("--optim.steps", "6", "--engine.precision", "fp32", "--checkpoint.validate-images", "8"),
+    *("--engine.log-every", "1", "--engine.log-sample-ids", "--data.workers", "0"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,55 +42,21 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return reference_run(tmp_path_factory.mktemp("reference") / "two", 2)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """A run folder; when the test fails, what its commands and supervisors printed is shown."""
-    folder = tmp_path / "run"
-    yield folder
-    for log in [folder.with_suffix(".log"), *folder.glob("slurm/*.out")]:
-        if log.exists():
-            print(f"--- {log}\n{log.read_text()}")
-
-
-def job_of(folder: Path) -> str:
-    """The run's job, once it is submitted."""
-    wait_for(lambda: submitted_job(folder) is not None, PATIENCE_S, what="submitted")
-    job = submitted_job(folder)
-    assert job is not None
-    return job
-
-
-def wait_for_attempt(folder: Path, number: int) -> None:
-    """Until the ranks of an attempt have taken a step of their own."""
-    logs = folder / "logs"
-
-    def steps() -> bool:
-        log = logs / f"task-00000.attempt-{number:03d}.log"
-        return log.exists() and "I step " in log.read_text()
-
-    wait_for(steps, PATIENCE_S, what=f"first step of attempt {number}")
-
-
-def finish(process: subprocess.Popen[bytes], folder: Path) -> None:
-    """The command ends with 0, and the run is complete."""
-    assert process.wait(timeout=PATIENCE_S) == 0, printed(folder)
-    assert has_saved(folder, STEPS)
-    assert f"code {folder}/code" in printed(folder)
-    assert ends(folder)[-1].reason == "finished"
-
-
-def test_eight_hosts_train_as_one_process_does(devcluster: DevCluster, folder: Path, tmp_path):
+def test_the_demo_on_eight_hosts_trains_as_one_process_does(
+    devcluster: DevCluster, folder: Path, tmp_path: Path
+):
     began = time.monotonic()
-    process = launch(folder, "--nodes", "8", *SLURM, env=devcluster.env | ENCLOSING)
+    words = ("--nodes", "8", *SLURM, *DEMO_FLAGS)
+    process = launch(folder, *words, env=devcluster.env | ENCLOSING, config=DEMO)
     wait_for_attempt(folder, 1)
     print(f"submit to first step on 8 hosts: {time.monotonic() - began:.0f} s")
     finish(process, folder)
     devcluster.wait_idle(timeout_s=10)
     (start, end) = read_attempts(folder)
     assert sorted(start.hosts) == devcluster.hosts
-    assert (start.world_size, end.step, end.exit_code) == (8, STEPS, 0)
-    alone = reference_run(tmp_path / "alone", 1)
-    assert_same_losses(folder, alone)
+    assert (start.world_size, end.step, end.exit_code) == (8, 6, 0)
+    alone = reference_run(tmp_path / "alone", 1, *DEMO_FLAGS, config=DEMO)
+    assert_same_losses(folder, alone, steps=6)
     assert samples_by_step(folder) == samples_by_step(alone)
 
 
@@ -136,17 +107,25 @@ def test_a_spare_host_takes_the_place_of_a_dead_one(
     assert_same_weights(folder, reference)
 
 
-def test_other_numbers_of_hosts_go_on_with_the_same_samples(
+def test_other_numbers_of_hosts_go_on_with_the_same_samples_and_then_evaluate(
     devcluster: DevCluster, folder: Path, reference: Path
 ):
-    process = launch(folder, "--nodes", "2", *SLURM, env=devcluster.env)
+    words = (*SLURM, "--then", "evaluate --subnet smallest --images 1 --prompt box")
+    process = launch(folder, "--nodes", "2", *words, env=devcluster.env)
     job = job_of(folder)
     wait_for_attempt(folder, 1)
     (folder / "cancel").touch()
     devcluster.run(["scancel", "--signal=USR2", job])
     assert process.wait(timeout=PATIENCE_S) == 1
     assert ends(folder)[-1].reason == "cancelled"
-    finish(launch(folder, "--nodes", "4", *SLURM, env=devcluster.env), folder)
+    nothing_left = lambda: devcluster.run(["squeue", "--noheader"]).strip() == ""  # noqa: E731
+    wait_for(nothing_left, 90, what="Slurm's removal of a job whose dependency failed")
+    assert not (folder / "results").exists()
+    finish(launch(folder, "--nodes", "4", *words, env=devcluster.env), folder)
     assert [event.world_size for event in ends(folder)] == [2, 4]
     assert samples_by_step(folder) == samples_by_step(reference)
     assert_same_losses(folder, reference)
+    assert ", after it: evaluate --subnet smallest" in printed(folder)
+    score = f"evaluate-*-step-{ends(folder)[-1].step:06d}.json"
+    scored = lambda: list(folder.glob(f"results/{score}")) != []  # noqa: E731
+    wait_for(scored, PATIENCE_S, what="the evaluation")

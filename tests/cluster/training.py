@@ -6,14 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import yaml
 
 from supersam.cluster.attempts import AttemptEvent, read_attempts, saved_step
+from supersam.cluster.submission import submitted_job
 from supersam.training.checkpoint import read_tensors, verify
-from tests.cluster.handle import PROJECT
+from tests.cluster.handle import PROJECT, wait_for
 
 STEPS = 20
 BATCH = 8
@@ -37,22 +39,39 @@ CONFIG = {
     "checkpoint": {"every_steps": 4, "validate_every_steps": 1000, "validate_images": 1},
 }
 # As if submitted from inside another job: what would bind ours to its cores, nodes and step.
+QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(PROJECT)}
+SLURM = ("--time", "1:00:00", "--signal-delay-s", "60", "--wait")
+PATIENCE_S = 900  # a busy machine imports torch slowly
+ENDLESS = ("--optim.steps", "100000", "--checkpoint.every-steps", "20")
 ENCLOSING = {
     **{"SLURM_JOB_ID": "1", "SLURM_NTASKS": "7", "SLURM_NNODES": "5", "SLURM_CPU_BIND": "none"},
     **{"SLURM_MEM_PER_NODE": "1", "SBATCH_PARTITION": "absent", "SLURM_PROCID": "3"},
 }
 
 
-def launch(folder: Path, *flags: str, env: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start launch/train.py; what it prints goes to a file beside `folder`."""
+def tiny_config(folder: Path) -> Path:
+    """A file beside `folder` with the configuration of the tiny run."""
     config = folder.parent / "config.yaml"
     config.write_text(yaml.safe_dump(CONFIG))
-    words = ["--config", str(config), "--run", str(folder), *flags]
-    quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(PROJECT)}
+    return config
+
+
+def launch(
+    folder: Path,
+    *flags: str,
+    env: dict[str, str],
+    config: Path | None = None,
+    before: Sequence[str] = (),
+) -> subprocess.Popen[bytes]:
+    """Start launch/train.py; what it prints goes to a file beside `folder`.
+
+    before: words of a command that starts the command, such as prlimit's.
+    """
+    words = ["--config", str(config or tiny_config(folder)), "--run", str(folder), *flags]
     with folder.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, str(PROJECT / "launch" / "train.py"), *words],
-            env=env | quiet,
+            [*before, sys.executable, str(PROJECT / "launch" / "train.py"), *words],
+            env=env | QUIET,
             stdout=log,
             stderr=log,
         )
@@ -63,11 +82,60 @@ def printed(folder: Path) -> str:
     return folder.with_suffix(".log").read_text()
 
 
-def reference_run(folder: Path, ranks: int) -> Path:
+def reference_run(folder: Path, ranks: int, *flags: str, config: Path | None = None) -> Path:
     """The folder of an unbroken run on this machine."""
-    process = launch(folder, "--tasks-per-node", str(ranks), env=dict(os.environ))
-    assert process.wait(timeout=900) == 0, printed(folder)
+    words = ("--tasks-per-node", str(ranks), *flags)
+    process = launch(folder, *words, env=dict(os.environ), config=config)
+    assert process.wait(timeout=PATIENCE_S) == 0, printed(folder)
     return folder
+
+
+def show_logs(folder: Path) -> None:
+    """Print what a run's commands and supervisors printed."""
+    for log in [folder.with_suffix(".log"), *folder.glob("slurm/*.out")]:
+        if log.exists():
+            print(f"--- {log}\n{log.read_text()}")
+
+
+def job_of(folder: Path) -> str:
+    """The run's job, once it is submitted."""
+    wait_for(lambda: submitted_job(folder) is not None, PATIENCE_S, what="submitted")
+    job = submitted_job(folder)
+    assert job is not None
+    return job
+
+
+def wait_for_attempt(folder: Path, number: int) -> None:
+    """Until the ranks of an attempt have taken a step of their own."""
+
+    def steps() -> bool:
+        log = folder / "logs" / f"task-00000.attempt-{number:03d}.log"
+        return log.exists() and "I step " in log.read_text()
+
+    wait_for(steps, PATIENCE_S, what=f"first step of attempt {number}")
+
+
+def wait_for_end(folder: Path, number: int) -> AttemptEvent:
+    """The end of the attempt of that number, once it is recorded."""
+    wait_for(lambda: len(ends(folder)) >= number, PATIENCE_S, what=f"end of attempt {number}")
+    return ends(folder)[number - 1]
+
+
+def start_of(folder: Path, number: int) -> AttemptEvent:
+    """The start of the attempt of that number, once it is recorded."""
+
+    def starts() -> list[AttemptEvent]:
+        return [event for event in read_attempts(folder) if event.event == "start"]
+
+    wait_for(lambda: len(starts()) >= number, PATIENCE_S, what=f"start of attempt {number}")
+    return starts()[number - 1]
+
+
+def finish(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """The command ends with 0, and the run is complete."""
+    assert process.wait(timeout=PATIENCE_S) == 0, printed(folder)
+    assert f"code {folder}/code" in printed(folder)
+    assert ends(folder)[-1].reason == "finished"
 
 
 def ends(folder: Path) -> list[AttemptEvent]:
@@ -104,9 +172,9 @@ def samples_by_step(folder: Path) -> dict[int, list[int]]:
     return {step: sorted(ids) for step, ids in steps.items()}
 
 
-def assert_same_losses(folder: Path, reference: Path) -> None:
+def assert_same_losses(folder: Path, reference: Path, steps: int = STEPS) -> None:
     ours, theirs = losses(folder), losses(reference)
-    assert list(range(1, STEPS + 1)) == sorted(ours)
+    assert list(range(1, steps + 1)) == sorted(ours) == sorted(theirs)
     for step, value in theirs.items():
         assert abs(ours[step] - value) <= 1e-5 * max(1.0, abs(value)), f"step {step}"
 
