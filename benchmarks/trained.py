@@ -39,7 +39,7 @@ def load_trained(folder, space=None):
 
 def calibration_of(run, folders, *, images, side, seed=0):
     """Batches of training images, cropped as the run crops them."""
-    config = CalibrationConfig(images=images, crop_px=run.data.augment.crop_px, seed=seed)
+    config = CalibrationConfig(images=images, batch=4, crop_px=run.data.augment.crop_px, seed=seed)
     return load_calibration([ShardReader(f) for f in folders], config, side=side)
 
 
@@ -55,8 +55,9 @@ class HeldOut:
         self.images = list(build_eval_loader(dataset, World.single(), limit=images))
 
     def score(self, supernet, spec):
-        """The mIoU and its 95 % interval over images."""
-        result = evaluate(SubnetPredictor(supernet, spec), self.images, boundary=False)
+        """The mIoU in bfloat16 and its 95 % interval over images."""
+        predictor = SubnetPredictor(supernet, spec, bf16=True)  # a third less time on a CPU
+        result = evaluate(predictor, self.images, boundary=False)
         return {"miou": result.miou, "interval": result.miou_interval,
                 "objects": result.num_objects, "images": result.num_images}  # fmt: skip
 

@@ -53,11 +53,12 @@ def _draw_sensitivity(path: Path, sensitivity: Sensitivity, space: SearchSpace) 
 
 
 def _layer_bars(axis: Axes, values: list[float], shape: EncoderShape) -> None:
-    for name, color, is_global in (("windows", _WINDOWED, False), ("global", _GLOBAL, True)):
+    for name, color, is_global in (("windowed", _WINDOWED, False), ("global", _GLOBAL, True)):
         layers = [i for i in range(shape.depth) if (i in shape.global_layers) == is_global]
         axis.bar(layers, [values[i] for i in layers], color=color, label=f"{name} attention")
     axis.set_xlabel("layer")
-    axis.legend()
+    axis.margins(y=0.3)  # the legend lies above the bars
+    axis.legend(ncols=2)
 
 
 def _draw_scores(path: Path, scores: UnitScores, score: str) -> None:
@@ -101,7 +102,12 @@ def _draw_sizes(path: Path, space: SearchSpace) -> None:
     for name, spec in (("smallest", space.smallest()), ("largest", space.largest())):
         size = subnet_cost(spec, space.shape).params_m
         axis.axvline(size, ls="--", color=_GLOBAL)
-        axis.annotate(f"{name}\n{size:.1f} M", (size, 0.9), xycoords=("data", "axes fraction"))
+        axis.annotate(
+            f"{name}\n{size:.1f} M",
+            (size, 0.9),
+            xycoords=("data", "axes fraction"),
+            ha="left" if name == "smallest" else "right",
+        )
     axis.set(title=f"sizes of {_DRAWS} random subnets of {space.num_subnets():.3g}",
              xlabel="parameters, millions", ylabel="subnets")  # fmt: skip
     save_figure(figure, path)

@@ -1,0 +1,109 @@
+"""Time and memory of a design, by its parts, at a model's real sizes: random weights and images.
+
+python benchmarks/design_cost.py --model vit_b --images 1 --parts hash wanda measure prioritize
+
+Seconds by the clock and of a CPU (the same on a busy machine; on a GPU only the clock counts).
+Each part is measured in a process of its own, so that its peak memory is its own.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+from trained import provenance, task_loss
+
+from supersam.data.sample import LABEL_BOX_MAX, LABEL_BOX_MIN, Batch
+from supersam.design import DamageMeter, FunctionProbe, prioritize_parameters, score_units
+from supersam.design.sensitivity import cache_content
+from supersam.model import SamSupernet, load_sam
+from supersam.runtime.distributed import choose_device
+from supersam.space import SHAPES, published_space
+
+PARTS = ("hash", "magnitude", "wanda", "taylor", "movement", "measure", "prioritize")
+
+
+def main():
+    args = parse_args()
+    if args.part is not None:
+        print(json.dumps(measure(args)))
+        return
+    rows = {}
+    for part in args.parts:
+        command = [sys.executable, __file__, "--model", args.model, "--images", str(args.images)]
+        command += ["--device", args.device, "--part", part]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        rows[part] = json.loads(done.stdout.splitlines()[-1])
+        print(part, rows[part], file=sys.stderr, flush=True)
+    print(json.dumps({**provenance(), "model": args.model, "images": args.images, "parts": rows}))
+
+
+def measure(args):
+    """One part, after the model is loaded: seconds, and the process's memory."""
+    torch.set_num_threads(1)
+    device = choose_device(args.device)
+    shape = SHAPES[args.model]
+    supernet = SamSupernet(load_sam(args.model), published_space(shape)).to(device).eval()
+    batches = [random_batch(shape.image_size, seed=i) for i in range(args.images)]
+    rest_gib = memory_gib(device)
+    clock, cpu = time.perf_counter(), time.process_time()
+    extra = perform(args.part, supernet, batches) or {}
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds, cpu_seconds = time.perf_counter() - clock, time.process_time() - cpu
+    peak_gib = memory_gib(device)
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "before_gib": rest_gib,
+            "peak_gib": peak_gib, "device": str(device), **extra}  # fmt: skip
+
+
+def perform(part, supernet, batches):
+    if part == "hash":
+        cache_content(supernet, batches)
+    elif part == "measure":
+        DamageMeter(supernet, batches).measure([(1,)])
+    elif part == "prioritize":
+        probe = FunctionProbe(supernet, batches[0])
+        prioritize_parameters(supernet, score_units(supernet, [], score="random"))
+        return vars(probe.compare())
+    else:
+        score_units(supernet, batches, score=part, loss=task_loss)
+    return None
+
+
+def random_batch(side, *, seed, prompts=8):
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(1, prompts, 2, 2, generator=generator) * (side - 1)
+    images = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=generator)
+    cells = torch.rand(1, prompts, side // 4, side // 4, generator=generator) > 0.9
+    return Batch(
+        images=images,
+        sizes=torch.tensor([[side, side]]),
+        points=corners.sort(dim=2).values,
+        labels=torch.tensor([LABEL_BOX_MIN, LABEL_BOX_MAX]).expand(1, prompts, 2).clone(),
+        masks=cells.to(torch.uint8) * 255,
+        valid=torch.ones(1, prompts, dtype=torch.bool),
+        sample_ids=torch.tensor([seed]),
+    )
+
+
+def memory_gib(device):
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="vit_b", choices=list(SHAPES))
+    parser.add_argument("--images", type=int, default=1)
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--part", choices=PARTS, help="measure this one in this process")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
