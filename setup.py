@@ -12,7 +12,7 @@ VERSION = re.search(
 assert VERSION is not None  # supersam/__init__.py holds the version number
 
 SEARCH = ["optuna>=4.0", "opentuner>=0.8.8"]  # the searchers of those names
-ONNX = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.1"]  # launch/export.py --onnx
+ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]  # launch/export.py --onnx
 
 setup(
     name="supersam",

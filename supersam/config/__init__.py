@@ -2,6 +2,7 @@
 
 from supersam.config.cluster import ClusterConfig
 from supersam.config.design import DesignRun
+from supersam.config.export import ExportRun
 from supersam.config.io import (
     UserError,
     dump_run,
@@ -36,6 +37,7 @@ __all__ = [
     "DesignRun",
     "EngineConfig",
     "EvaluateRun",
+    "ExportRun",
     "LossConfig",
     "ModelConfig",
     "MonitorRun",

@@ -137,7 +137,7 @@ class ModelConfig(Section):
     """vit_t, vit_b, vit_l, vit_h; or any word when all sizes below are given."""
     checkpoint: Path | None = None
     """Weights to start from: a file in the format of `sam_vit_b_01ec64.pth`, or the folder of
-    another run of the same model; null draws random ones."""
+    another run of the same model or of one of its checkpoints; null draws random ones."""
     image_size: PositiveInt | None = None
     """Side of the square input, pixels; null takes the named model's."""
     embed_dim: PositiveInt | None = None
@@ -225,6 +225,8 @@ class SandwichConfig(Section):
     """Random subnets of each step, besides the largest and the smallest."""
     largest_only_steps: int = Field(0, ge=0)
     """Steps at the start that train the largest subnet alone, for runs from random weights."""
+    only: Path | None = None
+    """A subnet's JSON file: train it alone, without the sandwich, as fine-tuning before export."""
 
 
 class LossConfig(Section):

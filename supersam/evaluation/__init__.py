@@ -16,7 +16,7 @@ from supersam.evaluation.metrics import (
     box_fill_iou,
     mask_iou,
 )
-from supersam.evaluation.predictor import SubnetPredictor
+from supersam.evaluation.predictor import SamModelPredictor, SubnetPredictor
 from supersam.evaluation.result import EvalResult, ObjectTable, SizeScore, format_table
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Gather",
     "ObjectTable",
     "Predictor",
+    "SamModelPredictor",
     "SizeBucket",
     "SizeScore",
     "SubnetPredictor",

@@ -2,6 +2,13 @@
 
 from supersam.model.extract import extract_subnet
 from supersam.model.sam import load_sam, resolve_shape
-from supersam.model.supernet import Prediction, SamSupernet
+from supersam.model.supernet import Prediction, SamSupernet, normalize_images
 
-__all__ = ["Prediction", "SamSupernet", "extract_subnet", "load_sam", "resolve_shape"]
+__all__ = [
+    "Prediction",
+    "SamSupernet",
+    "extract_subnet",
+    "load_sam",
+    "normalize_images",
+    "resolve_shape",
+]

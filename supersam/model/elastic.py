@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from supersam.model.attention import AttentionKernel, WindowGeometry
 from supersam.space import EncoderShape
-
-NORM_EPS = 1e-6  # as segment-anything builds its encoders
+from supersam.standalone import NORM_EPS
 
 
 def active_linear(layer: nn.Linear, x: Tensor, out_features: int) -> Tensor:

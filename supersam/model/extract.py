@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
 
-import torch
-from segment_anything.modeling import ImageEncoderViT, Sam
-from segment_anything.modeling.common import MLPBlock
-from segment_anything.modeling.image_encoder import Attention
-from torch import Tensor, nn
+from segment_anything.modeling import Sam
+from torch import Tensor
 
-from supersam.model.elastic import NORM_EPS, ElasticBlock
+from supersam.model.elastic import ElasticBlock
 from supersam.model.encoder import ElasticImageEncoder, qkv_first
 from supersam.model.supernet import SamSupernet
 from supersam.space import EncoderShape, SubnetSpec
 from supersam.space.shape import NECK_CHANNELS, PATCH_PX
+from supersam.standalone import LayerSizes, SamSizes, build_encoder
 
 
 def extract_subnet(supernet: SamSupernet, spec: SubnetSpec) -> Sam:
@@ -30,46 +27,27 @@ def extract_subnet(supernet: SamSupernet, spec: SubnetSpec) -> Sam:
     reason = spec.misfit(supernet.space.shape)
     if reason is not None:
         raise ValueError(f"not a subnet of this supernet: {reason}")
-    encoder = build_encoder(spec, supernet.space.shape)
+    encoder = build_encoder(sizes_of(spec, supernet.space.shape))
     encoder.load_state_dict(_encoder_state(supernet.image_encoder, spec))
     sam = Sam(encoder, copy.deepcopy(supernet.prompt_encoder), copy.deepcopy(supernet.mask_decoder))
     return sam.to(supernet.pixel_mean.device).requires_grad_(False).eval()
 
 
-def build_encoder(spec: SubnetSpec, shape: EncoderShape) -> ImageEncoderViT:
-    """segment-anything's image encoder with the sizes of `spec`; weights are not initialised."""
-    encoder = ImageEncoderViT(
-        img_size=shape.image_size,
-        patch_size=PATCH_PX,
-        embed_dim=spec.embed_dim,
-        depth=len(spec.layers),
-        num_heads=1,  # replaced below: segment-anything ties head size to the embedding width
-        mlp_ratio=1.0,
-        out_chans=NECK_CHANNELS,
-        norm_layer=partial(nn.LayerNorm, eps=NORM_EPS),
+def sizes_of(spec: SubnetSpec, shape: EncoderShape) -> SamSizes:
+    """The sizes of `spec`, a subnet of an encoder of `shape`, as a model of its own."""
+    layers = zip(spec.layers, spec.mlp_widths, spec.heads, strict=True)
+    return SamSizes(
+        image_size=shape.image_size,
+        patch_px=PATCH_PX,
         window_size=shape.window_size,
-        global_attn_indexes=tuple(
-            index for index, layer in enumerate(spec.layers) if layer in shape.global_layers
+        embed_dim=spec.embed_dim,
+        head_dim=shape.head_dim,
+        neck_channels=NECK_CHANNELS,
+        layers=tuple(
+            LayerSizes(width, heads, is_global=layer in shape.global_layers)
+            for layer, width, heads in layers
         ),
     )
-    layers = zip(encoder.blocks, spec.layers, spec.mlp_widths, spec.heads, strict=True)
-    for block, layer, width, heads in layers:
-        block.mlp = MLPBlock(embedding_dim=spec.embed_dim, mlp_dim=width)
-        _resize_attention(block.attn, heads, spec.embed_dim, layer=layer, shape=shape)
-    return encoder
-
-
-def _resize_attention(
-    attention: Attention, heads: int, dim: int, *, layer: int, shape: EncoderShape
-) -> None:
-    inner, side = heads * shape.head_dim, shape.window_of(layer) or shape.grid
-    attention.num_heads = heads
-    attention.scale = shape.head_dim**-0.5
-    attention.qkv = nn.Linear(dim, 3 * inner)
-    attention.proj = nn.Linear(inner, dim)
-    attention.use_rel_pos = True
-    attention.rel_pos_h = nn.Parameter(torch.zeros(2 * side - 1, shape.head_dim))
-    attention.rel_pos_w = nn.Parameter(torch.zeros(2 * side - 1, shape.head_dim))
 
 
 def _encoder_state(encoder: ElasticImageEncoder, spec: SubnetSpec) -> dict[str, Tensor]:

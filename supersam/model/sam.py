@@ -13,20 +13,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from segment_anything.modeling import (
-    ImageEncoderViT,
-    MaskDecoder,
-    PromptEncoder,
-    Sam,
-    TwoWayTransformer,
-)
+from segment_anything.modeling import ImageEncoderViT, Sam
 from torch import Tensor, nn
 
 from supersam.config import ModelConfig, UserError
-from supersam.model.elastic import NORM_EPS
 from supersam.model.initialize import initialize
 from supersam.space import SHAPES, EncoderShape
 from supersam.space.shape import NECK_CHANNELS, PATCH_PX
+from supersam.standalone import NORM_EPS, build_mask_decoder, build_prompt_encoder
 
 _MAX_NAMES_SHOWN = 6
 _UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
@@ -92,22 +86,8 @@ def build_sam(shape: EncoderShape) -> Sam:
         window_size=shape.window_size,
         global_attn_indexes=shape.global_layers,
     )
-    prompt_encoder = PromptEncoder(
-        embed_dim=NECK_CHANNELS,
-        image_embedding_size=(shape.grid, shape.grid),
-        input_image_size=(shape.image_size, shape.image_size),
-        mask_in_chans=16,
-    )
-    mask_decoder = MaskDecoder(
-        num_multimask_outputs=3,
-        transformer=TwoWayTransformer(
-            depth=2, embedding_dim=NECK_CHANNELS, mlp_dim=2048, num_heads=8
-        ),
-        transformer_dim=NECK_CHANNELS,
-        iou_head_depth=3,
-        iou_head_hidden_dim=256,
-    )
-    return Sam(encoder, prompt_encoder, mask_decoder)
+    prompt_encoder = build_prompt_encoder(shape.image_size, shape.grid, NECK_CHANNELS)
+    return Sam(encoder, prompt_encoder, build_mask_decoder(NECK_CHANNELS))
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:

@@ -106,7 +106,15 @@ class SamSupernet(nn.Module):
 
     def normalize(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Normalised pixels (B, 3, S, S) float32, zero in the padding as in segment-anything."""
-        pixels = (images - self.pixel_mean) / self.pixel_std
-        position = torch.arange(images.shape[-1], device=images.device)
-        inside = position < sizes[:, :, None]  # (B, 2, S): rows, columns
-        return pixels * (inside[:, 0, :, None] & inside[:, 1, None, :])[:, None]
+        return normalize_images(images, sizes, mean=self.pixel_mean, std=self.pixel_std)
+
+
+def normalize_images(images: Tensor, sizes: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
+    """Normalised pixels (B, 3, S, S) float32, zero in the padding as in segment-anything.
+
+    images, sizes: as in `SamSupernet.forward`. mean, std: (3, 1, 1), as a `Sam` holds them.
+    """
+    pixels = (images - mean) / std
+    position = torch.arange(images.shape[-1], device=images.device)
+    inside = position < sizes[:, :, None]  # (B, 2, S): rows, columns
+    return pixels * (inside[:, 0, :, None] & inside[:, 1, None, :])[:, None]

@@ -76,10 +76,10 @@ def find_basis(asked: SearchRun) -> Basis:
         train_run=train_run,
         space=space,
         source=source,
-        weights=_hash_of(source.manifest.files),
+        weights=weights_id(source.manifest.files),
         data_folders=folders,
         data=data_id(folders),
-        seen=_seen_in_training(train_run, source, folders),
+        seen=seen_in_training(train_run, source, folders),
     )
 
 
@@ -173,15 +173,11 @@ def _fixed(asked: SearchRun) -> dict[str, Any]:
     }
 
 
-def _seen_in_training(run: TrainRun, source: WeightSource, folders: tuple[Path, ...]) -> SeenData:
+def seen_in_training(run: TrainRun, source: WeightSource, folders: tuple[Path, ...]) -> SeenData:
     """By the fingerprints of whole sets, then by the images' ids where the training set is here."""
-    assert source.manifest is not None
+    trained_on = [] if source.manifest is None else source.manifest.data
     readers = [ShardReader(folder) for folder in folders]
-    same = [
-        str(f)
-        for f, r in zip(folders, readers, strict=True)
-        if r.fingerprint in source.manifest.data
-    ]
+    same = [str(f) for f, r in zip(folders, readers, strict=True) if r.fingerprint in trained_on]
     if same:
         return SeenData(True, f"{', '.join(same)} is a training set of this run")
     train = list(run.data.train) if run.data.source == "shards" else [run.folder / "data" / "train"]
@@ -193,6 +189,7 @@ def _seen_in_training(run: TrainRun, source: WeightSource, folders: tuple[Path, 
     return SeenData(shared > 0, f"{shared} evaluation images are in the training sets")
 
 
-def _hash_of(files: dict[str, str]) -> str:
+def weights_id(files: dict[str, str]) -> str:
+    """16 hex digits of a checkpoint's weights, from its manifest's hashes of files."""
     weights = {name: digest for name, digest in files.items() if name.startswith("weights-")}
     return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()[:16]

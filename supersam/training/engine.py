@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from supersam.config import DataConfig, EngineConfig, OptimConfig
 from supersam.model import SamSupernet
+from supersam.space import SubnetSpec
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's running averages of gradient and squared gradient."""
@@ -40,14 +41,24 @@ _POINT_ONLY = ("prompt_encoder.point_embeddings.1.", "prompt_encoder.not_a_point
 _BOX_ONLY = ("prompt_encoder.point_embeddings.2.", "prompt_encoder.point_embeddings.3.")
 
 
-def freeze_untrained(supernet: SamSupernet, optim: OptimConfig, data: DataConfig) -> None:
+def freeze_untrained(
+    supernet: SamSupernet,
+    optim: OptimConfig,
+    data: DataConfig,
+    *,
+    only: SubnetSpec | None = None,
+) -> None:
     """Turn off the gradients of every parameter that this run does not train.
 
-    Besides the parts that the config leaves out, these are embeddings of prompts that never come:
-    a trainable parameter without gradient would hide a dead weight.
+    Besides the parts that the config leaves out, these are embeddings of prompts that never come,
+    and layers that `only`, the one subnet of the run, has not: a trainable parameter without
+    gradient would hide a dead weight.
     """
+    depth = supernet.space.shape.depth
+    removed = set(range(depth)) - set(only.layers) if only is not None else set()
+    absent = tuple(f"image_encoder.blocks.{layer}." for layer in sorted(removed))
     unasked: dict[str, tuple[str, ...]] = {"point": _BOX_ONLY, "box": _POINT_ONLY, "either": ()}
-    unused = _NEVER_PROMPTED + unasked[data.prompt]
+    unused = _NEVER_PROMPTED + unasked[data.prompt] + absent
     trained = tuple(_PARTS[part] for part in optim.trainable)
     for name, parameter in supernet.named_parameters():
         parameter.requires_grad_(name.startswith(trained) and not name.startswith(unused))

@@ -11,11 +11,14 @@ from supersam import __version__
 from supersam.config import TrainRun, UserError, dump_run, load_run
 from supersam.data.manifest import read_manifest
 from supersam.model import resolve_shape
-from supersam.runtime.atomic import write_bytes
+from supersam.runtime.atomic import write_bytes, write_json
 from supersam.space import SearchSpace, build_space, read_space, space_yaml, subnet_cost
+from supersam.training.trained import read_subnet
 
 COMMIT = "COMMIT"
 """File beside a copied package: the commit that it was copied from."""
+SUBNET = "subnet.json"
+"""In the folder of a run that trains one subnet alone: that subnet."""
 
 # What a resumed run may change: where it runs, how often it reports, how long it is.
 _CHANGEABLE = ("run", "dry_run", "cluster", "checkpoint", "watchdog", "optim.steps", "data.workers")
@@ -31,22 +34,28 @@ def prepare_run_folder(run: TrainRun) -> SearchSpace:
     Writes `run.yaml` and `space.yaml`. Raises UserError that lists what differs, or names shards
     or a checkpoint that are not there; nothing is written then.
     """
-    folder = run.folder
+    folder, only = run.folder, None
     space_file, run_file = folder / "space.yaml", folder / "run.yaml"
     space = _build_space(run)
     for path in (*run.data.train, *run.data.val):
         read_manifest(path)  # now, not on a node an hour later
     if run.model.checkpoint is not None and not run.model.checkpoint.exists():
         raise UserError(f"model.checkpoint {run.model.checkpoint} does not exist")
+    if run.sandwich.only is not None:
+        only = read_subnet(run.sandwich.only, space)
     if run_file.exists():
         _require_same(load_run(TrainRun, run_file), run, folder)
         space = read_space(space_file, space.shape)
+        if only is not None and only != read_subnet(folder / SUBNET, space):
+            raise UserError(f"{folder} trains another subnet, {folder / SUBNET}")
     elif folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no run; choose another --run DIR")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(run_file, f"{provenance()}{dump_run(run)}".encode())
         write_bytes(space_file, space_yaml(space).encode())
+        if only is not None:
+            write_json(folder / SUBNET, only.to_dict())
     except OSError as fault:
         raise UserError(f"cannot write to {folder}: {fault}") from fault
     return space

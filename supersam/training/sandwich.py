@@ -22,9 +22,13 @@ class SandwichSampler:
     seed: int
     random_subnets: int
     largest_only_steps: int = 0
+    only: SubnetSpec | None = None
+    """The one subnet of every step, where the run trains no sandwich."""
 
     def draw(self, step: int) -> tuple[SubnetSpec, ...]:
         """The subnets of `step`, largest first and smallest last."""
+        if self.only is not None:
+            return (self.only,)
         if step < self.largest_only_steps:
             return (self.space.largest(),)
         rng = np.random.Generator(
@@ -33,8 +37,20 @@ class SandwichSampler:
         middle = [self.space.sample(rng) for _ in range(self.random_subnets)]
         return (self.space.largest(), *middle, self.space.smallest())
 
+    def fixed(self) -> dict[str, SubnetSpec]:
+        """The subnets that tell how the run is doing, by their names in metrics."""
+        if self.only is not None:
+            return {"subnet": self.only}
+        return {
+            "largest": self.space.largest(),
+            "medium": self.space.medium(),
+            "smallest": self.space.smallest(),
+        }
+
     def slots(self, step: int) -> tuple[str, ...]:
         """Names of the subnets of `step`, for metrics."""
+        if self.only is not None:
+            return ("subnet",)
         if step < self.largest_only_steps:
             return ("largest",)
         middle = [f"random_{i}" for i in range(self.random_subnets)]

@@ -26,7 +26,7 @@ from supersam.runtime.memory import keep_freed_memory
 from supersam.runtime.metrics import MetricWriter
 from supersam.runtime.signals import StopFlag, stop_requested
 from supersam.runtime.watchdog import Watchdog
-from supersam.space import read_space
+from supersam.space import SearchSpace, read_space
 from supersam.training.checkpoint import (
     CheckpointManager,
     Manifest,
@@ -36,10 +36,10 @@ from supersam.training.checkpoint import (
 from supersam.training.engine import Engine, freeze_untrained, trainable_parameters
 from supersam.training.prioritizer import Prioritizer
 from supersam.training.run_data import build_order, open_data
-from supersam.training.run_folder import git_commit, versions
+from supersam.training.run_folder import SUBNET, git_commit, versions
 from supersam.training.sandwich import SandwichSampler
 from supersam.training.telemetry import Telemetry, memory_gib
-from supersam.training.trained import build_supernet
+from supersam.training.trained import build_supernet, read_subnet
 from supersam.training.trainer import InterruptedRunError, Trainer
 from supersam.training.validation import Validator
 
@@ -72,6 +72,7 @@ class _Session:
     def __init__(self, run: TrainRun, world: World, device: torch.device, heart: Heart) -> None:
         self.run, self.world, self.device, self.heart = run, world, device, heart
         self.space = read_space(run.folder / "space.yaml", resolve_shape(run.model))
+        self.sandwich = _build_sandwich(run, self.space)
         self.train_readers, self.val_readers = open_data(run, world)
         self.order = build_order(run, self.train_readers)
         self.checkpoints = CheckpointManager(run.folder, run.checkpoint, world)
@@ -79,7 +80,7 @@ class _Session:
     def train(self, stop: StopFlag) -> None:
         """Start or resume, train to the end, report."""
         supernet = build_supernet(self.run, self.space).to(self.device)
-        freeze_untrained(supernet, self.run.optim, self.run.data)
+        freeze_untrained(supernet, self.run.optim, self.run.data, only=self.sandwich.only)
         found = _agree_on_checkpoint(self.checkpoints, self.world)
         if found is not None:
             self._check_same_data(*found)
@@ -119,7 +120,7 @@ class _Session:
             supernet=supernet,
             engine=engine,
             loader=self._build_loader(state.step),
-            sandwich=self._build_sandwich(),
+            sandwich=self.sandwich,
             telemetry=telemetry,
             heart=self.heart,
             validator=validator,
@@ -182,15 +183,6 @@ class _Session:
             start_method=run.engine.loader_start,
         )
 
-    def _build_sandwich(self) -> SandwichSampler:
-        sandwich = self.run.sandwich
-        return SandwichSampler(
-            self.space,
-            self.run.optim.seed,
-            sandwich.random_subnets,
-            largest_only_steps=sandwich.largest_only_steps,
-        )
-
     def _build_validator(self, writer: MetricWriter) -> Validator | None:
         if not self.val_readers:
             return None
@@ -202,7 +194,8 @@ class _Session:
         )
         images = build_eval_loader(dataset, self.world, limit=run.checkpoint.validate_images)
         bf16 = run.engine.precision == "bf16"
-        return Validator(images, self.world, writer, run.checkpoint, bf16=bf16)
+        subnets = self.sandwich.fixed()
+        return Validator(subnets, images, self.world, writer, run.checkpoint, bf16=bf16)
 
     def _check_same_data(self, path: Path, manifest: Manifest) -> None:
         prints = [reader.fingerprint for reader in self.train_readers]
@@ -226,6 +219,17 @@ class _Session:
             self.world.world_size,
             self.device,
         )
+
+
+def _build_sandwich(run: TrainRun, space: SearchSpace) -> SandwichSampler:
+    only = None if run.sandwich.only is None else read_subnet(run.folder / SUBNET, space)
+    return SandwichSampler(
+        space,
+        run.optim.seed,
+        run.sandwich.random_subnets,
+        largest_only_steps=run.sandwich.largest_only_steps,
+        only=only,
+    )
 
 
 def _agree_on_checkpoint(

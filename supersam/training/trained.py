@@ -9,7 +9,13 @@ from supersam.config import TrainRun, UserError, load_run
 from supersam.model import SamSupernet, load_sam
 from supersam.runtime.distributed import World
 from supersam.space import SearchSpace, SubnetSpec
-from supersam.training.checkpoint import CheckpointManager, Manifest, read_tensors, verify
+from supersam.training.checkpoint import (
+    MANIFEST,
+    CheckpointManager,
+    Manifest,
+    read_tensors,
+    verify,
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,11 @@ def choose_subnet(name: str, space: SearchSpace) -> SubnetSpec:
     path = Path(name)
     if not path.is_file():
         raise UserError(f"--subnet {name}: not one of {', '.join(fixed)}, and no such file")
+    return read_subnet(path, space)
+
+
+def read_subnet(path: Path, space: SearchSpace) -> SubnetSpec:
+    """The subnet that a JSON file holds. Raises UserError where it is none of `space`."""
     try:
         spec = SubnetSpec.read(path)
     except ValueError as fault:
@@ -98,7 +109,11 @@ def build_supernet(run: TrainRun, space: SearchSpace) -> SamSupernet:
 
 
 def _load_run_weights(supernet: SamSupernet, other_run: Path, run: TrainRun) -> None:
-    found = CheckpointManager(other_run, run.checkpoint, World.single()).latest()
+    found: tuple[Path, Manifest] | None
+    if (other_run / MANIFEST).is_file():  # one checkpoint of it
+        found = other_run, verify(other_run)
+    else:
+        found = CheckpointManager(other_run, run.checkpoint, World.single()).latest()
     if found is None:
         raise UserError(f"model.checkpoint {other_run} is a folder without checkpoints of a run")
     weights = read_tensors(*found, "weights")

@@ -1,9 +1,10 @@
-"""How the run is doing on held-out images: largest, smallest and a fixed medium subnet."""
+"""How the run is doing on held-out images: a few fixed subnets, such as largest and smallest."""
 
 from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Mapping
 
 from torch.utils.data import DataLoader
 
@@ -13,16 +14,18 @@ from supersam.evaluation import Predictor, SubnetPredictor, evaluate
 from supersam.model import SamSupernet
 from supersam.runtime.distributed import World
 from supersam.runtime.metrics import MetricWriter
+from supersam.space import SubnetSpec
 from supersam.training.overlay import draw_overlays
 
 logger = logging.getLogger(__name__)
 
 
 class Validator:
-    """Scores three fixed subnets and draws the masks of the same few images each time."""
+    """Scores a few fixed subnets and draws the masks of the same few images each time."""
 
     def __init__(
         self,
+        subnets: Mapping[str, SubnetSpec],
         images: DataLoader[EvalImage],
         world: World,
         writer: MetricWriter,
@@ -30,7 +33,8 @@ class Validator:
         *,
         bf16: bool,
     ) -> None:
-        """images: this rank's share of the held-out images."""
+        """subnets: by their names in metrics. images: this rank's share of the held-out ones."""
+        self._subnets = subnets
         self._images = images
         self._world = world
         self._writer = writer
@@ -41,21 +45,15 @@ class Validator:
         """The newest scores by metric name."""
 
     def validate(self, supernet: SamSupernet, step: int) -> float:
-        """Mean mIoU of the three subnets, the same on every rank. A collective."""
+        """Mean mIoU of the subnets, the same on every rank. A collective."""
         supernet.eval()
-        space = supernet.space
-        specs = {
-            "largest": space.largest(),
-            "medium": space.medium(),
-            "smallest": space.smallest(),
-        }
         predictors: dict[str, Predictor] = {
-            n: SubnetPredictor(supernet, s, bf16=self._bf16) for n, s in specs.items()
+            n: SubnetPredictor(supernet, s, bf16=self._bf16) for n, s in self._subnets.items()
         }
         results = {n: evaluate(p, self._images, boundary=False) for n, p in predictors.items()}
         self.last = {f"val/miou/{name}": result.miou for name, result in results.items()}
         self.last |= {f"val/iou_error/{n}": r.iou_estimate_mae for n, r in results.items()}
-        self.last["val/miou/box_fill"] = results["largest"].box_fill_miou
+        self.last["val/miou/box_fill"] = next(iter(results.values())).box_fill_miou
         self._writer.scalars(self.last, step)
         self._draw(predictors, step)
         scores = [result.miou for result in results.values()]
@@ -71,4 +69,5 @@ class Validator:
             spread = max(1, len(self._images) // wanted)
             self._shown = list(itertools.islice(self._images, 0, wanted * spread, spread))
         picture = draw_overlays(self._shown, predictors)
-        self._writer.image("val/masks: prompts, truth, largest, medium, smallest", picture, step)
+        columns = ", ".join(["prompts", "truth", *predictors])
+        self._writer.image(f"val/masks: {columns}", picture, step)

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from supersam.model.extract import build_encoder
+from supersam.model.extract import sizes_of
 from supersam.model.sam import build_sam
 from supersam.space import SHAPES, EncoderShape, SubnetSpec, published_space, subnet_cost
+from supersam.standalone import build_encoder
 
 WINDOW_LARGER_THAN_IMAGE = EncoderShape(64, 2, 2, (1,), image_size=64, window_size=14)
 
@@ -15,7 +16,7 @@ WINDOW_LARGER_THAN_IMAGE = EncoderShape(64, 2, 2, (1,), image_size=64, window_si
 def counted_encoder(spec: SubnetSpec, shape: EncoderShape) -> tuple[int, int]:
     """Parameters and FLOPs of the plain segment-anything encoder; meta tensors compute nothing."""
     with torch.device("meta"):
-        encoder = build_encoder(spec, shape)
+        encoder = build_encoder(sizes_of(spec, shape))
         image = torch.empty(1, 3, shape.image_size, shape.image_size)
     with FlopCounterMode(display=False) as counter:
         encoder(image)

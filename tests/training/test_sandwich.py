@@ -58,3 +58,12 @@ def test_the_first_steps_may_train_the_largest_alone(tiny_space):
 @pytest.mark.parametrize("seed", [0, 2**31, 2**63])
 def test_any_seed_works(tiny_space, seed):
     assert len(sampler(tiny_space, seed=seed).draw(0)) == 4
+
+
+def test_a_run_of_one_subnet_draws_it_alone(tiny_space):
+    spec = tiny_space.medium()
+    alone = sampler(tiny_space, only=spec, largest_only_steps=5)
+    for step in (0, 7):
+        assert alone.draw(step) == (spec,)
+        assert alone.slots(step) == ("subnet",)
+    assert alone.fixed() == {"subnet": spec}

@@ -1,0 +1,41 @@
+"""What an export is: which subnet of which run, where to, and what is measured of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import Field, PositiveInt
+
+from supersam.config.sections import Section
+
+
+class ExportRun(Section):
+    """One subnet of a trained run as a folder that segment-anything alone can use."""
+
+    run: Path
+    """Folder of a training run."""
+    subnet: str = "largest"
+    """largest, smallest, medium, a JSON file of a subnet, or a subnet of a search's front:
+    pareto.json#0 (its first), pareto.json#best (highest mIoU), pareto.json#knee."""
+    out: Path
+    """Folder to write; absent, empty, or this very export."""
+    checkpoint: str = "last"
+    """last, best, initial (the weights before training), or a step number."""
+    onnx: bool = False
+    """Also write encoder.onnx and decoder.onnx, and compare their masks with PyTorch's."""
+    finetune_steps: int = Field(0, ge=0)
+    """Train the subnet alone for this many steps first, on the run's data."""
+    finetune_lr: float | None = Field(None, gt=0)
+    """Peak learning rate of the fine-tuning; null takes a tenth of the run's."""
+    data: tuple[Path, ...] = ()
+    """Folders of held-out shards; empty takes the run's validation sets."""
+    images: PositiveInt | None = None
+    """Evaluate on this many images, spread evenly over the set; null takes all."""
+    license: str | None = None
+    """Licence of the weights, an identifier such as apache-2.0, for the model card."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU where there is one."""
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")
+    """Print the card as one JSON object on stdout."""

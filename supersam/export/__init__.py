@@ -1,0 +1,21 @@
+"""A subnet to give away. Importing this needs torch, segment-anything and safetensors alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from supersam.export.checkpoint import load_subnet
+
+if TYPE_CHECKING:
+    from supersam.export.writer import export_subnet
+
+__all__ = ["export_subnet", "load_subnet"]
+
+
+def __getattr__(name: str) -> Any:
+    """`export_subnet` on demand: whoever only loads has none of what it needs."""
+    if name != "export_subnet":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from supersam.export.writer import export_subnet
+
+    return export_subnet

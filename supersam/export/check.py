@@ -1,0 +1,76 @@
+"""Whether an exported model says what the supernet says, and images to ask both about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from supersam.data.dataset import EvalDataset
+from supersam.data.loader import build_eval_loader
+from supersam.data.sample import (
+    LABEL_BOX_MAX,
+    LABEL_BOX_MIN,
+    LABEL_FOREGROUND,
+    LABEL_PAD,
+    EvalImage,
+)
+from supersam.data.shards import ShardReader
+from supersam.evaluation import Predictor
+from supersam.runtime.distributed import World
+
+IMAGES = 4
+"""Images of a check, for each kind of prompt."""
+_TOLERANCE = 1e-3  # of a logit, where a GPU picks other kernels for other shapes; a CPU: equal
+
+
+def check_images(readers: Sequence[ShardReader], side: int) -> list[EvalImage]:
+    """A few held-out images with boxes and with points; a made-up one where there are none."""
+    images: list[EvalImage] = []
+    if not readers:
+        return [_made_up(side)]
+    for prompt in ("box", "point"):
+        dataset = EvalDataset(readers, side=side, prompt=prompt)
+        images += build_eval_loader(dataset, World.single(), limit=IMAGES)
+    return [image for image in images if len(image.masks) > 0] or [_made_up(side)]
+
+
+def max_difference(one: Predictor, other: Predictor, images: Sequence[EvalImage]) -> float:
+    """Largest difference of a mask logit between two predictors.
+
+    Raises RuntimeError where it is more than rounding.
+    """
+    largest = 0.0
+    for image in images:
+        prompts = (torch.tensor([image.size]), image.points[None], image.labels[None])
+        masks = [each.predict(image.image[None], *prompts)[0].cpu() for each in (one, other)]
+        largest = max(largest, float((masks[0] - masks[1]).abs().max()))
+    if largest > _TOLERANCE:
+        raise RuntimeError(
+            f"the exported model differs from the supernet by {largest:g} in a mask logit"
+        )
+    return largest
+
+
+def _made_up(side: int) -> EvalImage:
+    """A smooth image of random waves with a few points and boxes; the masks are empty."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(1, 3, 8, 8, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic")[0]
+    height = 3 * side // 4
+    pixels = (smooth.clamp(0, 1) * 255).to(torch.uint8)
+    pixels[:, height:] = 0
+    points = torch.rand(4, 2, 2, generator=generator).sort(dim=1).values * (height - 1)
+    labels = torch.tensor([[LABEL_BOX_MIN, LABEL_BOX_MAX]]).repeat(4, 1)
+    labels[:2] = torch.tensor([LABEL_FOREGROUND, LABEL_PAD])
+    points[:2, 1] = 0
+    return EvalImage(
+        image=pixels,
+        size=(height, side),
+        original_size=(height, side),
+        points=points,
+        labels=labels,
+        masks=torch.zeros(4, height, side, dtype=torch.bool),
+        boxes=torch.zeros(4, 4),
+        sample_id=0,
+    )

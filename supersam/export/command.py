@@ -1,0 +1,128 @@
+"""What launch/export.py does: check, fine-tune where asked, write, compare, measure, describe."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from segment_anything.modeling import Sam
+
+from supersam.config import ExportRun
+from supersam.data.dataset import EvalDataset
+from supersam.data.loader import build_eval_loader
+from supersam.data.sample import EvalImage
+from supersam.data.shards import ShardReader
+from supersam.evaluation import EvalResult, SamModelPredictor, SubnetPredictor, evaluate
+from supersam.export.card import Card, card_text
+from supersam.export.check import check_images, max_difference
+from supersam.export.checkpoint import CARD, CARD_JSON
+from supersam.export.facts import describe_latency, describe_start, describe_training_data
+from supersam.export.finetune import finetune, prepare_finetune
+from supersam.export.onnx import Parity, export_onnx
+from supersam.export.plan import ExportPlan, is_there, plan_export
+from supersam.export.writer import export_subnet
+from supersam.model import SamSupernet
+from supersam.runtime.atomic import write_bytes
+from supersam.runtime.distributed import World, choose_device
+from supersam.runtime.logging import setup_logging
+from supersam.space import subnet_cost
+from supersam.training.run_folder import git_commit, versions
+from supersam.training.trained import find_weights, load_supernet
+from supersam.training.trainer import InterruptedRunError
+
+logger = logging.getLogger(__name__)
+
+_PROMPTS: tuple[Literal["point", "box"], ...] = ("point", "box")
+
+
+def run_export(asked: ExportRun) -> int:
+    """Export the subnet, and print where it is and how good. Returns the exit code."""
+    setup_logging(World.single())
+    plan = plan_export(asked)
+    if is_there(plan):
+        logger.info("%s holds this export already", asked.out)
+        return _announce(asked)
+    try:
+        supernet = _trained_supernet(plan)
+    except InterruptedRunError as stop:
+        print(f"{stop}; run the same command to go on", file=sys.stderr)
+        return 128 + stop.signal
+    export_subnet(supernet, plan.spec, asked.out, complete=partial(_complete, plan, supernet))
+    return _announce(asked)
+
+
+def _trained_supernet(plan: ExportPlan) -> SamSupernet:
+    """The run's supernet; where asked, after fine-tuning the subnet alone."""
+    run, source, asked = plan.run, plan.source, plan.asked
+    if asked.finetune_steps > 0:
+        run = prepare_finetune(run, source, plan.spec, asked)
+        finetune(run)
+        setup_logging(World.single())  # the training's log file is its own
+        source = find_weights(run, "last")
+    return load_supernet(run, plan.space, source).to(choose_device(asked.device))
+
+
+def _complete(plan: ExportPlan, supernet: SamSupernet, folder: Path, sam: Sam) -> dict[str, Any]:
+    """Compare, evaluate and measure; write the ONNX files and the card. Returns the card."""
+    sam = sam.to(supernet.pixel_mean.device)
+    readers = [ShardReader(path) for path in plan.data]
+    images = check_images(readers, plan.space.shape.image_size)
+    ours, theirs = SamModelPredictor(sam), SubnetPredictor(supernet, plan.spec)
+    difference = max_difference(ours, theirs, images)
+    logger.info("differs from the supernet by at most %g in a mask logit", difference)
+    metrics = _evaluate(plan, ours, readers)
+    card = Card(
+        name=f"{plan.run.name}-{plan.spec.key()}",
+        identity=plan.identity,
+        license=plan.asked.license,
+        spec=plan.spec,
+        cost=subnet_cost(plan.spec, plan.space.shape),
+        space=plan.space.to_dict(),
+        shape=asdict(plan.space.shape),
+        start=describe_start(plan.run),
+        training_data=describe_training_data(plan.run, plan.source),
+        evaluation_data=tuple(map(str, plan.data)),
+        evaluation_images=plan.asked.images,
+        seen_in_training=plan.seen.detail if plan.seen is not None and plan.seen.seen else None,
+        metrics={prompt: result.as_dict() for prompt, result in metrics.items()},
+        max_difference_from_supernet=difference,
+        latency=describe_latency(supernet, plan.spec),
+        onnx=_write_onnx(sam, folder, images).to_dict() if plan.asked.onnx else None,
+        versions={**versions(), "git": git_commit()},
+    )
+    write_bytes(folder / CARD, card_text(card).encode())
+    return card.to_dict()
+
+
+def _evaluate(
+    plan: ExportPlan, predictor: SamModelPredictor, readers: list[ShardReader]
+) -> dict[str, EvalResult]:
+    """The exported model's scores by prompt; none without evaluation data."""
+    results: dict[str, EvalResult] = {}
+    for prompt in _PROMPTS if readers else ():
+        dataset = EvalDataset(readers, side=plan.space.shape.image_size, prompt=prompt)
+        loader = build_eval_loader(dataset, World.single(), limit=plan.asked.images)
+        results[prompt] = evaluate(predictor, loader, boundary=False)
+        logger.info("%s: mIoU %.4f", prompt, results[prompt].miou)
+    return results
+
+
+def _write_onnx(sam: Sam, folder: Path, images: list[EvalImage]) -> Parity:
+    parity = export_onnx(sam, folder, images)
+    logger.info("ONNX against PyTorch: %s", json.dumps(parity.to_dict()))
+    return parity
+
+
+def _announce(asked: ExportRun) -> int:
+    card = json.loads((asked.out / CARD_JSON).read_text(encoding="utf-8"))
+    if asked.json_:
+        print(json.dumps(card))
+        return 0
+    scores = ", ".join(f"{p} mIoU {found['miou']:.4f}" for p, found in card["metrics"].items())
+    print(f"{asked.out}: {card['cost']['params_m']:.2f} M parameters, {scores or 'not evaluated'}")
+    return 0

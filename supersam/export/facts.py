@@ -1,0 +1,98 @@
+"""What a card says besides scores: where weights and data come from, how fast it is, on what."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from supersam.config import TrainRun, UserError
+from supersam.config.search import LatencyConfig
+from supersam.data.manifest import read_manifest
+from supersam.model import SamSupernet
+from supersam.search.measure import measure_latency
+from supersam.space import SubnetSpec
+from supersam.training.trained import WeightSource, read_run
+
+_MAX_ANCESTORS = 16
+
+
+def describe_start(run: TrainRun) -> str:
+    """Where the weights of a run began, in words; runs that began from runs are followed."""
+    words: list[str] = []
+    for _ in range(_MAX_ANCESTORS):
+        start = run.model.checkpoint
+        if start is None:
+            return ", ".join([*words, f"random weights of seed {run.optim.seed}"])
+        parent = _run_of(start)
+        if parent is None:
+            return ", ".join([*words, f"`{start.name}`"])
+        words.append(f"run `{parent.name}`")
+        run = parent
+    return ", ".join(words)
+
+
+def describe_training_data(run: TrainRun, source: WeightSource) -> tuple[dict[str, str], ...]:
+    """Folder and content of each training set of the run and of the runs that it began from."""
+    found: dict[str, str] = {}
+    prints = [] if source.manifest is None else source.manifest.data
+    folders = _training_folders(run)
+    found.update(dict(zip(map(str, folders), prints, strict=False)))
+    for _ in range(_MAX_ANCESTORS):
+        parent = None if run.model.checkpoint is None else _run_of(run.model.checkpoint)
+        if parent is None:
+            break
+        run = parent
+        for folder in _training_folders(run):
+            found.setdefault(str(folder), _fingerprint(folder))
+    return tuple({"folder": f, "fingerprint": content[:16]} for f, content in found.items())
+
+
+def describe_latency(supernet: SamSupernet, spec: SubnetSpec) -> dict[str, Any]:
+    """Median and spread of one image and prompt on this device, and what the device is."""
+    config = LatencyConfig()
+    latency = measure_latency(supernet, spec, config, bf16=False)
+    return {
+        "median_ms": latency.median_ms,
+        "iqr_ms": latency.iqr_ms,
+        "warmup": config.warmup,
+        "repeats": config.repeats,
+        "precision": "fp32",
+        "device": describe_device(supernet.pixel_mean.device),
+    }
+
+
+def describe_device(device: torch.device) -> str:
+    """Name of the processor that computes, with the number of threads of a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_cpu_name()}, {threads} thread" + ("s" if threads > 1 else "")
+
+
+def _cpu_name() -> str:
+    table = Path("/proc/cpuinfo")  # platform.processor() is empty on Linux
+    lines = table.read_text(encoding="utf-8").splitlines() if table.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _run_of(start: Path) -> TrainRun | None:
+    """The run whose folder, or whose checkpoint's folder, `start` is; None for a file."""
+    for folder in (start, start.parent.parent):
+        if start.is_dir() and (folder / "run.yaml").is_file():
+            return read_run(folder)
+    return None
+
+
+def _training_folders(run: TrainRun) -> list[Path]:
+    return list(run.data.train) if run.data.source == "shards" else [run.folder / "data" / "train"]
+
+
+def _fingerprint(folder: Path) -> str:
+    try:
+        return read_manifest(folder).fingerprint
+    except UserError:
+        return "not here any more"

@@ -1,0 +1,65 @@
+"""A short training of one subnet alone, from the supernet's weights: a run like any other."""
+
+from __future__ import annotations
+
+import logging
+
+from supersam.config import ClusterConfig, ExportRun, TrainRun, merge
+from supersam.space import SubnetSpec
+from supersam.training.run_folder import prepare_run_folder
+from supersam.training.trained import WeightSource
+
+logger = logging.getLogger(__name__)
+
+_LR_RATIO = 0.1  # of the supernet's peak rate: the weights are trained already
+_FAR = 10**9
+
+
+def peak_rate(asked: ExportRun, run: TrainRun) -> float:
+    """Peak learning rate of the fine-tuning."""
+    return asked.finetune_lr if asked.finetune_lr is not None else _LR_RATIO * run.optim.lr
+
+
+def prepare_finetune(
+    run: TrainRun, source: WeightSource, spec: SubnetSpec, asked: ExportRun
+) -> TrainRun:
+    """The run that fine-tunes `spec`, in a folder of its own below the supernet's `results`.
+
+    Raises UserError where that folder holds a fine-tuning with other settings.
+    """
+    steps, rate = asked.finetune_steps, peak_rate(asked, run)
+    place = run.folder / "results" / "finetune"
+    spec_file = place / f"{spec.key()}.json"
+    place.mkdir(parents=True, exist_ok=True)
+    spec.write(spec_file)
+    changes = {
+        "name": f"finetune-{spec.key()}",
+        "run": place / f"{spec.key()}-from-{source.step:06d}-steps-{steps}-lr-{rate:g}",
+        "dry_run": False,
+        "cluster": ClusterConfig().model_dump(),
+        "model": {"checkpoint": source.path or run.model.checkpoint},
+        "space": {"file": run.folder / "space.yaml"},
+        "optim": {
+            "steps": steps,
+            "lr": rate,
+            "warmup_steps": min(run.optim.warmup_steps, steps // 10),
+        },
+        "sandwich": {"only": spec_file, "largest_only_steps": 0},
+        "loss": {"distill": False},  # there is no larger subnet to learn from
+        "engine": {"device": asked.device},
+        "checkpoint": {"validate_every_steps": _FAR, "pin": ()},  # once, at the end
+    }
+    tuned = TrainRun.model_validate(merge(run.model_dump(), changes))
+    prepare_run_folder(tuned)
+    return tuned
+
+
+def finetune(run: TrainRun) -> None:
+    """Train the prepared run in this process, or go on with it.
+
+    Raises InterruptedRunError where it was asked to stop and has saved.
+    """
+    from supersam.training.session import train  # needs deepspeed; a plain export does not
+
+    logger.info("fine-tuning in %s", run.folder)
+    train(run)

@@ -1,0 +1,125 @@
+"""What is to be exported, found and checked before anything is written."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from supersam.config import ExportRun, TrainRun, UserError
+from supersam.data.manifest import read_manifest
+from supersam.export.card import Identity
+from supersam.export.checkpoint import CARD_JSON, ENCODER_ONNX
+from supersam.export.choose import choose
+from supersam.export.finetune import peak_rate
+from supersam.export.onnx import require_onnx
+from supersam.export.writer import damaged_files, require_free
+from supersam.model import resolve_shape
+from supersam.search.folder import SeenData, seen_in_training, weights_id
+from supersam.space import SearchSpace, SubnetSpec, read_space
+from supersam.training.run_data import validation_folders
+from supersam.training.run_folder import SUBNET
+from supersam.training.trained import WeightSource, find_weights, read_run, read_subnet
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """One export."""
+
+    asked: ExportRun
+    run: TrainRun
+    space: SearchSpace
+    spec: SubnetSpec
+    source: WeightSource
+    """The supernet's weights."""
+    data: tuple[Path, ...]
+    """Folders of the evaluation shards; empty where there are none."""
+    seen: SeenData | None
+    """What training saw of them; None where there are none."""
+    identity: Identity
+
+
+def plan_export(asked: ExportRun) -> ExportPlan:
+    """Find and check what was asked for. Raises UserError; writes nothing."""
+    if asked.onnx:
+        require_onnx()
+    run = read_run(asked.run)
+    if not (asked.run / "space.yaml").is_file():
+        raise UserError(f"{asked.run} has no space.yaml; it is no finished start of a training run")
+    space = read_space(asked.run / "space.yaml", resolve_shape(run.model))
+    spec = choose(asked.subnet, space)
+    if run.sandwich.only is not None and spec != read_subnet(asked.run / SUBNET, space):
+        raise UserError(
+            f"{asked.run} trained one subnet alone, and {asked.subnet} is another; name that one: "
+            f"--subnet {asked.run / SUBNET}"
+        )
+    source = find_weights(run, asked.checkpoint)
+    data = tuple(asked.data or validation_folders(run))
+    for folder in data:
+        read_manifest(folder)
+    return ExportPlan(
+        asked=asked,
+        run=run,
+        space=space,
+        spec=spec,
+        source=source,
+        data=data,
+        seen=_seen(run, source, data),
+        identity=_identity(asked, run, source, spec),
+    )
+
+
+def is_there(plan: ExportPlan) -> bool:
+    """Whether `--out` is this very export, whole.
+
+    Raises UserError where it holds anything else: nothing is overwritten.
+    """
+    out = plan.asked.out
+    if not (out / CARD_JSON).is_file():
+        require_free(out)
+        return False
+    try:
+        before = json.loads((out / CARD_JSON).read_text(encoding="utf-8"))["identity"]
+        damaged = damaged_files(out)
+    except (OSError, ValueError, KeyError) as fault:
+        raise UserError(f"{out} holds a damaged export ({fault}); choose another --out") from None
+    changed = [
+        f"{name}: {before.get(name)} -> {value}"
+        for name, value in asdict(plan.identity).items()
+        if before.get(name) != value
+    ]
+    if changed:
+        raise UserError(
+            f"{out} holds another export, and nothing is overwritten. It differs in\n  "
+            + "\n  ".join(changed)
+            + "\nChoose another --out"
+        )
+    if damaged:
+        raise UserError(f"{out} is damaged ({', '.join(damaged)}); choose another --out")
+    if plan.asked.onnx and not (out / ENCODER_ONNX).is_file():
+        raise UserError(f"{out} holds this export without ONNX; choose another --out for one with")
+    return True
+
+
+def _seen(run: TrainRun, source: WeightSource, data: tuple[Path, ...]) -> SeenData | None:
+    if not data:
+        logger.warning("%s has no validation set: the subnet is not evaluated", run.folder)
+        return None
+    seen = seen_in_training(run, source, data)
+    if seen.seen:
+        logger.warning("training saw the evaluation data: %s", seen.detail)
+    return seen
+
+
+def _identity(asked: ExportRun, run: TrainRun, source: WeightSource, spec: SubnetSpec) -> Identity:
+    return Identity(
+        run=run.name,
+        weights="" if source.manifest is None else weights_id(source.manifest.files),
+        step=source.step,
+        subnet=spec.key(),
+        finetune_steps=asked.finetune_steps,
+        finetune_lr=peak_rate(asked, run) if asked.finetune_steps > 0 else None,
+    )
