@@ -35,7 +35,8 @@ def test_a_mixed_batch_has_the_tokens_of_each_kind_alone(sam, scene):
         together = embed_prompts(sam.prompt_encoder, points, labels)
         for i in range(len(points)):
             alone, _ = sam_prompt_tokens(sam, points[i, None], labels[i, None])
-            assert torch.equal(together[i, None], alone)
+            # Another batch size may take another kernel of the matrix library.
+            torch.testing.assert_close(together[i, None], alone, rtol=1e-6, atol=1e-6)
 
 
 def test_masks_of_a_batch_are_segment_anythings_image_by_image(sam, scene):
