@@ -44,6 +44,7 @@ def prepare_finetune(
             "lr": rate,
             "warmup_steps": min(run.optim.warmup_steps, steps // 10),
         },
+        "prioritize": {"when": "off"},
         "sandwich": {"only": spec_file, "largest_only_steps": 0},
         "loss": {"distill": False},  # there is no larger subnet to learn from
         "engine": {"device": asked.device},
