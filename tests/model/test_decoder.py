@@ -36,7 +36,7 @@ def test_a_mixed_batch_has_the_tokens_of_each_kind_alone(sam, scene):
         for i in range(len(points)):
             alone, _ = sam_prompt_tokens(sam, points[i, None], labels[i, None])
             # Another batch size may take another kernel of the matrix library.
-            torch.testing.assert_close(together[i, None], alone, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(together[i, None], alone, rtol=1e-5, atol=1e-5)
 
 
 def test_masks_of_a_batch_are_segment_anythings_image_by_image(sam, scene):
