@@ -101,4 +101,5 @@ def draw_front(
     axes.grid(alpha=0.3)
     canvas.draw()  # type: ignore[no-untyped-call]
     pixels: NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
-    return pixels[..., :3].copy()
+    picture: NDArray[np.uint8] = pixels[..., :3].copy()
+    return picture

@@ -24,18 +24,9 @@ from supersam.search.objective import SubnetObjective, prepare_process
 from supersam.search.pareto import write_front
 from supersam.search.predictor import FEWEST, held_out_error
 from supersam.search.program import Program
+from supersam.search.ray_session import RayAddress, joined_ray, local_ray
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RayAddress:
-    """A Ray cluster that was started for this search."""
-
-    address: str
-    """host:port of its head."""
-    token: str
-    """Name of a resource that only this cluster has."""
 
 
 @dataclass(frozen=True)
@@ -141,10 +132,9 @@ def _evaluate(
             assert chunk is not None  # this is the only evaluator
             on_trials(program.complete(objective.evaluate(chunk)))
         return
-    from supersam.search.tuner import evaluate_on_ray, joined_ray, local_ray
+    with local_ray(asked) if cluster is None else joined_ray(cluster):
+        from supersam.search.tuner import evaluate_on_ray  # Ray reads its environment only once
 
-    ray = local_ray(asked) if cluster is None else joined_ray(cluster.address, cluster.token)
-    with ray:
         evaluate_on_ray(asked, basis.source, program, stop=stop, on_trials=on_trials)
 
 
