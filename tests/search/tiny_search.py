@@ -70,12 +70,12 @@ def make_run(folder: Path, shards: Path, **changes: Any) -> TrainRun:
     return run
 
 
-def tiny_search(run: TrainRun, out: Path, **changes: Any) -> SearchRun:
+def tiny_search(run: TrainRun, out: Path, /, **changes: Any) -> SearchRun:
     """What a tiny search asks for."""
     place = {"run": str(run.folder), "out": str(out)}
     return SearchRun.model_validate(merge(SEARCH, place, changes))
 
 
-def search(run: TrainRun, out: Path, **changes: Any) -> SearchResult:
+def search(run: TrainRun, out: Path, /, **changes: Any) -> SearchResult:
     """Search in this process."""
     return run_search(tiny_search(run, out, **changes))
