@@ -47,7 +47,7 @@ def test_a_search_leaves_its_journal_front_and_record(undisturbed):
 @pytest.mark.parametrize("searcher", ["random", "nsga2", "optuna", "opentuner", "predictor"])
 def test_a_killed_search_goes_on_and_finds_the_same(run, tmp_path, monkeypatch, searcher):
     whole = search(run, tmp_path / "whole", searcher=searcher)
-    for attempt in range(1, 4):
+    for attempt in (1, 3):
         _die_at(monkeypatch, calls=attempt)
         with pytest.raises(KeyboardInterrupt):
             search(run, tmp_path / "broken", searcher=searcher)
@@ -93,7 +93,7 @@ def test_a_finished_search_evaluates_nothing_again(run, undisturbed, monkeypatch
 
 
 def test_early_stopping_gives_up_on_some_and_survives_a_kill(run, tmp_path, monkeypatch):
-    settings = {"trials": 24, "population": 8, "protocol": {"rungs": [0.3], "keep": 0.4}}
+    settings = {"trials": 32, "population": 8, "protocol": {"rungs": [0.3], "keep": 0.2}}
     whole = search(run, tmp_path / "whole", **settings)
     _die_at(monkeypatch, calls=8)
     with pytest.raises(KeyboardInterrupt):
@@ -115,8 +115,8 @@ def test_a_constraint_keeps_others_from_being_evaluated(run, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"constraint": ["params_m<=1"]}, "the smallest subnet has params_m=4.7"),
-        ({"constraint": ["params_m<=4.75", "flops_g>=0.09"]}, "the nearest has params_m="),
+        ({"constraint": ["params_m<=1"]}, "the smallest subnet has params_m=4.69"),
+        ({"constraint": ["params_m<=4.7", "flops_g>=0.078"]}, "the nearest has params_m="),
         ({"checkpoint": "99"}, "has no checkpoint '99'; it has step-000007"),
         ({"checkpoint": "initial"}, "use last, best or a step number"),
         ({"data": ["/nowhere"]}, "/nowhere"),
