@@ -38,8 +38,8 @@ def sbatch_parameters(run: Task) -> dict[str, Any]:
         "wckey": None,
         "stderr_to_stdout": True,
         "use_srun": False,  # the batch step is the supervisor; it starts the ranks
-        "setup": _setup(folder),
-        "additional_parameters": _additional(cluster),
+        "setup": setup_lines(folder),
+        "additional_parameters": extra_options(cluster),
     }
 
 
@@ -99,7 +99,8 @@ def _tasks(run: Task) -> dict[str, int]:
     return {"cpus_per_task": each * cores}
 
 
-def _setup(folder: Path) -> list[str]:
+def setup_lines(folder: Path) -> list[str]:
+    """The batch script's commands before Python; the job's code and pickles are in `folder`."""
     job_folder, code = shlex.quote(str(folder / JOB_FOLDER)), shlex.quote(str(folder / "code"))
     return [
         "trap '' USR2 TERM  # until Python is up and takes them",
@@ -115,7 +116,8 @@ def _setup(folder: Path) -> list[str]:
     ]
 
 
-def _additional(cluster: ClusterConfig) -> dict[str, Any]:
+def extra_options(cluster: ClusterConfig) -> dict[str, Any]:
+    """Options of sbatch that submitit has no name for."""
     options: dict[str, Any] = dict(option.split("=", 1) for option in cluster.sbatch)
     options = {key: True if value == "true" else value for key, value in options.items()}
     # B: the supervisor alone gets the notice, and passes it on.

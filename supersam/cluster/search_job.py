@@ -1,15 +1,263 @@
-"""Where a search runs: in this process, on this machine, or as a Slurm job with a Ray in it."""
+"""Where a search runs: on this machine, or as a Slurm job with a Ray in it."""
 
 from __future__ import annotations
 
-from supersam.config import SearchRun
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from supersam.cluster import slurm
+from supersam.cluster.ray_cluster import read_meeting
+from supersam.cluster.sbatch import (
+    JOB_FOLDER,
+    extra_options,
+    plain_path,
+    setup_lines,
+    supervisor_python,
+)
+from supersam.cluster.snapshot import snapshot_code
+from supersam.cluster.steps import step_environment
+from supersam.cluster.submission import JOB_FILE, submitted_job
+from supersam.config import SearchRun, UserError, dump_run, load_run
+from supersam.config.cluster import minutes
+from supersam.config.io import USAGE_ERROR
+from supersam.runtime.atomic import write_bytes, write_json
+from supersam.runtime.signals import stop_requested
+
+logger = logging.getLogger(__name__)
+
+SWEEP_YAML = "sweep.yaml"
+"""File in a sweep's folder: what was asked for."""
+_POLL_S = 1.0
+_END_S = 8.0
+"""For the hosts of the Ray to end; the allocation is released after it in any case."""
 
 
 def submit_search(asked: SearchRun) -> int:
-    """Perform the search, or submit it. Returns the exit code of the command."""
+    """Perform the search or the sweep, or submit it. Returns the exit code of the command."""
     from supersam.search.command import describe_search, run_search_here
+    from supersam.search.sweep import expand
 
+    on_slurm = _is_for_slurm(asked)
     if asked.dry_run:
-        print(describe_search(asked))
+        print(*(describe_search(search) for search in expand(asked)), sep="\n\n")
+        if on_slurm:
+            print(f"Slurm would be asked for {search_parameters(asked)}")
         return 0
-    return run_search_here(asked)
+    if not on_slurm:
+        return run_search_here(asked)
+    job_ids = submit_search_jobs(asked)
+    print(f"submitted job {' '.join(job_ids)}: {asked.cluster.nodes or 1} nodes, {asked.folder}")
+    if asked.cluster.wait:
+        return follow_searches(asked, job_ids)
+    print(f"the same command goes on later; scancel {job_ids[0]} ends it, and nothing is lost")
+    return 0
+
+
+def submit_search_jobs(asked: SearchRun) -> list[str]:
+    """Check everything, prepare the folders, submit. Returns the ids: one, or an array's."""
+    from supersam.search.folder import find_basis, prepare_folder
+    from supersam.search.sweep import expand
+
+    _require_no_active_job(asked)
+    home = plain_path(asked.folder)
+    searches = [asked] if asked.sweep.is_empty else expand(asked)
+    basis = [find_basis(search) for search in searches]  # all are checked before one is written
+    for search, found in zip(searches, basis, strict=True):
+        prepare_folder(search, found)
+    snapshot_code(home)
+    (home / JOB_FOLDER).mkdir(exist_ok=True)
+    (home / JOB_FOLDER).chmod(0o700)  # it holds pickles
+    executor = submitit.SlurmExecutor(home / JOB_FOLDER, python=supervisor_python())
+    executor.update_parameters(**search_parameters(asked))
+    drivers = [SearchSupervisor(str(plain_path(s.folder)), str(home)) for s in searches]
+    with slurm.outside_allocation():
+        try:
+            jobs = [executor.submit(drivers[0])] if len(drivers) == 1 else _array(executor, drivers)
+        except Exception as fault:  # submitit has several, each with sbatch's own words
+            raise UserError(f"Slurm refused the job: {fault}") from fault
+    write_json(home / JOB_FILE, {"job_id": jobs[0].job_id, "submitted": time.time()})
+    if not asked.sweep.is_empty:
+        write_bytes(home / SWEEP_YAML, dump_run(asked).encode())
+    return [str(job.job_id) for job in jobs]
+
+
+def _array(executor: submitit.SlurmExecutor, drivers: list[SearchSupervisor]) -> list[Any]:
+    executor.update_parameters(array_parallelism=len(drivers))
+    return list(executor.map_array(call, drivers))
+
+
+def call(driver: SearchSupervisor) -> None:
+    """What an element of the array does."""
+    driver()
+
+
+def search_parameters(asked: SearchRun) -> dict[str, Any]:
+    """The parameters of submitit's Slurm executor for a search."""
+    cluster = asked.cluster
+    evaluators = cluster.evaluators_per_node or cluster.gpus_per_node or 1
+    return {
+        "job_name": asked.name,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "time": None if cluster.time is None else minutes(cluster.time),
+        "constraint": cluster.constraint,
+        "exclude": cluster.exclude,
+        "nodes": cluster.nodes or 1,
+        "gpus_per_node": cluster.gpus_per_node,
+        "ntasks_per_node": 1,
+        "cpus_per_task": evaluators * (cluster.cpus_per_task or 1),
+        "mem": cluster.mem,
+        "signal_delay_s": cluster.signal_delay_s,
+        "wckey": None,
+        "stderr_to_stdout": True,
+        "use_srun": False,  # the batch step is the driver; it starts the hosts of the Ray
+        "setup": setup_lines(plain_path(asked.folder)),
+        # A search goes on when a host is lost.
+        "additional_parameters": {**extra_options(cluster), "no-kill": True},
+    }
+
+
+def follow_searches(asked: SearchRun, job_ids: list[str]) -> int:
+    """Show the log of a search until its job is over, or wait for all of a sweep.
+
+    Returns the exit code. Also ends the wait that Slurm puts before each requeued start. Ctrl-C
+    leaves the jobs alone.
+    """
+    from supersam.search.folder import read_record
+    from supersam.search.sweep import compare, expand, format_sweep
+
+    logs = [asked.folder / JOB_FOLDER / f"{job_id}_0_log.out" for job_id in job_ids]
+    try:
+        for job_id, log in zip(job_ids, logs, strict=True):
+            _show_until_end(log, job_id)
+    except KeyboardInterrupt:
+        print(f"\njob {job_ids[0]} goes on; end it with scancel {job_ids[0]}", file=sys.stderr)
+        return 128 + 2
+    searches = [asked] if asked.sweep.is_empty else expand(asked)
+    if not asked.sweep.is_empty:
+        print(format_sweep(compare(asked.folder, searches)))
+    ended = [bool(read_record(search.folder).get("finished", False)) for search in searches]
+    for log, finished in zip(logs, ended, strict=True):
+        if not finished:
+            print(f"error: a job ended before its search did; see {log}", file=sys.stderr)
+    return 0 if all(ended) else 1
+
+
+class SearchSupervisor:
+    """What submitit pickles and calls in the batch step: paths, no more."""
+
+    def __init__(self, folder: str, home: str) -> None:
+        """folder: the search's; home: the folder with the job's code, the sweep's or the same."""
+        self.folder = folder
+        self.home = home
+
+    def __call__(self) -> None:
+        """Drive the search on a Ray over the whole allocation; ends with its exit code."""
+        os.chdir(os.environ["SLURM_SUBMIT_DIR"])  # relative paths of the run start there
+        folder, home = Path(self.folder), Path(self.home)
+        asked = load_run(SearchRun, folder / "search.yaml").model_copy(update={"out": folder})
+        try:
+            with stop_requested(), _hosts_of_ray(folder, home) as meeting:
+                code = _drive(asked, meeting)
+        except UserError as fault:
+            print(f"error: {fault}", file=sys.stderr)
+            raise SystemExit(USAGE_ERROR) from None
+        if code == 128 + signal.SIGUSR2:  # out of time; another allocation goes on
+            slurm.requeue(os.environ["SLURM_JOB_ID"])
+        _compare_sweep(home)
+        raise SystemExit(code)
+
+
+def _compare_sweep(home: Path) -> None:
+    """Each search that ends brings the comparison up to date."""
+    from supersam.search.sweep import compare, expand
+
+    if (home / SWEEP_YAML).is_file():
+        sweep = load_run(SearchRun, home / SWEEP_YAML).model_copy(update={"out": home})
+        compare(home, expand(sweep))
+
+
+def _drive(asked: SearchRun, meeting: Path) -> int:
+    from supersam.search.command import finish, run_search
+
+    return finish(asked, run_search(asked, cluster=read_meeting(meeting)))
+
+
+@contextlib.contextmanager
+def _hosts_of_ray(folder: Path, home: Path) -> Iterator[Path]:
+    """A Ray on every host of the allocation, as one step; the step is gone after the block."""
+    job_id, restart = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0")
+    meeting = folder / "ray" / f"{job_id}-{restart}.json"
+    hosts = [h for h in slurm.job_hosts(job_id) if h not in slurm.lost_hosts([h])]
+    head = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    (folder / "logs").mkdir(exist_ok=True)
+    command = [
+        *("srun", f"--nodes={len(hosts)}", f"--ntasks={len(hosts)}", "--ntasks-per-node=1"),
+        *(f"--nodelist={','.join(hosts)}", f"--cpus-per-task={os.environ['SLURM_CPUS_PER_TASK']}"),
+        *("--overlap", "--no-kill", "--kill-on-bad-exit=0", "--unbuffered"),
+        f"--chdir={home / 'code'}",
+        f"--output={folder / 'logs' / f'ray-%t.{job_id}-{restart}.log'}",
+        *(sys.executable, "-u", "-m", "supersam.cluster.ray_cluster", str(meeting), head),
+    ]
+    step = subprocess.Popen(command, env=step_environment())
+    try:
+        yield meeting
+    finally:
+        meeting.unlink(missing_ok=True)  # the hosts see it and end their Ray
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            step.wait(_END_S)
+        step.kill()
+
+
+def _is_for_slurm(asked: SearchRun) -> bool:
+    config = asked.cluster
+    if config.cluster != "slurm" and (config.cluster != "auto" or config.nodes is None):
+        return False
+    missing = None if asked.dry_run else slurm.missing_slurm()
+    if missing is not None:
+        raise UserError(
+            f"a Slurm job was asked for, and {missing}. Submit from a login node; or leave out "
+            "--nodes to search here"
+        )
+    return True
+
+
+def _require_no_active_job(asked: SearchRun) -> None:
+    job_id = submitted_job(asked.folder)
+    facts = None if job_id is None else slurm.job_facts(job_id)
+    if facts is not None and facts.is_active:
+        raise UserError(
+            f"this search is job {job_id}, which is {facts.state}; wait for it, or end it with "
+            f"scancel {job_id} first"
+        )
+
+
+def _show_until_end(log: Path, job_id: str) -> None:
+    shown = 0
+    while True:
+        if log.is_file():
+            with log.open("rb") as file:
+                file.seek(shown)
+                piece = file.read()
+            shown += len(piece)
+            sys.stdout.write(piece.decode("utf-8", errors="replace"))
+            sys.stdout.flush()
+        facts = slurm.job_facts(job_id)
+        if facts is None or not facts.is_active:
+            return
+        if facts.is_held:
+            with contextlib.suppress(slurm.SlurmError):  # not every site allows it
+                slurm.end_hold(job_id)
+        time.sleep(_POLL_S)

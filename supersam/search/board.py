@@ -100,7 +100,6 @@ def draw_front(
     axes.legend()
     axes.grid(alpha=0.3)
     canvas.draw()  # type: ignore[no-untyped-call]
-    pixels: NDArray[np.uint8] = np.asarray(
-        canvas.buffer_rgba()  # type: ignore[no-untyped-call]
-    )[..., :3].copy()
-    return pixels
+    pixels: NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    picture: NDArray[np.uint8] = pixels[..., :3].copy()
+    return picture

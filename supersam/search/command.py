@@ -16,6 +16,7 @@ import numpy as np
 from supersam.config import SearchRun
 from supersam.runtime.distributed import World
 from supersam.runtime.logging import setup_logging
+from supersam.runtime.ray_address import RayAddress
 from supersam.runtime.signals import StopFlag, stop_requested
 from supersam.search.board import Board
 from supersam.search.folder import Basis, find_basis, prepare_folder, write_record
@@ -24,18 +25,10 @@ from supersam.search.objective import SubnetObjective, prepare_process
 from supersam.search.pareto import write_front
 from supersam.search.predictor import FEWEST, held_out_error
 from supersam.search.program import Program
+from supersam.search.ray_session import joined_ray, local_ray
+from supersam.search.sweep import compare, expand, format_sweep
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RayAddress:
-    """A Ray cluster that was started for this search."""
-
-    address: str
-    """host:port of its head."""
-    token: str
-    """Name of a resource that only this cluster has."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +43,8 @@ class SearchResult:
     num_trials: int
     finished: bool
     """False where it was asked to stop before the end; the same command goes on."""
+    stopped_by: int = 0
+    """The signal that asked it to stop; 0 for none."""
 
 
 def run_search(asked: SearchRun, *, cluster: RayAddress | None = None) -> SearchResult:
@@ -72,8 +67,19 @@ def run_search(asked: SearchRun, *, cluster: RayAddress | None = None) -> Search
 
 
 def run_search_here(asked: SearchRun) -> int:
-    """Search on this machine, print the front, and return the exit code."""
-    return finish(asked, run_search(asked))
+    """Search on this machine, print the front, and return the exit code.
+
+    A sweep's searches run one after another; their comparison is printed then.
+    """
+    if asked.sweep.is_empty:
+        return finish(asked, run_search(asked))
+    searches = expand(asked)
+    for search in searches:
+        print(f"search {search.name}")
+        if not run_search(search).finished:
+            return 1
+    print(format_sweep(compare(asked.folder, searches)))
+    return 0
 
 
 def finish(asked: SearchRun, result: SearchResult) -> int:
@@ -84,7 +90,9 @@ def finish(asked: SearchRun, result: SearchResult) -> int:
         print(format_front(result, asked.objectives))
     if not result.finished:
         print("the search was stopped; run the same command to go on", file=sys.stderr)
-    return 0 if result.finished else 1
+    if result.finished:
+        return 0
+    return 128 + result.stopped_by if result.stopped_by else 1
 
 
 def describe_search(asked: SearchRun) -> str:
@@ -119,7 +127,7 @@ def _search(
         if not program.is_finished:
             _evaluate(asked, basis, program, cluster, stop, on_trials)
     finally:
-        result = _result(asked, program)
+        result = _result(asked, program, stop)
         _write_results(asked, basis, program, result, seconds=time.time() - started)
         board.finish(program.trials(), result.front)
     return result
@@ -141,20 +149,22 @@ def _evaluate(
             assert chunk is not None  # this is the only evaluator
             on_trials(program.complete(objective.evaluate(chunk)))
         return
-    from supersam.search.tuner import evaluate_on_ray, joined_ray, local_ray
+    most = asked.cluster.nodes or 1
+    nodes = (asked.cluster.min_nodes or most, most)
+    with local_ray(asked) if cluster is None else joined_ray(cluster, nodes=nodes):
+        from supersam.search.tuner import evaluate_on_ray  # Ray reads its environment only once
 
-    ray = local_ray(asked) if cluster is None else joined_ray(cluster.address, cluster.token)
-    with ray:
         evaluate_on_ray(asked, basis.source, program, stop=stop, on_trials=on_trials)
 
 
-def _result(asked: SearchRun, program: Program) -> SearchResult:
+def _result(asked: SearchRun, program: Program, stop: StopFlag) -> SearchResult:
     return SearchResult(
         folder=asked.folder,
         front=tuple(program.front()),
         references=program.references(),
         num_trials=len(program.trials()),
         finished=program.is_finished,
+        stopped_by=stop.number,
     )
 
 

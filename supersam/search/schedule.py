@@ -84,12 +84,11 @@ class Schedule:
     def advance(self) -> None:
         """Tell what the journal completes, and propose what may be proposed then."""
         while True:
-            if self._num_told < len(self._batches) and self._tell_next():
-                continue
+            # In this order, or a journal that holds the batch already would tell it too early.
             if len(self._batches) - self._num_told < _UNDER_WAY and self._may_propose:
                 self._propose()
-                continue
-            return
+            elif self._num_told == len(self._batches) or not self._tell_next():
+                return
 
     def _tell_next(self) -> bool:
         """Tell the oldest batch if it is complete."""

@@ -1,4 +1,4 @@
-"""A search on Ray Tune: a Tune trial is a chunk of subnets, on an evaluator that stays alive.
+"""A search on Ray Tune: a trial is a chunk of subnets, on an evaluator that stays alive.
 
 The journal is the truth, so everything of Tune that keeps a second one is off: its checkpoints, its
 loggers, its experiment state on shared storage.
@@ -6,13 +6,15 @@ loggers, its experiment state on shared storage.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher as TuneSearcher
 
 from supersam.config import SearchRun
 from supersam.runtime.signals import StopFlag
@@ -21,31 +23,6 @@ from supersam.search.objective import Chunk, SubnetObjective, prepare_process
 from supersam.search.program import Program
 from supersam.training.trained import WeightSource
 
-# Read by Ray when it is imported: nothing is reported, nothing is written besides.
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
-    "TUNE_MAX_PENDING_TRIALS_PG": "1",
-    "TUNE_RESULT_BUFFER_LENGTH": "0",
-    "TUNE_WARN_THRESHOLD_S": "60",
-    "RAY_AIR_NEW_OUTPUT": "0",
-}
-for _name, _value in _QUIET.items():
-    os.environ.setdefault(_name, _value)
-
-import ray  # noqa: E402
-from ray import tune  # noqa: E402
-from ray.tune.search import Searcher as TuneSearcher  # noqa: E402
-
-logger = logging.getLogger(__name__)
-
-OBJECT_STORE_BYTES = 128 << 20
-"""Chunks and trials are kilobytes; every evaluator reads weights and images for itself."""
-_MAX_PATH = 60
-"""Sockets below Ray's temporary folder have paths of up to 107 bytes."""
 _MAX_FAILURES = 3
 """Hosts or evaluators that may be lost under one chunk."""
 _RESULT = "trials"
@@ -61,41 +38,6 @@ class Evaluators:
     per_node: int
     cpus: float
     gpus: float
-
-
-@contextlib.contextmanager
-def local_ray(asked: SearchRun) -> Iterator[None]:
-    """A Ray of this process's own, on loopback; nothing of it is left afterwards."""
-    with tempfile.TemporaryDirectory(prefix="ss-", ignore_cleanup_errors=True) as folder:
-        if len(folder) > _MAX_PATH:
-            raise ValueError(f"TMPDIR makes {folder}, too long for Ray's sockets; set it to /tmp")
-        ray.init(
-            address="local",
-            num_cpus=max(len(os.sched_getaffinity(0)), asked.cluster.evaluators_per_node or 1),
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=folder,
-        )
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-@contextlib.contextmanager
-def joined_ray(address: str, token: str) -> Iterator[None]:
-    """The Ray at `address` that was started for this search, and no other."""
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        if token not in ray.cluster_resources():
-            raise RuntimeError(f"the Ray at {address} belongs to another job (no {token})")
-        yield
-    finally:
-        ray.shutdown()
 
 
 def plan_evaluators(asked: SearchRun) -> Evaluators:
@@ -114,16 +56,22 @@ def evaluate_on_ray(
     *,
     stop: StopFlag,
     on_trials: OnTrials,
+    evaluator: type | None = None,
 ) -> None:
     """Run the program to its end on the Ray that this process has joined.
 
-    Where a stop is requested, chunks under way are finished and no other is begun.
+    Where a stop is requested, chunks under way are finished and no other is begun. `evaluator`
+    stands in for `Evaluator` where a benchmark wants one that takes a known time.
     """
     evaluators = plan_evaluators(asked)
     feed = _Feed(program, stop, on_trials)
     trainable = tune.with_resources(
         tune.with_parameters(
-            _Evaluator, asked=asked, source=source, evaluators_here=evaluators.per_node
+            evaluator or Evaluator,
+            asked=asked,
+            source=source,
+            evaluators=evaluators,
+            place=os.getcwd(),
         ),
         {"cpu": evaluators.cpus, "gpu": evaluators.gpus},
     )
@@ -153,7 +101,7 @@ def evaluate_on_ray(
         raise error
 
 
-class _Evaluator(tune.Trainable):  # type: ignore[misc]
+class Evaluator(tune.Trainable):  # type: ignore[misc]
     """A `SubnetObjective` that Tune hands one chunk after another."""
 
     def setup(
@@ -161,11 +109,12 @@ class _Evaluator(tune.Trainable):  # type: ignore[misc]
         config: dict[str, Any],
         asked: SearchRun,
         source: WeightSource,
-        evaluators_here: int,
+        evaluators: Evaluators,
+        place: str,
     ) -> None:
         """Load the supernet and the images, once."""
-        os.environ.pop("OMP_NUM_THREADS", None)
-        prepare_process(asked, evaluators_here)
+        os.chdir(place)  # relative paths of the run start there
+        prepare_process(asked, evaluators.per_node)
         self._objective = SubnetObjective(asked, source)
         self._chunk: Chunk = config["chunk"]
 
@@ -210,6 +159,14 @@ class _Feed(TuneSearcher):  # type: ignore[misc]
             self.failure = f"a chunk failed {_MAX_FAILURES + 1} times; see Ray's message above"
             return
         self._on_trials(self._program.complete(result[_RESULT]))
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """Tune keeps a copy of its settings for a restore that is never done."""
+        return dict, ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Feed:
+        """There is one journal."""
+        return self
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal is what lasts."""

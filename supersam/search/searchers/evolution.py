@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from supersam.search.journal import Trial
 from supersam.search.pareto import Costs, cost_matrix, crowding_distance, front_ranks
 from supersam.search.searchers.base import Problem, Rng, Searcher, complete_only
+from supersam.search.searchers.genes import gene_choices
 from supersam.space import SearchSpace, SubnetSpec
 
 _CROSSOVER = 0.9
-_MUTATION = 0.1
 _TOURNAMENT = 8
 
 
@@ -56,7 +56,7 @@ class RegularizedSearcher(Searcher):
         drawn = rng.choice(len(self._alive), min(_TOURNAMENT, len(self._alive)), replace=False)
         some = [self._alive[i] for i in drawn]
         order = best_first(cost_matrix(some, self.problem.objectives))
-        return space.mutate(some[order[0]].spec, rng, probability=_MUTATION)
+        return space.mutate(some[order[0]].spec, rng, probability=mutation_rate(space))
 
 
 def best_first(costs: Costs) -> NDArray[np.int64]:
@@ -72,5 +72,27 @@ def breed(parents: Sequence[SubnetSpec], space: SearchSpace, rng: Rng) -> Subnet
     """A child of two winners of binary tournaments. parents: best first."""
     # The better of two is the one further to the front.
     first, second = (parents[int(rng.integers(len(parents), size=2).min())] for _ in range(2))
-    child = space.crossover(first, second, rng) if rng.random() < _CROSSOVER else first
-    return space.mutate(child, rng, probability=_MUTATION)
+    cut = int(rng.integers(1, space.shape.depth))
+    child = splice(first, second, cut) if rng.random() < _CROSSOVER else first
+    return space.mutate(child, rng, probability=mutation_rate(space))
+
+
+def splice(first: SubnetSpec, second: SubnetSpec, cut: int) -> SubnetSpec:
+    """One-point crossover: layers before `cut` of the first parent, the others of the second.
+
+    Neighbouring layers work together and stay together; and a child shares its leading layers,
+    and so their activations, with its first parent's other children.
+    """
+    genes = [
+        gene
+        for parent, ours in ((first, lambda i: i < cut), (second, lambda i: i >= cut))
+        for gene in zip(parent.layers, parent.mlp_widths, parent.heads, strict=True)
+        if ours(gene[0])
+    ]
+    layers, widths, heads = zip(*genes, strict=True)
+    return SubnetSpec(layers, widths, heads, first.embed_dim)
+
+
+def mutation_rate(space: SearchSpace) -> float:
+    """One gene of a child is drawn anew, on average (Deb et al. 2002)."""
+    return 1.0 / max(1, len(gene_choices(space)))

@@ -1,0 +1,290 @@
+"""What a search costs beside the model, and what it saves against the published way.
+
+python benchmarks/search.py sharing   --run RUN   prefix sharing alone: with against without
+python benchmarks/search.py loop      --run RUN   subnets a minute against extract, load, evaluate
+python benchmarks/search.py overhead  --run RUN   Tune's time per trial, where the model takes none
+python benchmarks/search.py ranking   --run RUN   Kendall tau of IoU on logits and on originals
+
+Each prints a table and, last, one line of JSON.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from supersam.config import SearchRun
+from supersam.data.dataset import EvalDataset
+from supersam.data.shards import ShardReader
+from supersam.evaluation import evaluate
+from supersam.model import extract_subnet
+from supersam.runtime.signals import StopFlag
+from supersam.search.folder import find_basis
+from supersam.search.images import chosen_images
+from supersam.search.journal import Journal, Trial, trial_key
+from supersam.search.objective import Chunk, Job, SubnetObjective
+from supersam.search.predictor import kendall_tau
+from supersam.search.prefix import encode_each
+from supersam.search.program import Program
+from supersam.search.searchers.evolution import breed
+
+REPEATS = 3
+SLEEP_S = 1.0
+
+
+def main():
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    report = {"sharing": sharing, "loop": loop, "overhead": overhead, "ranking": ranking}
+    result = report[args.question](args)
+    where = {"machine": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()}
+    print(json.dumps({f"search_{args.question}": result, **where}))
+
+
+def sharing(args):
+    """Seconds to encode a population with shared layers and without, interleaved."""
+    asked, basis, objective = prepare(args)
+    supernet, space = objective._supernet, basis.space
+    pixels = torch.randn(args.batch, 3, space.shape.image_size, space.shape.image_size)
+    populations = {"random": random_specs(space, args.subnets), "generation": children(space, args)}
+    table = {}
+    for name, specs in populations.items():
+        ratios = [encoder_ratio(supernet, pixels, specs) for _ in range(REPEATS)]
+        whole = whole_ratio(objective, specs)
+        table[name] = {"encoder": statistics.median(ratios), "spread": ratios, "whole": whole}
+        print(
+            f"{name:11} {len(specs)} subnets: encoder {statistics.median(ratios):.2f}x "
+            f"({min(ratios):.2f}-{max(ratios):.2f}), with decoding and scoring {whole:.2f}x"
+        )
+    return table
+
+
+def encoder_ratio(supernet, pixels, specs):
+    """Time to encode without shared layers against with them, of a processor."""
+    shared = clock(lambda: encode_each_of(supernet, pixels, specs))
+    return clock(lambda: [encode_each_of(supernet, pixels, [spec]) for spec in specs]) / shared
+
+
+def whole_ratio(objective, specs):
+    """Time of a trial in chunks of one against all in one chunk, decoding and scoring included."""
+    jobs = jobs_of(specs)
+    shared = clock(lambda: objective.evaluate(Chunk(jobs)))
+    return clock(lambda: [objective.evaluate(Chunk((job,))) for job in jobs]) / shared
+
+
+def loop(args):
+    """Subnets a minute: one evaluator, and a loop that extracts, saves, loads and evaluates."""
+    asked, basis, objective = prepare(args)
+    specs = random_specs(basis.space, args.subnets)
+    ours = clock(lambda: objective.evaluate(Chunk(jobs_of(specs)))) / len(specs)
+    some = specs[: max(2, args.subnets // 8)]
+    theirs = clock(lambda: [published_way(objective, basis, asked, s) for s in some]) / len(some)
+    for name, seconds in (("this search", ours), ("extract, load, evaluate", theirs)):
+        print(f"{name:24}{60 / seconds:8.1f} subnets/min")
+    print(f"ratio {theirs / ours:.2f}")
+    return {"ours_per_min": 60 / ours, "theirs_per_min": 60 / theirs, "ratio": theirs / ours}
+
+
+def published_way(objective, basis, asked, spec):
+    """A subnet as a model of its own, written, read again, and fed image by image from disk."""
+    sam = extract_subnet(objective._supernet, spec)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "subnet.pth"
+        torch.save(sam, path)
+        sam = torch.load(path, weights_only=False)
+    dataset = EvalDataset(
+        [ShardReader(p) for p in basis.data_folders],
+        side=basis.space.shape.image_size,
+        prompt=asked.protocol.prompt,
+    )
+    chosen = chosen_images(len(dataset), asked.protocol.images)
+    return evaluate(PlainSam(sam), (dataset[i] for i in chosen), boundary=False)
+
+
+class PlainSam:
+    """A segment-anything model as published loops call it: one prompt at a time."""
+
+    def __init__(self, sam):
+        self.sam = sam
+
+    @torch.no_grad()
+    def predict(self, images, sizes, points, labels):
+        """As `Predictor` wants it."""
+        height, width = sizes[0].tolist()
+        pixels = (images[0].float() - self.sam.pixel_mean) / self.sam.pixel_std
+        pixels[:, height:] = 0
+        pixels[:, :, width:] = 0
+        masks, ious = [], []
+        embedding = self.sam.image_encoder(pixels[None])
+        for point, label in zip(points[0], labels[0], strict=True):
+            is_box = bool((label == 2).any())
+            sparse, dense = self.sam.prompt_encoder(
+                points=None if is_box else (point[None, :1], label[None, :1]),
+                boxes=point.reshape(1, 4) if is_box else None,
+                masks=None,
+            )
+            outputs = [
+                self.sam.mask_decoder(
+                    image_embeddings=embedding,
+                    image_pe=self.sam.prompt_encoder.get_dense_pe(),
+                    sparse_prompt_embeddings=sparse,
+                    dense_prompt_embeddings=dense,
+                    multimask_output=several,
+                )
+                for several in (False, True)
+            ]
+            masks.append(torch.cat([mask for mask, _ in outputs], dim=1))
+            ious.append(torch.cat([iou for _, iou in outputs], dim=1))
+        return torch.stack(masks, dim=1), torch.stack(ious, dim=1)
+
+
+def ranking(args):
+    """Whether IoU on the logits' grid orders subnets as IoU on the original pixels does."""
+    asked, basis, objective = prepare(args)
+    specs = random_specs(basis.space, args.subnets)
+    columns = {}
+    for stage in ("search", "final"):
+        seconds = clock(lambda s=stage: columns.setdefault(s, scores(objective, specs, s)))
+        print(f"{stage:8} {seconds / len(specs):.3f} s a subnet")
+    tau = kendall_tau(columns["search"], columns["final"])
+    worst = float(np.abs(columns["search"] - columns["final"]).max())
+    print(f"Kendall tau {tau:.4f} of {len(specs)} subnets; mIoU differs by at most {worst:.4f}")
+    return {"kendall_tau": tau, "subnets": len(specs), "largest_difference": worst}
+
+
+def scores(objective, specs, stage):
+    trials = objective.evaluate(Chunk(jobs_of(specs, stage)))
+    return np.array([trial.metrics["miou"] for trial in trials])
+
+
+def overhead(args):
+    """Seconds of a one-second trial that are not spent in it: sleeps in the place of the model."""
+    from supersam.search.ray_session import local_ray
+
+    started = time.perf_counter()
+    asked, basis, _ = prepare(args, load=False)
+    with local_ray(asked), tempfile.TemporaryDirectory() as folder:
+        from supersam.search.tuner import evaluate_on_ray
+
+        journal = Journal(Path(folder) / "journal.jsonl")
+        program = Program(asked, basis, journal)
+        times = []
+        evaluate_on_ray(
+            asked,
+            basis.source,
+            program,
+            stop=StopFlag(),
+            on_trials=lambda new: times.append((time.perf_counter(), len(new))),
+            evaluator=sleeping_evaluator(),
+        )
+    # From the end of the first chunks to that of the last: evaluators are up, none has run dry.
+    first = args.evaluators
+    (begin, _), (end, _) = times[first - 1], times[-1 - first]
+    done = sum(count for _, count in times[first : len(times) - first])
+    each = (end - begin) * args.evaluators / done
+    share = each / SLEEP_S - 1
+    print(f"{done} trials of {SLEEP_S:g} s on {args.evaluators} evaluators: {each:.3f} s each")
+    print(f"overhead {100 * share:.1f} %; first result after {times[0][0] - started:.1f} s")
+    return {"overhead": share, "first_result_s": times[0][0] - started, "trials": done}
+
+
+def sleeping_evaluator():
+    """An evaluator whose trials take a second each and no processor."""
+    from supersam.search.tuner import Evaluator
+
+    class Sleeping(Evaluator):
+        def setup(self, config, asked, source, evaluators, place):
+            self._chunk = config["chunk"]
+
+        def step(self):
+            time.sleep(SLEEP_S * len(self._chunk.jobs))
+            return {"trials": [made_up_trial(job) for job in self._chunk.jobs]}
+
+    return Sleeping
+
+
+def made_up_trial(job):
+    widths = sum(job.spec.mlp_widths)
+    return Trial(
+        **{name: getattr(job, name) for name in ("key", "spec", "stage", "searcher")},
+        **{name: getattr(job, name) for name in ("batch", "index")},
+        status="complete",
+        metrics={"miou": 1 - 1 / (1 + widths), "params_m": widths / 1e3, "flops_g": 1.0},
+        num_images=1,
+        num_objects=1,
+        seconds=SLEEP_S,
+        step=0,
+        host="here",
+    )
+
+
+def prepare(args, load=True):
+    asked = SearchRun.model_validate(
+        {
+            "run": args.run,
+            "out": tempfile.mkdtemp(prefix="ss-bench-"),
+            "device": args.device,
+            "trials": args.subnets,
+            "chunk": args.chunk,
+            "cluster": {"evaluators_per_node": args.evaluators},
+            "protocol": {"images": args.images, "images_per_batch": args.batch},
+        }
+    )
+    basis = find_basis(asked)
+    return asked, basis, SubnetObjective(asked, basis.source) if load else None
+
+
+def random_specs(space, count):
+    rng = np.random.default_rng(0)
+    return list(dict.fromkeys(space.sample(rng) for _ in range(count)))
+
+
+def children(space, args):
+    """A generation of NSGA-II from ten parents."""
+    rng = np.random.default_rng(1)
+    parents = [space.sample(rng) for _ in range(10)]
+    return list(dict.fromkeys(breed(parents, space, rng) for _ in range(args.subnets)))
+
+
+def jobs_of(specs, stage="search"):
+    return tuple(
+        Job(trial_key(spec, {}), spec, stage, "benchmark", 0, i) for i, spec in enumerate(specs)
+    )
+
+
+@torch.no_grad()
+def encode_each_of(supernet, pixels, specs):
+    return [embedding for _, embedding in encode_each(supernet.image_encoder, pixels, specs)]
+
+
+def clock(action):
+    """Seconds of a processor: the same on a busy machine, with one thread."""
+    started = time.process_time()
+    action()
+    return time.process_time() - started
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("question", choices=["sharing", "loop", "overhead", "ranking"])
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--subnets", type=int, default=50)
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--evaluators", type=int, default=4)
+    parser.add_argument("--chunk", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="auto")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Joining a Ray: one of this process's own on loopback, or one that was started for this search.
+
+Ray reads its environment when it is imported, so it is imported here and only inside a session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from supersam.config import SearchRun
+from supersam.runtime.ray_address import (
+    OBJECT_STORE_BYTES,
+    RayAddress,
+    ray_environment,
+    require_short,
+)
+from supersam.runtime.signals import STOP_SIGNALS
+
+logger = logging.getLogger(__name__)
+
+_NODES_S = 120.0
+"""For all hosts to join."""
+
+
+@functools.cache
+def _token() -> str:
+    """What the servers of this process's own Ray want to hear; Ray reads it once."""
+    return secrets.token_hex(16)
+
+
+@contextlib.contextmanager
+def local_ray(asked: SearchRun) -> Iterator[None]:
+    """A Ray of this process's own, on loopback; nothing of it is left afterwards."""
+    folder = tempfile.mkdtemp(prefix="ss-")
+    require_short(folder)
+    os.environ.update(ray_environment(_token(), loopback=True))
+    import ray
+
+    cores = len(os.sched_getaffinity(0))
+    try:
+        with _joining():
+            ray.init(
+                address="local",
+                num_cpus=max(cores, asked.cluster.evaluators_per_node or 1),
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=folder,
+            )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def joined_ray(cluster: RayAddress, *, nodes: tuple[int, int]) -> Iterator[None]:
+    """The Ray that was started for this search, and no other.
+
+    Waits for the most of `nodes` hosts; after a while the fewest are enough.
+    """
+    os.environ.update(ray_environment(cluster.token))
+    import ray
+
+    with _joining():
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        _wait_for_nodes(cluster, nodes)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _wait_for_nodes(cluster: RayAddress, nodes: tuple[int, int]) -> None:
+    import ray
+
+    fewest, most = nodes
+    deadline = time.monotonic() + _NODES_S
+    here = 0
+    while time.monotonic() < deadline:
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        here = len(alive)
+        if not all(cluster.tag in resources for resources in alive):
+            raise RuntimeError(f"the Ray at {cluster.address} is not this job's: no {cluster.tag}")
+        if here >= most:
+            return
+        time.sleep(0.1)
+    if here < fewest:
+        raise RuntimeError(f"{here} of {most} hosts joined within {_NODES_S:g} s; see their logs")
+    logger.warning("going on with %d of %d hosts", here, most)
+
+
+@contextlib.contextmanager
+def _joining() -> Iterator[None]:
+    """Within the block the working folder is where this package lies; signals are ours after it.
+
+    Ray's workers look for modules in the folder that the driver joined from: it must be this code,
+    whatever the user's working folder holds. And Ray would end this process on the first TERM.
+    """
+    before = Path.cwd()
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    os.chdir(Path(__file__).parents[2])
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

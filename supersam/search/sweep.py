@@ -1,0 +1,134 @@
+"""Several searches of one run, and their comparison: same reference, same units."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from supersam.config import SearchRun
+from supersam.config.search import SweepConfig
+from supersam.runtime.atomic import write_bytes, write_json
+from supersam.search.folder import SEARCH_JSON, read_record
+from supersam.search.journal import JOURNAL, Trial, read_journal
+from supersam.search.pareto import cost_matrix, hypervolume, pareto_front
+
+SWEEP_JSON, SWEEP_CSV = "sweep.json", "sweep.csv"
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """One search among others."""
+
+    name: str
+    searcher: str
+    constraint: str
+    seed: int
+    finished: bool
+    trials: int
+    front: int
+    """Subnets on its front."""
+    hypervolume: float
+    """Share of the volume that the fronts of all searches dominate together."""
+    best_miou: float
+    seconds: float
+    """Time in the model and the scoring."""
+
+
+def expand(asked: SearchRun) -> list[SearchRun]:
+    """The searches of a sweep, each with a folder below the sweep's."""
+    sweep = asked.sweep
+    searches = []
+    for searcher, constraint, seed in product(
+        sweep.searchers or (asked.searcher,),
+        sweep.constraints or ("",),
+        sweep.seeds or (asked.seed,),
+    ):
+        name = "-".join(filter(None, (searcher, _slug(constraint), f"seed{seed}")))
+        searches.append(
+            asked.model_copy(
+                update={
+                    "searcher": searcher,
+                    "constraint": (*asked.constraint, *filter(None, [constraint])),
+                    "seed": seed,
+                    "name": name,
+                    "out": asked.folder / name,
+                    "sweep": SweepConfig(),
+                }
+            )
+        )
+    return searches
+
+
+def compare(folder: Path, searches: Sequence[SearchRun]) -> list[SweepRow]:
+    """Write `sweep.json` and `sweep.csv` of those searches that have begun."""
+    begun = [search for search in searches if (search.folder / SEARCH_JSON).is_file()]
+    trials = {search.name: _searched(search) for search in begun}
+    every = [trial for some in trials.values() for trial in some]
+    objectives = searches[0].objectives
+    volumes = {name: _volume(some, every, objectives) for name, some in trials.items()}
+    whole = _volume(every, every, objectives)
+    rows = [_row(search, trials[search.name], volumes[search.name], whole) for search in begun]
+    write_json(folder / SWEEP_JSON, {"searches": [asdict(row) for row in rows]})
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(SweepRow.__dataclass_fields__), lineterminator="\n")
+    table.writeheader()
+    table.writerows(asdict(row) for row in rows)
+    write_bytes(folder / SWEEP_CSV, text.getvalue().encode())
+    return rows
+
+
+def format_sweep(rows: Sequence[SweepRow]) -> str:
+    """An aligned table for a terminal."""
+    lines = [["search", "trials", "front", "hypervolume", "best mIoU", ""]]
+    lines += [
+        [row.name, str(row.trials), str(row.front), f"{row.hypervolume:.4f}"]
+        + [f"{row.best_miou:.4f}", "" if row.finished else "not finished"]
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _searched(search: SearchRun) -> list[Trial]:
+    """Complete trials at the search's own resolution; reference subnets are everybody's."""
+    if not (search.folder / JOURNAL).is_file():
+        return []
+    trials = read_journal(search.folder / JOURNAL)
+    return [t for t in trials if t.stage == "search" and t.status == "complete"]
+
+
+def _volume(trials: Sequence[Trial], every: Sequence[Trial], objectives: Sequence[str]) -> float:
+    """Hypervolume in the box that all trials span, each objective scaled to 1."""
+    if not trials:
+        return 0.0
+    costs = cost_matrix(every, objectives)
+    best, span = costs.min(0), np.ptp(costs, axis=0)
+    scaled = (cost_matrix(trials, objectives) - best) / np.where(span > 0, span, 1.0)
+    return hypervolume(scaled, np.full(len(objectives), 1.0 + 1e-9))
+
+
+def _row(search: SearchRun, trials: list[Trial], volume: float, whole: float) -> SweepRow:
+    return SweepRow(
+        name=search.name,
+        searcher=search.searcher,
+        constraint=" ".join(search.constraint),
+        seed=search.seed,
+        finished=bool(read_record(search.folder).get("finished", False)),
+        trials=len(trials),
+        front=len(pareto_front(trials, search.objectives)),
+        hypervolume=volume / whole if whole > 0 else 0.0,
+        best_miou=max((trial.metrics["miou"] for trial in trials), default=0.0),
+        seconds=sum(trial.seconds for trial in trials),
+    )
+
+
+def _slug(constraint: str) -> str:
+    """`params_m<=45` as part of a folder's name."""
+    return re.sub(r"[^A-Za-z0-9.]+", "_", constraint).strip("_")

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from supersam.data.dataset import EvalDataset
+from supersam.data.shards import ShardReader
+from supersam.evaluation import SubnetPredictor, evaluate
+from supersam.model import resolve_shape
+from supersam.search.costs import is_hopeless
+from supersam.search.folder import find_basis
+from supersam.search.images import chosen_images, scale_masks
+from supersam.search.journal import trial_key
+from supersam.search.objective import Chunk, Job, SubnetObjective
+from supersam.search.prefix import encode_each, path_of
+from supersam.training.trained import load_supernet
+from tests.search.tiny_search import tiny_search
+
+UNTIMED = {"seconds": 0.0}
+
+
+@pytest.fixture(scope="module")
+def basis(run, tmp_path_factory):
+    return find_basis(tiny_search(run, tmp_path_factory.mktemp("out")))
+
+
+@pytest.fixture(scope="module")
+def specs(basis):
+    rng = np.random.default_rng(0)
+    drawn = [basis.space.sample(rng) for _ in range(10)]
+    children = [basis.space.mutate(drawn[0], rng) for _ in range(4)]
+    return list(dict.fromkeys([basis.space.largest(), basis.space.smallest(), *drawn, *children]))
+
+
+def jobs_of(specs, stage="search"):
+    return tuple(
+        Job(trial_key(s, {"stage": stage}), s, stage, "random", 0, i) for i, s in enumerate(specs)
+    )
+
+
+def objective(run, basis, tmp_path, **changes):
+    return SubnetObjective(tiny_search(run, tmp_path, **changes), basis.source)
+
+
+def test_shared_layers_give_bitwise_the_embeddings_of_one_by_one(basis, specs):
+    supernet = load_supernet(basis.train_run, basis.space, basis.source)
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        shared = dict(encode_each(supernet.image_encoder, pixels, specs))
+        for place, spec in enumerate(specs):
+            assert torch.equal(shared[place], supernet.image_encoder(pixels, spec))
+    assert sorted(shared) == list(range(len(specs)))
+
+
+def test_each_step_of_the_tree_is_taken_once(basis, specs, monkeypatch):
+    supernet = load_supernet(basis.train_run, basis.space, basis.source)
+    encoder = supernet.image_encoder
+    taken = []
+    for name in ("attend", "feed"):
+        original = getattr(encoder, name)
+        monkeypatch.setattr(
+            encoder, name, lambda *a, f=original: (taken.append(1), f(*a))[1], raising=True
+        )
+    with torch.no_grad():
+        list(encode_each(encoder, torch.zeros(1, 3, 64, 64), specs))
+    paths = [path_of(spec) for spec in specs]
+    prefixes = {tuple(p[:n]) for p in paths for n in range(2, len(p) + 1)}
+    assert len(taken) == len(prefixes)
+    assert len(taken) < sum(len(p) - 1 for p in paths)
+
+
+@pytest.mark.parametrize("resolution", ["logits", "original"])
+def test_a_trial_does_not_depend_on_its_chunk(run, basis, specs, tmp_path, resolution):
+    rungs = {"rungs": [0.3], "keep": 0.5}
+    judge = objective(run, basis, tmp_path, protocol={"resolution": resolution, **rungs})
+    jobs = jobs_of(specs)
+    first = judge.evaluate(Chunk(jobs, seen=(np.zeros((0, 2)),)))
+    assert {t.status for t in first} == {"complete"}
+    seen = (np.array([[-t.rungs[0][1], t.metrics["params_m"]] for t in first]),)
+    together = judge.evaluate(Chunk(jobs, seen=seen))
+    alone = [judge.evaluate(Chunk((job,), seen=seen))[0] for job in jobs]
+    assert [replace(t, **UNTIMED) for t in together] == [replace(t, **UNTIMED) for t in alone]
+    assert {t.status for t in together} == {"complete", "stopped"}
+    assert {t.num_images for t in together if t.status == "stopped"} == {2}
+
+
+def test_full_resolution_is_what_evaluate_measures(run, basis, specs, tmp_path):
+    judge = objective(
+        run, basis, tmp_path, protocol={"images_per_batch": 1, "objects_per_image": None}
+    )
+    trials = judge.evaluate(Chunk(jobs_of(specs[:3], stage="final")))
+    supernet = load_supernet(basis.train_run, basis.space, basis.source)
+    dataset = EvalDataset(
+        [ShardReader(p) for p in basis.data_folders],
+        side=resolve_shape(run.model).image_size,
+        prompt="box",
+    )
+    images = [dataset[i] for i in chosen_images(len(dataset), 6)]
+    for trial in trials:
+        expected = evaluate(SubnetPredictor(supernet, trial.spec), images, boundary=False)
+        assert trial.metrics["miou"] == pytest.approx(expected.miou, abs=1e-12)
+        assert trial.num_objects == expected.num_objects
+        assert trial.resolution == "original"
+        assert trial.metrics["miou_lo"] <= trial.metrics["miou"] <= trial.metrics["miou_hi"]
+
+
+def test_latency_and_memory_are_measured_before_anything_is_evaluated(run, basis, specs, tmp_path):
+    judge = objective(
+        run, basis, tmp_path,
+        constraint=["latency_ms<=0.001", "peak_mem_mib<=1000"],
+        latency={"repeats": 3, "warmup": 1},
+    )  # fmt: skip
+    (trial,) = judge.evaluate(Chunk(jobs_of(specs[:1])))
+    assert trial.status == "infeasible"
+    assert trial.num_images == 0
+    assert "miou" not in trial.metrics
+    assert trial.metrics["latency_ms"] > 0.001
+    assert trial.metrics["peak_mem_mib"] > 4 * trial.metrics["params_m"] / 1.05
+
+
+def test_a_larger_subnet_needs_more_memory(run, basis, tmp_path):
+    judge = objective(run, basis, tmp_path, objectives=["miou", "peak_mem_mib"])
+    ends = (basis.space.largest(), basis.space.smallest())
+    large, small = judge.evaluate(Chunk(jobs_of(ends)))
+    assert large.metrics["peak_mem_mib"] > small.metrics["peak_mem_mib"]
+
+
+def test_a_small_subnet_is_judged_against_small_ones():
+    seen = np.array([[-0.9, 9.0], [-0.8, 8.0], [-0.5, 2.0], [-0.4, 3.0], *[[-0.1, 9.0]] * 6])
+    assert not is_hopeless(np.array([-0.3, 1.0]), seen, keep=0.3)
+    assert is_hopeless(np.array([-0.3, 9.5]), seen, keep=0.3)
+    assert not is_hopeless(np.array([-0.3, 9.5]), seen[:7], keep=0.3)
+
+
+def test_no_object_vanishes_on_a_coarser_grid():
+    masks = torch.zeros(2, 16, 16, dtype=torch.bool)
+    masks[0, 3, 5] = True
+    masks[1, :8] = True
+    small = scale_masks(masks, (4, 4))
+    assert small[0].nonzero().tolist() == [[0, 1]]
+    assert torch.equal(small[1], torch.tensor([[True], [True], [False], [False]]).expand(4, 4))
+    assert torch.equal(scale_masks(masks, (16, 16)), masks)
+
+
+def test_few_images_are_spread_over_the_set():
+    assert sorted(chosen_images(100, 4)) == [0, 25, 50, 75]
+    assert sorted(chosen_images(3, None)) == [0, 1, 2]

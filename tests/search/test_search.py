@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from supersam.config import UserError, load_run
+from supersam.config.search import SearchRun
+from supersam.search import Trial, pareto_front, read_journal
+from supersam.search.objective import SubnetObjective
+from tests.search.tiny_search import make_run, make_shards, search, tiny_search
+
+
+def numbers(trials):
+    """Everything of trials but when and where."""
+    return [
+        (t.key, t.spec, t.stage, t.status, dict(t.metrics), t.num_images, t.batch, t.index)
+        for t in trials
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run, tmp_path_factory):
+    return search(run, tmp_path_factory.mktemp("undisturbed") / "s")
+
+
+def test_a_search_leaves_its_journal_front_and_record(undisturbed):
+    folder = undisturbed.folder
+    trials = read_journal(folder / "journal.jsonl")
+    assert len({t.key for t in trials}) == len(trials)
+    searched = [t for t in trials if t.batch >= 0]
+    assert undisturbed.num_trials == 12
+    assert len(searched) >= 12 - 2  # a reference may be proposed too
+    record = json.loads((folder / "search.json").read_text())
+    assert record["finished"]
+    assert record["checkpoint"]["step"] == 7
+    assert record["data"]["seen_in_training"]["seen"] is False
+    assert set(record["references"]) == {"largest", "smallest"}
+    front = [Trial.from_dict(v) for v in json.loads((folder / "pareto.json").read_text())]
+    assert numbers(front) == numbers(undisturbed.front)
+    assert {t.resolution for t in front} == {"original"}
+    assert pareto_front(front, ("miou", "params_m")) == front
+    assert list((folder / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize("searcher", ["random", "nsga2", "optuna", "opentuner", "predictor"])
+def test_a_killed_search_goes_on_and_finds_the_same(run, tmp_path, monkeypatch, searcher):
+    whole = search(run, tmp_path / "whole", searcher=searcher)
+    for attempt in (1, 3):
+        _die_at(monkeypatch, calls=attempt)
+        with pytest.raises(KeyboardInterrupt):
+            search(run, tmp_path / "broken", searcher=searcher)
+        monkeypatch.undo()
+    result = search(run, tmp_path / "broken", searcher=searcher)
+    assert numbers(result.front) == numbers(whole.front)
+    journals = [
+        sorted(numbers(read_journal(tmp_path / name / "journal.jsonl")), key=lambda row: row[0])
+        for name in ("whole", "broken")
+    ]
+    assert journals[0] == journals[1]
+
+
+def _die_at(monkeypatch, *, calls):
+    """The process dies in the middle of its `calls`-th chunk."""
+    evaluate, left = SubnetObjective.evaluate, [calls]
+
+    def dying(self, chunk):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return evaluate(self, chunk)
+
+    monkeypatch.setattr(SubnetObjective, "evaluate", dying)
+
+
+def test_chunks_and_their_order_do_not_change_what_is_found(run, tmp_path, undisturbed):
+    other = search(run, tmp_path / "s", chunk=3)
+    assert numbers(other.front) == numbers(undisturbed.front)
+
+
+def test_a_longer_search_begins_as_the_shorter_one(run, tmp_path):
+    search(run, tmp_path / "grown", trials=6)
+    grown = search(run, tmp_path / "grown", trials=12)
+    whole = search(run, tmp_path / "whole", trials=12)
+    assert numbers(grown.front) == numbers(whole.front)
+
+
+def test_a_finished_search_evaluates_nothing_again(run, undisturbed, monkeypatch):
+    _die_at(monkeypatch, calls=1)
+    again = search(run, undisturbed.folder)
+    assert numbers(again.front) == numbers(undisturbed.front)
+
+
+def test_early_stopping_gives_up_on_some_and_survives_a_kill(run, tmp_path, monkeypatch):
+    settings = {"trials": 32, "population": 8, "protocol": {"rungs": [0.3], "keep": 0.2}}
+    whole = search(run, tmp_path / "whole", **settings)
+    _die_at(monkeypatch, calls=8)
+    with pytest.raises(KeyboardInterrupt):
+        search(run, tmp_path / "broken", **settings)
+    monkeypatch.undo()
+    broken = search(run, tmp_path / "broken", **settings)
+    assert numbers(broken.front) == numbers(whole.front)
+    status = [t.status for t in read_journal(tmp_path / "whole" / "journal.jsonl")]
+    assert status.count("stopped") > 0
+
+
+def test_a_constraint_keeps_others_from_being_evaluated(run, tmp_path):
+    result = search(run, tmp_path / "s", constraint=["params_m<=4.74"])
+    trials = read_journal(tmp_path / "s" / "journal.jsonl")
+    assert all(t.metrics["params_m"] <= 4.74 for t in trials if t.stage == "search")
+    assert all(t.metrics["params_m"] <= 4.74 for t in result.front)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"constraint": ["params_m<=1"]}, "the smallest subnet has params_m=4.69"),
+        ({"constraint": ["params_m<=4.7", "flops_g>=0.078"]}, "the nearest has params_m="),
+        ({"checkpoint": "99"}, "has no checkpoint '99'; it has step-000007"),
+        ({"checkpoint": "initial"}, "use last, best or a step number"),
+        ({"data": ["/nowhere"]}, "/nowhere"),
+        ({"run": "/nowhere"}, "/nowhere is no run"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_and_nothing_is_written(run, tmp_path, changes, words):
+    with pytest.raises(UserError, match=words):
+        search(run, tmp_path / "s", **changes)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_run_without_a_checkpoint_is_refused(run, shards, tmp_path):
+    shutil.copytree(run.folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "progress.json").unlink()
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        search(run, tmp_path / "s", run=str(tmp_path / "run"))
+
+
+def test_a_folder_of_another_search_is_left_alone(run, shards, tmp_path, undisturbed):
+    before = {p.name: p.read_bytes() for p in undisturbed.folder.iterdir() if p.is_file()}
+    other = make_run(tmp_path / "other", shards, model={"depth": 3, "global_layers": [1]})
+    make_shards(tmp_path / "val", images=4, seed=5)
+    for changed, words in (
+        ({"seed": 1}, "seed: 0 -> 1"),
+        ({"protocol": {"images": 5}}, "protocol"),
+        ({"run": str(other.folder)}, "another checkpoint"),
+        ({"data": [str(tmp_path / "val")]}, "other evaluation data"),
+    ):
+        with pytest.raises(UserError, match=words):
+            search(run, undisturbed.folder, **changed)
+    assert {p.name: p.read_bytes() for p in undisturbed.folder.iterdir() if p.is_file()} == before
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(run, tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="not empty and holds no search"):
+        search(run, tmp_path / "s")
+    assert [p.name for p in (tmp_path / "s").iterdir()] == ["thesis.txt"]
+
+
+def test_evaluation_data_that_training_saw_is_said_so(run, tmp_path, capsys):
+    train = str(run.data.train[0])
+    result = search(run, tmp_path / "s", data=[train], trials=4, protocol={"images": 4})
+    record = json.loads((result.folder / "search.json").read_text())
+    assert record["data"]["seen_in_training"]["seen"] is True
+    assert "training saw the evaluation data" in capsys.readouterr().err
+
+
+def test_the_weights_before_training_are_a_reference(run, shards, tmp_path):
+    tuned = make_run(tmp_path / "tuned", shards, model={"checkpoint": str(run.folder)})
+    result = search(tuned, tmp_path / "s", trials=4)
+    assert set(result.references) == {"largest", "smallest", "pretrained"}
+    before, after = result.references["pretrained"], result.references["largest"]
+    assert (before.step, after.step) == (0, 7)
+    assert before.metrics["miou"] != after.metrics["miou"]
+    assert before.key != after.key
+
+
+def test_the_settings_are_read_back_equal(run, tmp_path, undisturbed):
+    saved = load_run(SearchRun, undisturbed.folder / "search.yaml")
+    assert saved == tiny_search(run, undisturbed.folder)
+
+
+def test_a_space_smaller_than_the_budget_is_exhausted(shards, tmp_path):
+    small = make_run(
+        tmp_path / "run", shards, space={"mlp_fractions": [0.5, 1.0], "removable": [1],
+        "elastic_heads": False, "elastic_mlp": False},
+    )  # fmt: skip
+    for searcher in ("random", "exhaustive", "nsga2"):
+        result = search(small, tmp_path / searcher, searcher=searcher, trials=100)
+        assert result.finished
+        assert result.num_trials == 2
