@@ -21,8 +21,9 @@ from pydantic import BaseModel
 from supersam.cluster import slurm
 from supersam.config import (
     CheckpointConfig,
-    ClusterConfig,
     EvaluateRun,
+    SearchClusterConfig,
+    SearchRun,
     TrainRun,
     UserError,
     exit_code,
@@ -37,15 +38,21 @@ class Command:
     """A command that can follow a training."""
 
     run_type: type[BaseModel]
-    """Its configuration; `run` is the training's folder. Where it has a `cluster`, that says what
-    its job asks for, else it gets one rank's share of a training node."""
+    """Its configuration; `run` is the training's folder."""
     action: str
     """MODULE:FUNCTION that takes it and returns an exit code; imported where it runs."""
 
 
 COMMANDS = {
     "evaluate": Command(EvaluateRun, "supersam.training.command:run_evaluate"),
+    "search": Command(SearchRun, "supersam.search.command:run_search_here"),
 }
+_SITE = (
+    "partition", "account", "qos", "time", "constraint", "exclude", "gpus_per_node",
+    "cpus_per_task", "mem", "signal_delay_s", "sbatch",
+)  # fmt: skip
+IN_JOB = "--job"
+"""First word in a job of its own: a search then has all the hosts of the job."""
 
 
 def check_follow_up(run: TrainRun) -> BaseModel:
@@ -71,12 +78,10 @@ def script_text(run: TrainRun, job_id: str) -> str:
     from supersam.cluster.sbatch import JOB_FOLDER, plain_path, script  # slow: it imports submitit
 
     folder, words = plain_path(run.folder), _words(run)
-    place = _place(run, check_follow_up(run))
-    asked = run.model_copy(update={"name": f"{run.name}-{words[0]}", "cluster": place})
     code = shlex.quote(str(folder / "code"))
     return script(
-        asked,
-        _command(folder, words),
+        _parameters(run, _parse(run.folder, words), f"{run.name}-{words[0]}"),
+        shlex.join([sys.executable, "-u", "-m", __name__, IN_JOB, str(folder), *words]),
         folder=folder / JOB_FOLDER,
         setup=[f"export PYTHONPATH={code}", f"cd {code} || exit 1"],
         options={"dependency": f"afterok:{job_id}", "kill-on-invalid-dep": "yes"},
@@ -85,22 +90,28 @@ def script_text(run: TrainRun, job_id: str) -> str:
 
 def run_follow_up(run: TrainRun) -> int:
     """Do what follows the training on this machine, now. Returns the exit code."""
-    command = shlex.split(_command(run.folder, _words(run)))
+    command = [sys.executable, "-u", "-m", __name__, str(run.folder), *_words(run)]
     return subprocess.run(command, check=False).returncode
 
 
-def main(folder: Path, words: Sequence[str]) -> int:
+def main(folder: Path, words: Sequence[str], *, in_job: bool) -> int:
     """Do it here. Returns the exit code."""
     keep_others_from_writing()
-    os.chdir(os.environ.get("SLURM_SUBMIT_DIR", "."))  # relative paths of the words start there
+    if in_job:
+        os.chdir(os.environ["SLURM_SUBMIT_DIR"])  # relative paths of the words start there
     try:
         _require_checkpoint(folder, words[0])
     except UserError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return USAGE_ERROR
+    asked = _parse(folder, words)
+    if in_job and isinstance(asked, SearchRun):
+        from supersam.cluster.search_job import search_in_job  # slow: it imports submitit
+
+        return exit_code(lambda search: search_in_job(search, folder), asked)
     module, _, function = COMMANDS[words[0]].action.partition(":")
     action = getattr(importlib.import_module(module), function)
-    return exit_code(action, _parse(folder, words))
+    return exit_code(action, asked)
 
 
 def _words(run: TrainRun) -> list[str]:
@@ -114,22 +125,30 @@ def _parse(folder: Path, words: Sequence[str]) -> BaseModel:
         raise UserError(f"--then {name!r} is not one of {', '.join(COMMANDS)}")
     if any(flag.partition("=")[0] == "--run" for flag in flags):
         raise UserError(f"--then {name} takes no --run: it is about the run that is trained")
-    return parse_cli(COMMANDS[name].run_type, ["--run", str(folder), *flags])
+    asked = parse_cli(COMMANDS[name].run_type, ["--run", str(folder), *flags])
+    if isinstance(asked, SearchRun) and not asked.sweep.is_empty:
+        raise UserError("--then search takes one search; start a sweep when the training is done")
+    return asked
 
 
-def _command(folder: Path, words: Sequence[str]) -> str:
-    return shlex.join([sys.executable, "-u", "-m", __name__, str(folder), *words])
+def _parameters(run: TrainRun, asked: BaseModel, name: str) -> dict[str, Any]:
+    """What the job asks for. What the command leaves open is as for the training."""
+    from supersam.cluster.sbatch import sbatch_parameters  # slow: they import submitit
+    from supersam.cluster.search_job import search_parameters
 
-
-def _place(run: TrainRun, asked: BaseModel) -> ClusterConfig:
-    """The command's own wishes; what it leaves open is as for the training."""
-    own = getattr(asked, "cluster", None)
-    if isinstance(own, ClusterConfig):
-        changes: dict[str, Any] = own.model_dump(exclude_unset=True)
-    else:
-        gpus = None if run.cluster.gpus_per_node is None else 1
-        changes = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": gpus}
-    return run.cluster.model_copy(update={"spare_nodes": 0, "min_nodes": None, **changes})
+    if isinstance(asked, SearchRun):
+        ours = {
+            n: v for n, v in run.cluster.model_dump(exclude_defaults=True).items() if n in _SITE
+        }
+        own = asked.cluster.model_dump(exclude_defaults=True)
+        there = SearchClusterConfig.model_validate({**ours, **own})
+        return search_parameters(asked.model_copy(update={"name": name, "cluster": there}))
+    gpus = None if run.cluster.gpus_per_node is None else 1
+    place = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": gpus, "spare_nodes": 0}
+    cluster = run.cluster.model_copy(update={**place, "min_nodes": None})
+    parameters = sbatch_parameters(run.model_copy(update={"name": name, "cluster": cluster}))
+    del parameters["additional_parameters"]["signal"]  # nobody there would take it
+    return parameters
 
 
 def _require_checkpoint(folder: Path, name: str) -> None:
@@ -144,4 +163,6 @@ def _require_checkpoint(folder: Path, name: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))
+    given = sys.argv[1:]
+    job = given[0] == IN_JOB
+    sys.exit(main(Path(given[job]), given[job + 1 :], in_job=job))

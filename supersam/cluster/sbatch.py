@@ -51,13 +51,16 @@ def sbatch_text(run: Task) -> str:
 
 
 def script(
-    run: Task, command: str, *, folder: Path, setup: list[str], options: dict[str, str]
+    parameters: dict[str, Any],
+    command: str,
+    *,
+    folder: Path,
+    setup: list[str],
+    options: dict[str, str],
 ) -> str:
-    """The script of another job at the place of `run`: not supervised, its output in `folder`."""
-    parameters = sbatch_parameters(run)
-    ours = parameters["additional_parameters"]
-    del ours["signal"]  # nobody there would take it
-    parameters |= {"setup": setup, "additional_parameters": ours | options}
+    """The script of a job that runs `command`, its output in `folder`, with sbatch `options`."""
+    additional = parameters["additional_parameters"] | options
+    parameters = parameters | {"setup": setup, "additional_parameters": additional}
     return str(_make_sbatch_string(command=f"exec {command}", folder=folder, **parameters))
 
 

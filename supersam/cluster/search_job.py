@@ -64,6 +64,25 @@ def submit_search(asked: SearchRun) -> int:
     return 0
 
 
+def search_in_job(asked: SearchRun, home: Path) -> int:
+    """Search on the hosts of the job that this process is the batch step of.
+
+    home: the folder with the job's code. Returns the exit code.
+    """
+    from supersam.search.folder import find_basis, prepare_folder
+
+    prepare_folder(asked, find_basis(asked))
+    write_json(
+        asked.folder / JOB_FILE, {"job_id": os.environ["SLURM_JOB_ID"], "submitted": time.time()}
+    )
+    folder = str(plain_path(asked.folder))
+    try:
+        SearchSupervisor(folder, str(home))()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
 def submit_search_jobs(asked: SearchRun) -> list[str]:
     """Check everything, prepare the folders, submit. Returns the ids: one, or an array's."""
     from supersam.search.folder import find_basis, prepare_folder

@@ -14,7 +14,7 @@ from supersam.config.io import (
     read_yaml,
 )
 from supersam.config.runs import EvaluateRun, MonitorRun, ShardRun, StatusRun, TrainRun
-from supersam.config.search import Constraint, SearchRun
+from supersam.config.search import Constraint, SearchClusterConfig, SearchRun
 from supersam.config.sections import (
     CheckpointConfig,
     DataConfig,
@@ -43,6 +43,7 @@ __all__ = [
     "MonitorRun",
     "OptimConfig",
     "SandwichConfig",
+    "SearchClusterConfig",
     "SearchRun",
     "ShardRun",
     "SourceConfig",

@@ -63,9 +63,24 @@ def test_what_follows_gets_one_gpu_where_the_training_has_some(tmp_path: Path):
     assert "B:USR2" not in text
 
 
+def test_a_search_that_follows_has_its_own_nodes_and_the_site_of_the_training(tmp_path: Path):
+    then = "search --nodes 4 --evaluators-per-node 2 --cpus-per-task 3 --trials 9"
+    text = script_text(run_of(tmp_path, then=then, nodes=8, partition="gpu", qos="night"), "17")
+    for option in ("nodes=4", "ntasks-per-node=1", "cpus-per-task=6", "partition=gpu"):
+        assert f"#SBATCH --{option}" in text
+    assert "#SBATCH --qos=night" in text
+    assert "#SBATCH --signal=B:USR2@" in text  # it saves its journal and goes on
+    assert "#SBATCH --no-kill" in text
+    assert "--dependency=afterok:17" in text
+
+
 @pytest.mark.parametrize(
     ("then", "message"),
-    [("destroy", "is not one of evaluate"), ("evaluate --run x", "takes no --run")],
+    [
+        ("destroy", "is not one of evaluate, search"),
+        ("evaluate --run x", "takes no --run"),
+        ("search --sweep.seeds 1 2", "takes one search"),
+    ],
 )
 def test_a_command_that_cannot_follow_is_refused_before_anything_is_written(
     tmp_path: Path, then: str, message: str, capsys: pytest.CaptureFixture[str]
@@ -95,13 +110,10 @@ def test_a_name_that_is_more_than_a_name_is_refused(name: str):
         TrainRun.model_validate({"data": {"source": "synthetic"}, "name": name})
 
 
-def test_nothing_follows_without_a_checkpoint(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.delenv("SLURM_SUBMIT_DIR", raising=False)
+def test_nothing_follows_without_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     before = os.umask(0o022)
     try:
-        assert main(tmp_path, ["evaluate"]) == 2
+        assert main(tmp_path, ["evaluate"], in_job=False) == 2
     finally:
         os.umask(before)
     assert f"error: {tmp_path} holds no checkpoint to evaluate" in capsys.readouterr().err

@@ -83,12 +83,8 @@ def splice(first: SubnetSpec, second: SubnetSpec, cut: int) -> SubnetSpec:
     Neighbouring layers work together and stay together; and a child shares its leading layers,
     and so their activations, with its first parent's other children.
     """
-    genes = [
-        gene
-        for parent, ours in ((first, lambda i: i < cut), (second, lambda i: i >= cut))
-        for gene in zip(parent.layers, parent.mlp_widths, parent.heads, strict=True)
-        if ours(gene[0])
-    ]
+    genes = [gene for gene in _genes(first) if gene[0] < cut]
+    genes += [gene for gene in _genes(second) if gene[0] >= cut]
     layers, widths, heads = zip(*genes, strict=True)
     return SubnetSpec(layers, widths, heads, first.embed_dim)
 
@@ -96,3 +92,8 @@ def splice(first: SubnetSpec, second: SubnetSpec, cut: int) -> SubnetSpec:
 def mutation_rate(space: SearchSpace) -> float:
     """One gene of a child is drawn anew, on average (Deb et al. 2002)."""
     return 1.0 / max(1, len(gene_choices(space)))
+
+
+def _genes(spec: SubnetSpec) -> list[tuple[int, int, int]]:
+    """Layer, MLP width and heads of each kept layer."""
+    return list(zip(spec.layers, spec.mlp_widths, spec.heads, strict=True))
