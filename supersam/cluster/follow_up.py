@@ -125,7 +125,7 @@ def _place(run: TrainRun, asked: BaseModel) -> ClusterConfig:
     """The command's own wishes; what it leaves open is as for the training."""
     own = getattr(asked, "cluster", None)
     if isinstance(own, ClusterConfig):
-        changes: dict[str, Any] = own.model_dump(exclude_unset=True)
+        changes: dict[str, Any] = own.model_dump(exclude_defaults=True)
     else:
         gpus = None if run.cluster.gpus_per_node is None else 1
         changes = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": gpus}
