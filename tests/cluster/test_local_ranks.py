@@ -79,3 +79,11 @@ def test_ranks_of_one_machine_listen_on_loopback_only(tmp_path: Path):
     finally:
         run.process.terminate()
         run.end()
+
+
+@pytest.mark.slow
+def test_what_follows_a_training_here_is_done_here(tmp_path: Path):
+    then = ("--then", "evaluate --subnet smallest --images 1 --prompt box")
+    run = Training(tmp_path / "run", *then, tasks=2)
+    assert run.end() == 0
+    assert len(list((run.folder / "results").glob("evaluate-*-step-000004.json"))) == 1

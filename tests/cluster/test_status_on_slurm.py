@@ -44,8 +44,8 @@ def submit(small_cluster: DevCluster, tmp_path: Path) -> Callable[[str], Path]:
         config = "{optim: {steps: 900}, watchdog: {heartbeat_s: 0.5}}"
         (folder / "run.yaml").write_text(config, encoding="utf-8")
         script = tmp_path / f"{name}.sh"
-        command = f"PYTHONPATH={ROOT} {sys.executable} {tmp_path}/rank.py {folder}"
-        script.write_text(f"#!/bin/bash\n{command}\n", encoding="utf-8")
+        command = f"env PYTHONPATH={ROOT} {sys.executable} {tmp_path}/rank.py {folder}"
+        script.write_text(f"#!/bin/bash\nexec {command}\n", encoding="utf-8")
         job_id = small_cluster.submit(script, "--exclusive", f"--output={folder}/slurm.log")
         job = {"job_id": job_id, "submitted": time.time()}
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
