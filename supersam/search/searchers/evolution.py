@@ -83,14 +83,15 @@ def splice(first: SubnetSpec, second: SubnetSpec, cut: int) -> SubnetSpec:
     Neighbouring layers work together and stay together; and a child shares its leading layers,
     and so their activations, with its first parent's other children.
     """
-    genes = [
-        gene
-        for parent, ours in ((first, lambda i: i < cut), (second, lambda i: i >= cut))
-        for gene in zip(parent.layers, parent.mlp_widths, parent.heads, strict=True)
-        if ours(gene[0])
-    ]
+    genes = [gene for gene in _layers_of(first) if gene[0] < cut]
+    genes += [gene for gene in _layers_of(second) if gene[0] >= cut]
     layers, widths, heads = zip(*genes, strict=True)
     return SubnetSpec(layers, widths, heads, first.embed_dim)
+
+
+def _layers_of(spec: SubnetSpec) -> list[tuple[int, int, int]]:
+    """(layer, MLP width, heads) of each kept layer."""
+    return list(zip(spec.layers, spec.mlp_widths, spec.heads, strict=True))
 
 
 def mutation_rate(space: SearchSpace) -> float:
