@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import tyro
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 Run = TypeVar("Run", bound=BaseModel)
 USAGE_ERROR = 2
@@ -166,7 +166,7 @@ def _lenient(run_type: type[Run], values: dict[str, Any]) -> Run:
         elif isinstance(kind, type) and issubclass(kind, BaseModel):
             fields[name] = kind.model_validate(values[name])
         else:
-            fields[name] = values[name]
+            fields[name] = TypeAdapter(field.rebuild_annotation()).validate_python(values[name])
     return run_type.model_construct(**fields)
 
 

@@ -83,17 +83,17 @@ def splice(first: SubnetSpec, second: SubnetSpec, cut: int) -> SubnetSpec:
     Neighbouring layers work together and stay together; and a child shares its leading layers,
     and so their activations, with its first parent's other children.
     """
-    genes = [gene for gene in _genes(first) if gene[0] < cut]
-    genes += [gene for gene in _genes(second) if gene[0] >= cut]
+    genes = [gene for gene in _layers_of(first) if gene[0] < cut]
+    genes += [gene for gene in _layers_of(second) if gene[0] >= cut]
     layers, widths, heads = zip(*genes, strict=True)
     return SubnetSpec(layers, widths, heads, first.embed_dim)
+
+
+def _layers_of(spec: SubnetSpec) -> list[tuple[int, int, int]]:
+    """(layer, MLP width, heads) of each kept layer."""
+    return list(zip(spec.layers, spec.mlp_widths, spec.heads, strict=True))
 
 
 def mutation_rate(space: SearchSpace) -> float:
     """One gene of a child is drawn anew, on average (Deb et al. 2002)."""
     return 1.0 / max(1, len(gene_choices(space)))
-
-
-def _genes(spec: SubnetSpec) -> list[tuple[int, int, int]]:
-    """Layer, MLP width and heads of each kept layer."""
-    return list(zip(spec.layers, spec.mlp_widths, spec.heads, strict=True))

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from supersam.config import Constraint, SearchRun, parse_cli
+from tests.paths import ROOT
+
+CONFIGS = sorted((ROOT / "configs" / "search").glob("*.yaml"))
+
+
+def parse(*words: object) -> SearchRun:
+    return parse_cli(SearchRun, [str(word) for word in words])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_searches_have_no_faults(path):
+    parse("--config", path, "--run", "somewhere")
+
+
+def test_the_contract_of_the_command_line():
+    asked = parse(
+        *("--run", "runs/a", "--nodes", 4, "--trials", 500, "--searcher", "optuna"),
+        *("--objectives", "miou", "latency_ms", "--constraint", "params_m<=45", "flops_g>=1e2"),
+        *("--node-constraint", "h100"),
+    )
+    assert asked.folder == Path("runs/a/results/search")
+    assert asked.constraints == (
+        Constraint("params_m", True, 45.0),
+        Constraint("flops_g", False, 100.0),
+    )
+    assert asked.cluster.constraint == "h100"
+    assert asked.measured == ("latency_ms",)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--constraint", "param_m<=45"], "did you mean params_m?"),
+        (["--constraint", "miou>=0.7"], "unknown metric"),
+        (["--constraint", "params_m=45"], "METRIC<=NUMBER"),
+        (["--objectives", "miou", "miou"], "different metrics"),
+        (["--searcher", "annealing"], "nsga2"),
+        (["--protocol.rungs", "0.5", "0.2"], "ascending"),
+        (["--checkpoint", "last", "--trials", "0"], "greater than"),
+    ],
+)
+def test_a_wrong_search_is_one_message(capsys, words, said):
+    with pytest.raises(SystemExit) as stop:
+        parse("--run", "runs/a", *words)
+    assert stop.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_a_limit_includes_its_number():
+    assert Constraint.parse("params_m <= 45").allows(45.0)
+    assert not Constraint.parse("params_m<=45").allows(45.1)
+    assert Constraint.parse("flops_g>=1").allows(1.0)

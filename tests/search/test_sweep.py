@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import csv
+import json
+
+from supersam.search.sweep import compare, expand, format_sweep
+from tests.search.tiny_search import search, tiny_search
+
+SWEEP = {"searchers": ["random", "nsga2"], "constraints": ["params_m<=4.72"], "seeds": [0, 1]}
+
+
+def test_a_sweep_is_every_searcher_with_every_constraint_and_seed(run, tmp_path):
+    searches = expand(tiny_search(run, tmp_path / "sweep", sweep=SWEEP))
+    assert [s.name for s in searches] == [
+        "random-params_m_4.72-seed0",
+        "random-params_m_4.72-seed1",
+        "nsga2-params_m_4.72-seed0",
+        "nsga2-params_m_4.72-seed1",
+    ]
+    assert len({s.folder for s in searches}) == 4
+    assert all(s.sweep.is_empty and s.constraint == ("params_m<=4.72",) for s in searches)
+
+
+def test_searches_are_compared_in_one_table(run, tmp_path):
+    asked = tiny_search(run, tmp_path / "sweep", sweep=SWEEP, trials=4)
+    searches = expand(asked)
+    for one in searches[:2]:
+        search(run, one.folder, trials=4, seed=one.seed, searcher=one.searcher,
+               constraint=list(one.constraint))  # fmt: skip
+    rows = compare(asked.folder, searches)
+    assert [row.name for row in rows] == [one.name for one in searches[:2]]
+    assert all(row.finished and 0 < row.hypervolume <= 1 for row in rows)
+    saved = json.loads((asked.folder / "sweep.json").read_text())["searches"]
+    assert [row["trials"] for row in saved] == [4, 4]
+    table = list(csv.DictReader((asked.folder / "sweep.csv").open()))
+    assert [row["seed"] for row in table] == ["0", "1"]
+    assert format_sweep(rows).count("\n") == 2
