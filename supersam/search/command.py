@@ -26,6 +26,7 @@ from supersam.search.pareto import write_front
 from supersam.search.predictor import FEWEST, held_out_error
 from supersam.search.program import Program
 from supersam.search.ray_session import joined_ray, local_ray
+from supersam.search.report import write_report
 from supersam.search.sweep import compare, expand, format_sweep
 
 logger = logging.getLogger(__name__)
@@ -88,10 +89,10 @@ def finish(asked: SearchRun, result: SearchResult) -> int:
         print(json.dumps(_as_json(result)))
     else:
         print(format_front(result, asked.objectives))
-    if not result.finished:
-        print("the search was stopped; run the same command to go on", file=sys.stderr)
     if result.finished:
+        logger.info("report: %s", write_report(asked.folder))
         return 0
+    print("the search was stopped; run the same command to go on", file=sys.stderr)
     return 128 + result.stopped_by if result.stopped_by else 1
 
 
