@@ -12,7 +12,7 @@ from supersam.model import resolve_shape
 from supersam.runtime.atomic import write_bytes
 from supersam.runtime.figures import save_pixels
 from supersam.search import figures
-from supersam.search.comparison import write_comparison
+from supersam.search.comparison import REPORT, read_searches, write_comparison
 from supersam.search.contributions import Contribution, contributions
 from supersam.search.drawing import draw_subnet
 from supersam.search.folder import SEARCH_YAML, read_record
@@ -24,7 +24,6 @@ from supersam.search.predictor import FEWEST
 from supersam.space import EncoderShape, SearchSpace
 from supersam.training.trained import read_run
 
-REPORT = "report.html"
 _SHOWN = 12  # contributions in the table; the figure has all
 
 
@@ -57,7 +56,8 @@ class Report:
 def run_report(asked: ReportRun) -> int:
     """What launch/report.py does: write the page and say where it is. Returns the exit code."""
     if asked.out is not None:
-        path = write_comparison(asked.folders, asked.out)
+        write_comparison(asked.out, read_searches(asked.folders))
+        path = asked.out / REPORT
     else:
         path = write_report(asked.folders[0], images=asked.images)
     print(path)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from supersam.config import SearchRun, UserError
-from supersam.search.comparison import write_comparison
+from supersam.search.comparison import read_searches, write_comparison
 from supersam.search.contributions import contributions
 from supersam.search.drawing import draw_subnet
 from supersam.search.folder import find_basis, prepare_folder, write_record
@@ -17,6 +17,7 @@ from supersam.search.journal import JOURNAL, Journal
 from supersam.search.pareto import pareto_front, write_front
 from supersam.search.picks import best, cheapest, knee, read_front
 from supersam.search.report import read_report, write_report
+from supersam.search.sweep import volume_curves
 from supersam.space import read_space, subnet_cost
 from tests.search.trials import make_trial
 
@@ -172,20 +173,24 @@ def test_a_drawing_shows_every_layer(tiny_space):
 
 
 def test_a_comparison_ranks_searches_in_one_box(searched, tmp_path):
-    text = write_comparison(searched, tmp_path / "all").read_text()
+    searches = read_searches(searched)
+    rows = write_comparison(tmp_path / "all", searches)
+    text = (tmp_path / "all" / "report.html").read_text()
     Page(text)
-    rows = json.loads((tmp_path / "all" / "comparison.json").read_text())
-    assert [row["seed"] for row in rows] == [0, 1]
-    assert all(0 < row["hypervolume"] <= 1.0001 for row in rows)
-    assert {row["searcher"] for row in rows} == {"random"}
+    assert [row.seed for row in rows] == [0, 1]
     assert "no constraint" in text
+    curves = volume_curves(searches)
+    for row in rows:
+        assert 0 < row.hypervolume <= 1.0001
+        assert curves[row.name][-1] == row.hypervolume
+        assert curves[row.name] == sorted(curves[row.name])  # more trials never dominate less
+        assert f"{row.hypervolume:.4f}" in text
 
 
 def test_searches_that_do_not_compare_are_refused(trained, searched, tmp_path):
     fill(search_of(trained, tmp_path / "other", protocol={"images": 1}))
-    with pytest.raises(UserError, match="do not compare"):
-        write_comparison([searched[0], tmp_path / "other"], tmp_path / "all")
-    assert not (tmp_path / "all").exists()
+    with pytest.raises(UserError, match="do not compare: they differ in protocol"):
+        read_searches([searched[0], tmp_path / "other"])
 
 
 def test_picks(searched):
