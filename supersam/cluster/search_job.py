@@ -154,8 +154,9 @@ def follow_searches(asked: SearchRun, job_ids: list[str]) -> int:
     Returns the exit code. Also ends the wait that Slurm puts before each requeued start. Ctrl-C
     leaves the jobs alone.
     """
+    from supersam.search.comparison import write_comparison
     from supersam.search.folder import read_record
-    from supersam.search.sweep import compare, expand, format_sweep
+    from supersam.search.sweep import expand, format_sweep
 
     logs = [asked.folder / JOB_FOLDER / f"{job_id}_0_log.out" for job_id in job_ids]
     try:
@@ -166,7 +167,7 @@ def follow_searches(asked: SearchRun, job_ids: list[str]) -> int:
         return 128 + 2
     searches = [asked] if asked.sweep.is_empty else expand(asked)
     if not asked.sweep.is_empty:
-        print(format_sweep(compare(asked.folder, searches)))
+        print(format_sweep(write_comparison(asked.folder, searches)))
     ended = [bool(read_record(search.folder).get("finished", False)) for search in searches]
     for log, finished in zip(logs, ended, strict=True):
         if not finished:
@@ -201,11 +202,12 @@ class SearchSupervisor:
 
 def _compare_sweep(home: Path) -> None:
     """Each search that ends brings the comparison up to date."""
-    from supersam.search.sweep import compare, expand
+    from supersam.search.comparison import write_comparison
+    from supersam.search.sweep import expand
 
     if (home / SWEEP_YAML).is_file():
         sweep = load_run(SearchRun, home / SWEEP_YAML).model_copy(update={"out": home})
-        compare(home, expand(sweep))
+        write_comparison(home, expand(sweep))
 
 
 def _drive(asked: SearchRun, meeting: Path) -> int:

@@ -13,6 +13,7 @@ from supersam.config.io import (
     parse_cli,
     read_yaml,
 )
+from supersam.config.report import ReportRun
 from supersam.config.runs import EvaluateRun, MonitorRun, ShardRun, StatusRun, TrainRun
 from supersam.config.search import Constraint, SearchClusterConfig, SearchRun
 from supersam.config.sections import (
@@ -42,6 +43,7 @@ __all__ = [
     "ModelConfig",
     "MonitorRun",
     "OptimConfig",
+    "ReportRun",
     "SandwichConfig",
     "SearchClusterConfig",
     "SearchRun",

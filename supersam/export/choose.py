@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-
-import numpy as np
 
 from supersam.config import UserError
 from supersam.search.journal import Trial
+from supersam.search.picks import best, knee, read_front
 from supersam.space import SearchSpace, SubnetSpec
 from supersam.training.trained import choose_subnet
 
@@ -27,34 +25,11 @@ def choose(name: str, space: SearchSpace) -> SubnetSpec:
     return trial.spec
 
 
-def read_front(path: Path) -> list[Trial]:
-    """The trials of a `pareto.json`, or of the one in a search's folder, in their order."""
-    file = path / "pareto.json" if path.is_dir() else path
-    try:
-        front = [Trial.from_dict(values) for values in json.loads(file.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, KeyError, TypeError) as fault:
-        raise UserError(f"{file} is not a front written by launch/search.py: {fault}") from None
-    if not front:
-        raise UserError(f"{file} holds no subnet yet")
-    return front
-
-
-def knee(front: list[Trial]) -> int:
-    """Index of the subnet farthest above the line between the ends of the front.
-
-    FLOPs and mIoU, each stretched to 0 to 1 over the front.
-    """
-    points = np.array([(t.metrics["flops_g"], t.metrics["miou"]) for t in front])
-    span = np.ptp(points, axis=0)
-    stretched = (points - points.min(axis=0)) / np.where(span > 0, span, 1.0)
-    return int((stretched[:, 1] - stretched[:, 0]).argmax())
-
-
 def _pick(front: list[Trial], place: str, name: str) -> Trial:
     if place == "best":
-        return max(front, key=lambda trial: trial.metrics["miou"])
+        return best(front)
     if place == "knee":
-        return front[knee(front)]
+        return knee(front)
     if not place.isdigit():
         raise UserError(f"--subnet {name}: after # comes {_FORMS}")
     if int(place) >= len(front):

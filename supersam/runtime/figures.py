@@ -1,9 +1,12 @@
-"""The door to matplotlib: empty figures and PNG files. No screen, no global state."""
+"""The door to matplotlib: empty figures, and files of them. No screen, no global state."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from supersam.runtime.atomic import atomic_file
 
@@ -26,6 +29,17 @@ def new_figure(
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG file, whole or not at all."""
+    """Write a PNG or SVG file, as the name says, whole or not at all."""
+    kind = path.suffix.removeprefix(".")
+    # Without a date, equal figures are equal files.
+    metadata: dict[str, str | None] = {"Date": None} if kind == "svg" else {}
     with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI)
+        figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)
+
+
+def save_pixels(pixels: NDArray[np.uint8], path: Path) -> None:
+    """Write a picture, (H, W, 3) uint8 RGB, as a PNG file, whole or not at all."""
+    from matplotlib.image import imsave
+
+    with atomic_file(path) as temporary:
+        imsave(temporary, pixels, format="png")

@@ -19,6 +19,7 @@ from supersam.runtime.logging import setup_logging
 from supersam.runtime.ray_address import RayAddress
 from supersam.runtime.signals import StopFlag, stop_requested
 from supersam.search.board import Board
+from supersam.search.comparison import write_comparison
 from supersam.search.folder import Basis, find_basis, prepare_folder, write_record
 from supersam.search.journal import JOURNAL, Journal, Trial
 from supersam.search.objective import SubnetObjective, prepare_process
@@ -26,7 +27,8 @@ from supersam.search.pareto import write_front
 from supersam.search.predictor import FEWEST, held_out_error
 from supersam.search.program import Program
 from supersam.search.ray_session import joined_ray, local_ray
-from supersam.search.sweep import compare, expand, format_sweep
+from supersam.search.report import write_report
+from supersam.search.sweep import expand, format_sweep
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +80,7 @@ def run_search_here(asked: SearchRun) -> int:
         print(f"search {search.name}")
         if not run_search(search).finished:
             return 1
-    print(format_sweep(compare(asked.folder, searches)))
+    print(format_sweep(write_comparison(asked.folder, searches)))
     return 0
 
 
@@ -88,10 +90,11 @@ def finish(asked: SearchRun, result: SearchResult) -> int:
         print(json.dumps(_as_json(result)))
     else:
         print(format_front(result, asked.objectives))
-    if not result.finished:
-        print("the search was stopped; run the same command to go on", file=sys.stderr)
+    if result.finished and result.front:
+        logger.info("report: %s", write_report(asked.folder))
     if result.finished:
         return 0
+    print("the search was stopped; run the same command to go on", file=sys.stderr)
     return 128 + result.stopped_by if result.stopped_by else 1
 
 

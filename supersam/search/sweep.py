@@ -84,6 +84,22 @@ def compare(folder: Path, searches: Sequence[SearchRun]) -> list[SweepRow]:
     return rows
 
 
+def volume_curves(searches: Sequence[SearchRun]) -> dict[str, list[float]]:
+    """By name of each search that has begun: its hypervolume after each trial, as in its row."""
+    begun = [search for search in searches if (search.folder / SEARCH_JSON).is_file()]
+    trials = {search.name: _searched(search) for search in begun}
+    every = [trial for some in trials.values() for trial in some]
+    objectives = searches[0].objectives
+    whole = _volume(every, every, objectives)
+    return {
+        name: [
+            _volume(some[: n + 1], every, objectives) / whole if whole > 0 else 0.0
+            for n in range(len(some))
+        ]
+        for name, some in trials.items()
+    }
+
+
 def format_sweep(rows: Sequence[SweepRow]) -> str:
     """An aligned table for a terminal."""
     lines = [["search", "trials", "front", "hypervolume", "best mIoU", ""]]
@@ -97,11 +113,15 @@ def format_sweep(rows: Sequence[SweepRow]) -> str:
 
 
 def _searched(search: SearchRun) -> list[Trial]:
-    """Complete trials at the search's own resolution; reference subnets are everybody's."""
+    """Complete trials at the search's own resolution, in the order they were proposed.
+
+    Reference subnets are everybody's.
+    """
     if not (search.folder / JOURNAL).is_file():
         return []
     trials = read_journal(search.folder / JOURNAL)
-    return [t for t in trials if t.stage == "search" and t.status == "complete"]
+    found = [t for t in trials if t.stage == "search" and t.status == "complete"]
+    return sorted(found, key=lambda t: (t.batch, t.index))
 
 
 def _volume(trials: Sequence[Trial], every: Sequence[Trial], objectives: Sequence[str]) -> float:

@@ -1,0 +1,124 @@
+"""Several searches of one supernet on one page: hypervolume of each searcher and constraint."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from supersam.config import SearchRun, UserError, load_run
+from supersam.runtime.atomic import write_bytes
+from supersam.search import figures
+from supersam.search.folder import SEARCH_YAML, read_record
+from supersam.search.html import Markup, page, picture, table, tag
+from supersam.search.sweep import SweepRow, compare, volume_curves
+
+REPORT = "report.html"
+
+
+def write_comparison(folder: Path, searches: Sequence[SearchRun]) -> list[SweepRow]:
+    """Write `sweep.json`, `sweep.csv`, `report.html` and `figures/` of the searches begun so far.
+
+    Returns the rows of the table. The page has a part for each constraint.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = compare(folder, searches)
+    curves = volume_curves(searches)
+    place = folder / "figures"
+    place.mkdir(exist_ok=True)
+    groups: dict[str, list[SweepRow]] = defaultdict(list)
+    for row in rows:
+        groups[row.constraint or "no constraint"].append(row)
+    parts = [_introduction(searches[0])]
+    for number, (name, members) in enumerate(groups.items()):
+        file = place / f"hypervolume-{number}.svg"
+        figures.draw_volumes(file, _by_searcher(members, curves), name)
+        parts += [tag("h2", name), tag("figure", picture(file, alt=f"hypervolume, {name}"))]
+        parts += [_summary(members), _table(members)]
+    text = page(f"{folder.name}: searches of {searches[0].run}", *parts)
+    write_bytes(folder / REPORT, text.encode())
+    return rows
+
+
+def read_searches(folders: Sequence[Path]) -> list[SearchRun]:
+    """What the folders' searches were asked for.
+
+    Raises UserError where they are not of one supernet, data, protocol and objectives: their
+    numbers would not compare.
+    """
+    searches = [
+        load_run(SearchRun, folder / SEARCH_YAML).model_copy(
+            update={"out": folder, "name": folder.name}
+        )
+        for folder in folders
+    ]
+    first, *others = (_basis(search) for search in searches)
+    for folder, other in zip(folders[1:], others, strict=True):
+        differing = [name for name in first if first[name] != other[name]]
+        if differing:
+            raise UserError(
+                f"{folder} and {folders[0]} do not compare: they differ in {', '.join(differing)}; "
+                "name searches of one sweep"
+            )
+    return searches
+
+
+def _basis(search: SearchRun) -> dict[str, object]:
+    record = read_record(search.folder)
+    return {
+        "weights": record["checkpoint"]["sha256"],
+        "evaluation data": record["data"]["id"],
+        "objectives": search.objectives,
+        "protocol": search.protocol,
+    }
+
+
+def _by_searcher(
+    rows: Sequence[SweepRow], curves: Mapping[str, list[float]]
+) -> Mapping[str, list[list[float]]]:
+    lines: dict[str, list[list[float]]] = defaultdict(list)
+    for row in rows:
+        lines[row.searcher].append(curves[row.name])
+    return lines
+
+
+def _introduction(search: SearchRun) -> Markup:
+    text = (
+        f"Objectives: {', '.join(figures.LABELS[name] for name in search.objectives)}. Hypervolume "
+        "is the share of the volume that a search's front dominates, of what the fronts of all "
+        "searches dominate together; only searches under one constraint compete."
+    )
+    return tag("p", text)
+
+
+def _summary(rows: Sequence[SweepRow]) -> Markup:
+    """A line a searcher: its mean over seeds, and their range."""
+    volumes: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        volumes[row.searcher].append(row.hypervolume)
+    ordered = sorted(volumes.items(), key=lambda item: -float(np.mean(item[1])))
+    cells = [
+        [name, f"{np.mean(v):.4f}", f"{min(v):.4f} to {max(v):.4f}", str(len(v))]
+        for name, v in ordered
+    ]
+    return table(["searcher", "mean hypervolume", "lowest to highest", "seeds"], cells)
+
+
+def _table(rows: Sequence[SweepRow]) -> Markup:
+    head = ["search", "seed", "trials", "front", "hypervolume", "best mIoU", "minutes", ""]
+    cells = [
+        [
+            row.name,
+            str(row.seed),
+            str(row.trials),
+            str(row.front),
+            f"{row.hypervolume:.4f}",
+            f"{row.best_miou:.4f}",
+            f"{row.seconds / 60:.1f}",
+            "" if row.finished else "not finished",
+        ]
+        for row in rows
+    ]
+    return table(head, cells)

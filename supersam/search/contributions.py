@@ -1,0 +1,108 @@
+"""What each dimension of the space contributes to mIoU, by the model fitted on all trials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from supersam.search.journal import Trial
+from supersam.search.predictor import Floats, GenePredictor
+from supersam.space import SearchSpace, SubnetSpec, subnet_cost
+
+_DRAWS = 100
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One dimension of the largest subnet brought to its smallest choice, all else as it is."""
+
+    dimension: str
+    """What is changed, such as `MLP of layer 3`."""
+    change: str
+    """How, such as `768 to 192`."""
+    miou: float
+    """Predicted change of mIoU."""
+    interval: tuple[float, float]
+    """95 % of the predictions of models fitted on resampled trials."""
+    params_m: float
+    """Weights that go, millions."""
+    flops_g: float
+    """FLOPs that go, in units of 1e9."""
+
+
+def contributions(space: SearchSpace, trials: Sequence[Trial]) -> list[Contribution]:
+    """Every elastic dimension, the one that matters most first. trials: complete ones."""
+    changes = list(_changes(space))
+    specs = [trial.spec for trial in trials]
+    miou = np.array([trial.metrics["miou"] for trial in trials])
+    rng = np.random.default_rng(_SEED)
+    effects = _effects(space, specs, miou, changes)
+    draws = [
+        _effects(space, [specs[i] for i in some], miou[some], changes)
+        for some in rng.integers(len(specs), size=(_DRAWS, len(specs)))
+    ]
+    low, high = np.quantile(draws, (0.025, 0.975), axis=0)
+    whole = subnet_cost(space.largest(), space.shape)
+    found = []
+    for i, (dimension, change, spec) in enumerate(changes):
+        cost = subnet_cost(spec, space.shape)
+        found.append(
+            Contribution(
+                dimension=dimension,
+                change=change,
+                miou=float(effects[i]),
+                interval=(float(low[i]), float(high[i])),
+                params_m=whole.params_m - cost.params_m,
+                flops_g=whole.flops_g - cost.flops_g,
+            )
+        )
+    return sorted(found, key=lambda each: each.miou)
+
+
+def _effects(
+    space: SearchSpace,
+    specs: list[SubnetSpec],
+    miou: Floats,
+    changes: list[tuple[str, str, SubnetSpec]],
+) -> Floats:
+    model = GenePredictor(space, specs, miou)
+    predicted = model.predict([space.largest(), *(spec for _, _, spec in changes)])
+    effects: Floats = predicted[1:] - predicted[0]
+    return effects
+
+
+def _changes(space: SearchSpace) -> Iterator[tuple[str, str, SubnetSpec]]:
+    """(dimension, change, the largest subnet with that change)."""
+    whole = space.largest()
+    for layer in space.removable:
+        kept = [i for i in range(space.shape.depth) if i != layer]
+        yield (
+            f"layer {layer}",
+            "removed",
+            SubnetSpec(
+                layers=tuple(kept),
+                mlp_widths=tuple(whole.mlp_widths[i] for i in kept),
+                heads=tuple(whole.heads[i] for i in kept),
+                embed_dim=whole.embed_dim,
+            ),
+        )
+    for layer, choices in enumerate(space.mlp_widths):
+        if choices[0] < whole.mlp_widths[layer]:
+            widths = _with(whole.mlp_widths, layer, choices[0])
+            change = f"{whole.mlp_widths[layer]} to {choices[0]}"
+            yield f"MLP of layer {layer}", change, replace(whole, mlp_widths=widths)
+    for layer, choices in enumerate(space.heads):
+        if choices[0] < whole.heads[layer]:
+            heads = _with(whole.heads, layer, choices[0])
+            change = f"{whole.heads[layer]} to {choices[0]}"
+            yield f"heads of layer {layer}", change, replace(whole, heads=heads)
+    if space.embed_dims[0] < whole.embed_dim:
+        change = f"{whole.embed_dim} to {space.embed_dims[0]}"
+        yield "residual width", change, replace(whole, embed_dim=space.embed_dims[0])
+
+
+def _with(values: tuple[int, ...], index: int, value: int) -> tuple[int, ...]:
+    return (*values[:index], value, *values[index + 1 :])

@@ -1,0 +1,205 @@
+"""The page of a search: complete, by itself, and nothing in it that a user could smuggle in."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from supersam.config import SearchRun, UserError
+from supersam.search.comparison import read_searches, write_comparison
+from supersam.search.contributions import contributions
+from supersam.search.drawing import draw_subnet
+from supersam.search.folder import find_basis, prepare_folder, write_record
+from supersam.search.html import page, table, tag
+from supersam.search.journal import JOURNAL, Journal
+from supersam.search.pareto import pareto_front, write_front
+from supersam.search.picks import best, cheapest, knee, read_front
+from supersam.search.report import read_report, write_report
+from supersam.search.sweep import volume_curves
+from supersam.space import read_space, subnet_cost
+from tests.search.trials import make_trial
+
+NASTY = '<script>alert("x")</script>&'
+
+
+class Page(HTMLParser):
+    """Tags of a page with their attributes; fails on one left open."""
+
+    VOID = frozenset({"meta", "img"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, name, attributes):
+        self.found.append((name, dict(attributes)))
+        if name not in self.VOID:
+            self.open.append(name)
+
+    def handle_endtag(self, name):
+        assert self.open.pop() == name
+
+    def handle_startendtag(self, name, attributes):
+        self.found.append((name, dict(attributes)))
+
+
+def search_of(trained, folder, **changes):
+    values = {
+        "run": trained.folder,
+        "out": folder,
+        "trials": 24,
+        "population": 8,
+        "searcher": "random",
+        "protocol": {"images": 2, "objects_per_image": 2},
+        "cluster": {"cluster": "inline"},
+        "device": "cpu",
+    }
+    return SearchRun.model_validate({**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def searched(trained, tmp_path_factory):
+    place = tmp_path_factory.mktemp("searches")
+    folders = [place / "one", place / "two"]
+    for seed, folder in enumerate(folders):
+        fill(search_of(trained, folder, seed=seed))
+    return folders
+
+
+def fill(asked: SearchRun) -> None:
+    """A finished search of random subnets whose mIoU grows with their size."""
+    basis = find_basis(asked)
+    prepare_folder(asked, basis)
+    space, rng = basis.space, np.random.default_rng(asked.seed)
+    specs = {"largest": space.largest(), "smallest": space.smallest()}
+    references = {n: trial_of(n, spec, space, "reference", rng) for n, spec in specs.items()}
+    names = [f"{asked.seed}-{i}" for i in range(asked.trials)]
+    trials = [trial_of(n, space.sample(rng), space, "search", rng) for n in names]
+    journal = Journal(asked.folder / JOURNAL)
+    journal.append([*references.values(), *trials])
+    journal.close()
+    write_front(asked.folder, pareto_front(trials, asked.objectives))
+    results = {n: trial.to_dict() for n, trial in references.items()}
+    write_record(asked, basis, {"finished": True, "references": results})
+
+
+def trial_of(name, spec, space, stage, rng):
+    cost = subnet_cost(spec, space.shape)
+    miou = 0.4 + cost.params_m / 50 + rng.normal() * 0.01
+    metrics = {"params_m": cost.params_m, "flops_g": cost.flops_g, "miou": miou}
+    metrics |= {"miou_lo": miou - 0.02, "miou_hi": miou + 0.02}
+    return make_trial(0, key=name, spec=spec, stage=stage, searcher=name, **metrics)
+
+
+def test_the_page_holds_everything_and_needs_nothing(searched):
+    path = write_report(searched[0], images=2)
+    text = path.read_text(encoding="utf-8")
+    seen = Page(text)
+    for name, attributes in seen.found:
+        assert name not in ("script", "link", "iframe")
+        assert attributes.get("src", "data:").startswith("data:")
+    assert not re.search(r"https?://(?!www\.w3\.org)", re.sub(r"base64,[^\"]+", "", text))
+    for part in ("Pareto front", "chosen subnets", "Masks of three", "dimension contributes"):
+        assert part in text
+    for reference in ("largest", "smallest"):
+        assert reference in text
+    files = {file.name for file in (searched[0] / "figures").iterdir()}
+    assert {"front.svg", "trials.svg", "contributions.svg", "masks.png"} <= files
+    assert any(name.startswith("subnet-") for name in files)
+
+
+def test_writing_it_again_writes_the_same(searched):
+    write_report(searched[0], images=0)
+    before = {p.name: p.read_bytes() for p in (searched[0] / "figures").glob("subnet-*.svg")}
+    first = (searched[0] / "report.html").read_bytes()
+    write_report(searched[0], images=0)
+    assert {p.name: p.read_bytes() for p in (searched[0] / "figures").glob("subnet-*")} == before
+    assert len((searched[0] / "report.html").read_bytes()) == pytest.approx(len(first), rel=0.01)
+
+
+def test_what_a_user_names_is_escaped(searched, tmp_path):
+    folder = tmp_path / "search"
+    folder.mkdir()
+    for file in searched[0].iterdir():
+        if file.is_file():
+            (folder / file.name).write_bytes(file.read_bytes())
+    record = json.loads((folder / "search.json").read_text())
+    record["run"] = record["data"]["folders"][0] = NASTY
+    record["data"]["seen_in_training"] = {"seen": True, "detail": NASTY}
+    (folder / "search.json").write_text(json.dumps(record))
+    text = write_report(folder, images=0).read_text()
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") >= 3
+    assert "Training saw the evaluation data" in text
+    for made in (page(NASTY, NASTY), table([NASTY], [[NASTY]]), tag("p", NASTY, title=NASTY)):
+        assert "<script" not in made
+        Page(made)
+
+
+def test_a_folder_that_is_no_search_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"search\.json"):
+        write_report(tmp_path)
+
+
+def test_contributions_find_the_dimension_that_matters(tiny_space):
+    """mIoU made of one layer's presence and one MLP's width: those two lead, in that order."""
+    rng = np.random.default_rng(0)
+    trials = []
+    for number in range(120):
+        spec = tiny_space.sample(rng)
+        width = dict(zip(spec.layers, spec.mlp_widths, strict=True)).get(3, 0)
+        miou = 0.5 + 0.1 * (1 in spec.layers) + 0.05 * width / 384 + rng.normal() * 0.002
+        trials.append(make_trial(number, spec=spec, miou=miou))
+    first, second, *others = contributions(tiny_space, trials)
+    assert (first.dimension, first.change) == ("layer 1", "removed")
+    assert first.miou == pytest.approx(-0.1, abs=0.02)
+    assert first.interval[0] <= first.miou <= first.interval[1] < 0
+    assert second.dimension == "MLP of layer 3"
+    assert all(abs(each.miou) < 0.02 for each in others)
+    assert all(each.params_m > 0 and each.flops_g > 0 for each in (first, second, *others))
+
+
+def test_a_drawing_shows_every_layer(tiny_space):
+    spec = tiny_space.smallest()
+    text = draw_subnet(spec, tiny_space.shape, name=NASTY)
+    assert "<script" not in text
+    assert text.count("stroke-dasharray") == tiny_space.shape.depth - len(spec.layers)
+    assert text.count("#d97706") == sum(spec.heads)
+
+
+def test_a_comparison_ranks_searches_in_one_box(searched, tmp_path):
+    searches = read_searches(searched)
+    rows = write_comparison(tmp_path / "all", searches)
+    text = (tmp_path / "all" / "report.html").read_text()
+    Page(text)
+    assert [row.seed for row in rows] == [0, 1]
+    assert "no constraint" in text
+    curves = volume_curves(searches)
+    for row in rows:
+        assert 0 < row.hypervolume <= 1.0001
+        assert curves[row.name][-1] == row.hypervolume
+        assert curves[row.name] == sorted(curves[row.name])  # more trials never dominate less
+        assert f"{row.hypervolume:.4f}" in text
+
+
+def test_searches_that_do_not_compare_are_refused(trained, searched, tmp_path):
+    fill(search_of(trained, tmp_path / "other", protocol={"images": 1}))
+    with pytest.raises(UserError, match="do not compare: they differ in protocol"):
+        read_searches([searched[0], tmp_path / "other"])
+
+
+def test_picks(searched):
+    trials = [
+        make_trial(i, flops_g=f, miou=m) for i, (f, m) in enumerate([(1, 0.5), (2, 0.68), (5, 0.7)])
+    ]
+    assert [pick(trials).key for pick in (cheapest, knee, best)] == ["0", "1", "2"]
+    assert knee(trials[:1]).key == "0"
+    report = read_report(searched[0])
+    front = {trial.key for trial in read_front(searched[0])}
+    assert {trial.key for trial in report.picks.values()} <= front
+    assert report.space == read_space(report.asked.run / "space.yaml", report.space.shape)
