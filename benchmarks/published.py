@@ -32,7 +32,7 @@ class PublishedStep:
         """A step of the image encoder alone. direction: (B, 256, g, g) weights of the loss."""
         for spec in subnets:
             subnet = self.extract(spec)
-            with self.written_back(subnet, spec) as optimizer:
+            with WrittenBack(self.sam, subnet, spec) as optimizer:
                 optimizer.zero_grad()
                 (subnet.image_encoder(images) * direction).sum().backward()
                 optimizer.step()
@@ -41,14 +41,11 @@ class PublishedStep:
         """A step of the whole model on `scenes`, an image with its encoded masks each."""
         for spec in subnets:
             subnet = self.extract(spec)
-            with self.written_back(subnet, spec) as optimizer:
+            with WrittenBack(self.sam, subnet, spec) as optimizer:
                 optimizer.zero_grad()
                 for scene in scenes:
                     image_loss(subnet, scene).backward()
                     optimizer.step()
-
-    def written_back(self, subnet, spec):
-        return WrittenBack(self.sam, subnet, spec)
 
     def extract(self, spec):
         """One copy for the largest subnet, two and new modules for the others."""

@@ -1,4 +1,4 @@
-"""The stand-in of the published way really trains: a comparison with a broken one is worth nothing."""
+"""The stand-in of the published way really trains: a comparison with a broken one is worthless."""
 
 import copy
 
