@@ -150,9 +150,11 @@ class ModelConfig(Section):
     """Layers with global attention; null takes the named model's."""
     window_size: PositiveInt | None = None
     """Side of an attention window, patches; null takes the named model's."""
-    attention: Literal["auto", "sdpa", "reference"] = "auto"
-    """Attention kernel: PyTorch's fused one (sdpa) or segment-anything's own sequence of
-    operations (reference); auto takes sdpa on a GPU and reference on a CPU, where it is faster."""
+    attention: Literal["auto", "sdpa", "in_kernel", "reference"] = "auto"
+    """Attention kernel: PyTorch's fused one (sdpa); the same, with relative positions added inside
+    the kernel of global layers on a GPU (in_kernel, needs less memory); or segment-anything's own
+    sequence of operations (reference). auto takes sdpa on a GPU and reference on a CPU, where it is
+    faster."""
 
 
 class SpaceConfig(Section):
@@ -257,6 +259,11 @@ class EngineConfig(Section):
     """DeepSpeed ZeRO stage: 1 shards the optimizer state, 2 also the gradients."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 computes in bfloat16 with fp32 weights, optimizer state and reductions."""
+    checkpoint_activations: bool = False
+    """Keep only the input of each encoder layer and compute the rest again in the backward pass:
+    less memory, a third more computation."""
+    compile: bool = False
+    """Compile the halves of a layer for training: one graph a kind of attention and MLP width."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU of this rank where there is one."""
     threads: int = Field(0, ge=0)

@@ -81,14 +81,22 @@ class Batch:
         """The same batch on `device`; copies from pinned memory do not block."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of a batch that another stream copied until `stream` is done with it."""
+        for tensor in self._tensors().values():
+            tensor.record_stream(stream)
+
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory; `DataLoader(pin_memory=True)` calls this."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        names = [field.name for field in fields(self) if field.name != "num_bad"]
-        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        changed: dict[str, Any] = {n: change(tensor) for n, tensor in self._tensors().items()}
         return replace(self, **changed)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        names = [field.name for field in fields(self) if field.name != "num_bad"]
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,10 @@ state besides its weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -94,3 +98,28 @@ class ElasticBlock(nn.Module):
         """The second half, the MLP. x: (B, g, g, c). Returns the same shape."""
         fed: Tensor = self.mlp(active_layer_norm(self.norm2, x), mlp_width)
         return x + fed
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The two halves of a layer as functions of the block: plain, or compiled."""
+
+    attend: Callable[..., Tensor] = ElasticBlock.attend
+    feed: Callable[..., Tensor] = ElasticBlock.feed
+
+
+PLAIN_HALVES = Halves()
+
+
+def compile_halves(backend: str | Callable[..., Any] = "inductor", *, limit: int = 8) -> Halves:
+    """Halves compiled for each kind of attention, number of heads and MLP width on their own.
+
+    All layers share the two functions, so that their graphs are as few as their shapes; removed
+    layers need none. limit: shapes of one half that may come.
+    """
+    # Beyond its limit the compiler quietly goes back to plain execution.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
+    return Halves(
+        attend=torch.compile(ElasticBlock.attend, backend=backend, dynamic=False),
+        feed=torch.compile(ElasticBlock.feed, backend=backend, dynamic=False),
+    )

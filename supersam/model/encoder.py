@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from supersam.model.attention import choose_kernel
-from supersam.model.elastic import ElasticBlock
+from supersam.model.elastic import PLAIN_HALVES, ElasticBlock, Halves
 from supersam.space import EncoderShape, SubnetSpec
 
 
@@ -19,6 +21,9 @@ class ElasticImageEncoder(nn.Module):
         super().__init__()
         self.shape = shape
         self.attention = attention
+        self.checkpointing = False
+        """Whether training computes the activations inside each layer again instead of keeping."""
+        self.training_halves = PLAIN_HALVES
         self.patch_embed: nn.Conv2d = encoder.patch_embed.proj
         self.pos_embed: nn.Parameter = encoder.pos_embed
         self.blocks = nn.ModuleList(ElasticBlock(shape, layer=i) for i in range(shape.depth))
@@ -31,10 +36,28 @@ class ElasticImageEncoder(nn.Module):
 
     def forward(self, x: Tensor, spec: SubnetSpec) -> Tensor:
         """x: (B, 3, S, S) normalised. Returns the image embedding, (B, 256, S / 16, S / 16)."""
-        x = self.embed(x, spec.embed_dim)
-        for layer, width, heads in zip(spec.layers, spec.mlp_widths, spec.heads, strict=True):
-            x = self.feed(self.attend(x, layer, heads), layer, width)
-        return self.project(x)
+        return self.project(self.run_layers(self.embed(x, spec.embed_dim), spec))
+
+    def run_layers(
+        self, x: Tensor, spec: SubnetSpec, first: int = 0, last: int | None = None
+    ) -> Tensor:
+        """The layers `first` to `last` (not included) that `spec` keeps, counted among those.
+
+        x: (B, g, g, c). Returns the same shape.
+        """
+        genes = list(zip(spec.layers, spec.mlp_widths, spec.heads, strict=True))
+        for layer, width, heads in genes[first:last]:
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(
+                    self._run_layer, x, layer, width, heads,
+                    use_reentrant=False, preserve_rng_state=False,
+                )  # fmt: skip
+            else:
+                x = self._run_layer(x, layer, width, heads)
+        return x
+
+    def _run_layer(self, x: Tensor, layer: int, mlp_width: int, heads: int) -> Tensor:
+        return self.feed(self.attend(x, layer, heads), layer, mlp_width)
 
     def embed(self, x: Tensor, dim: int) -> Tensor:
         """Patches with their positions. x: (B, 3, S, S) normalised. Returns (B, g, g, dim)."""
@@ -47,13 +70,20 @@ class ElasticImageEncoder(nn.Module):
         """The first half of a layer, attention. x: (B, g, g, c). Returns the same shape."""
         block = self.blocks[layer]
         assert isinstance(block, ElasticBlock)
-        return block.attend(x, heads=heads, kernel=choose_kernel(self.attention, x.device))
+        kernel = choose_kernel(
+            self.attention, x.device, is_global=layer in self.shape.global_layers
+        )
+        return self._halves().attend(block, x, heads=heads, kernel=kernel)
 
     def feed(self, x: Tensor, layer: int, mlp_width: int) -> Tensor:
         """The second half of a layer, the MLP. x: (B, g, g, c). Returns the same shape."""
         block = self.blocks[layer]
         assert isinstance(block, ElasticBlock)
-        return block.feed(x, mlp_width=mlp_width)
+        return self._halves().feed(block, x, mlp_width=mlp_width)
+
+    def _halves(self) -> Halves:
+        """Those of training while gradients are recorded: evaluation has batches of many sizes."""
+        return self.training_halves if torch.is_grad_enabled() else PLAIN_HALVES
 
     def project(self, x: Tensor) -> Tensor:
         """The neck: (B, g, g, c) active channels to the image embedding, (B, 256, g, g)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,7 +11,9 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from supersam.model.decoder import decode_masks, embed_prompts
+from supersam.model.elastic import compile_halves
 from supersam.model.encoder import ElasticImageEncoder
+from supersam.model.stem import SharedStem, common_layers
 from supersam.space import SearchSpace, SubnetSpec
 
 
@@ -83,9 +85,33 @@ class SamSupernet(nn.Module):
             points: (B, N, K, 2) float32, pixels (x, y) of the padded square.
             labels: (B, N, K) int64, LABEL_* of each point.
         """
-        embedding = self.encode(images, sizes)
+        return self._predict(self.encode(images, sizes), points, labels)
+
+    def begin(self, images: Tensor, sizes: Tensor, specs: Sequence[SubnetSpec]) -> SharedStem:
+        """What all of `specs` compute alike of the images, for `forward_from`."""
+        layers = common_layers(specs)
+        widest = max(specs, key=lambda spec: spec.embed_dim)
+        x = self.image_encoder.embed(self.normalize(images, sizes), widest.embed_dim)
+        return SharedStem.of(self.image_encoder.run_layers(x, widest, last=layers), layers)
+
+    def forward_from(self, stem: SharedStem, points: Tensor, labels: Tensor) -> Prediction:
+        """`forward` by the active subnet, which is one of those that `stem` was computed for."""
+        x = stem.stream[..., : self._active.embed_dim]
+        x = self.image_encoder.run_layers(x, self._active, first=stem.layers)
+        return self._predict(self.image_encoder.project(x), points, labels)
+
+    def _predict(self, embedding: Tensor, points: Tensor, labels: Tensor) -> Prediction:
         masks, ious = self.decode(embedding, points, labels)
         return Prediction(masks=masks, ious=ious, embedding=embedding)
+
+    def prepare_training(self, *, checkpoint_activations: bool, compiled: bool) -> None:
+        """Choose how gradients are computed; results are the same but for rounding."""
+        self.image_encoder.checkpointing = checkpoint_activations
+        if compiled:
+            space = self.space
+            widths, heads = (len(set().union(*c)) + 1 for c in (space.mlp_widths, space.heads))
+            shapes = max(widths, 2 * heads) * len({*space.embed_dims, space.shape.embed_dim})
+            self.image_encoder.training_halves = compile_halves(limit=shapes)
 
     def encode(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Image embeddings (B, 256, S / 16, S / 16) by the active subnet."""

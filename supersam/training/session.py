@@ -81,6 +81,10 @@ class _Session:
         """Start or resume, train to the end, report."""
         supernet = build_supernet(self.run, self.space).to(self.device)
         freeze_untrained(supernet, self.run.optim, self.run.data, only=self.sandwich.only)
+        supernet.prepare_training(
+            checkpoint_activations=self.run.engine.checkpoint_activations,
+            compiled=self.run.engine.compile,
+        )
         found = _agree_on_checkpoint(self.checkpoints, self.world)
         if found is not None:
             self._check_same_data(*found)

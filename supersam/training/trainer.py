@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from supersam.config import TrainRun, UserError
 from supersam.data.loader import TrainLoader
+from supersam.data.prefetch import DeviceBatches
 from supersam.data.sample import Batch
 from supersam.model import Prediction, SamSupernet
 from supersam.runtime.distributed import World, all_reduce_max
@@ -72,7 +73,7 @@ class Trainer:
 
     def fit(self, stop: StopFlag) -> None:
         """Train to the last step. Raises InterruptedRunError where `stop` was set, after saving."""
-        batches = iter(self.loader)
+        batches = DeviceBatches(iter(self.loader), self.device)
         while self.state.step < self.run.optim.steps:
             self.supernet.train()
             self.prioritize()
@@ -104,18 +105,22 @@ class Trainer:
         self.heart.enter(phase)
         self.telemetry.resume()
 
-    def train_step(self, batches: Iterator[Batch]) -> None:
-        """One optimizer step of the sandwich rule, over `optim.accumulate` micro-batches."""
+    def train_step(self, batches: DeviceBatches) -> None:
+        """One optimizer step of the sandwich rule, over `optim.accumulate` micro-batches.
+
+        The host waits for the device once, in `engine.step`: no step is taken with a gradient that
+        is not finite.
+        """
         step, accumulate = self.state.step, self.run.optim.accumulate
         for _ in range(accumulate):
             started = time.perf_counter()
             self.heart.mark()
             batch = next(batches)
             self._log_sample_ids(batch)
-            batch = batch.to(self.device)
             waited = time.perf_counter() - started
             self.heart.mark()
             losses = self.accumulate_sandwich(batch, step, scale=1 / accumulate)
+            batches.copy_ahead()
             self.telemetry.add(losses, images=len(batch.images), data_wait_s=waited)
         learning_rate = self.engine.learning_rate
         self.heart.wait_for_others()
@@ -131,19 +136,24 @@ class Trainer:
     def accumulate_sandwich(self, batch: Batch, step: int, *, scale: float) -> dict[str, Tensor]:
         """Add the gradients of every subnet of `step`; each backward frees its own activations.
 
-        Returns the losses by metric name, detached scalars.
+        What the subnets have in common is computed once; its backward comes last. Nothing here
+        waits for the device. Returns the losses by metric name, detached scalars.
         """
         losses: dict[str, Tensor] = {}
         teacher: Prediction | None = None
-        subnets = zip(self.sandwich.slots(step), self.sandwich.draw(step), strict=True)
-        for slot, subnet in subnets:
+        subnets = self.sandwich.draw(step)
+        with self._autocast():
+            stem = self.supernet.begin(batch.images, batch.sizes, subnets)
+        for slot, subnet in zip(self.sandwich.slots(step), subnets, strict=True):
             with self.supernet.activated(subnet), self._autocast():
-                prediction = self.supernet(batch.images, batch.sizes, batch.points, batch.labels)
+                prediction = self.supernet.forward_from(stem, batch.points, batch.labels)
             terms = subnet_loss(prediction, batch, self.run.loss, teacher=teacher)
             self.engine.backward(terms.total * scale)
             losses |= _named(slot, terms)
             if self.run.loss.distill and teacher is None:
                 teacher = _detached(prediction)
+        if (stem_loss := stem.loss()) is not None:
+            self.engine.backward(stem_loss)
         return losses
 
     def validate(self) -> None:

@@ -22,8 +22,8 @@ def test_fused_kernel_equals_the_reference_with_gradients(side, dtype, tolerance
     inputs = random_inputs(side, dtype)
     direction = torch.randn(3, 2, side * side, 16, generator=torch.Generator().manual_seed(0))
     outputs = {}
-    for name, kernel in KERNELS.items():
-        mixed = kernel(*inputs)
+    for name in ("reference", "sdpa"):
+        mixed = KERNELS[name](*inputs)
         outputs[name] = (mixed, *torch.autograd.grad((mixed * direction).sum(), inputs))
     assert outputs["reference"][4].abs().sum() > 0 or side == 1
     for fused, reference in zip(outputs["sdpa"], outputs["reference"], strict=True):

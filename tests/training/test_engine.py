@@ -9,8 +9,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from supersam.config import EngineConfig, OptimConfig, TrainRun, UserError, merge
+from supersam.data.prefetch import DeviceBatches
 from supersam.runtime.distributed import World, close_world, init_world
 from supersam.runtime.signals import StopFlag
 from supersam.space import SearchSpace, build_space
@@ -64,7 +66,7 @@ def expected(runs, space) -> dict[str, dict[str, Tensor]]:
 def trained(run: TrainRun, world: World, space: SearchSpace) -> dict[str, Tensor]:
     """Weights and moments after some steps of the real trainer."""
     trainer = build_trainer(run, world, space)
-    batches = iter(trainer.loader)
+    batches = DeviceBatches(iter(trainer.loader), trainer.device)
     for _ in range(STEPS):
         trainer.train_step(batches)
         trainer.state.step += 1
@@ -116,7 +118,7 @@ def test_clipping_is_what_makes_the_cases_differ(expected):
 def require_change(run: TrainRun, space: SearchSpace) -> None:
     trainer = build_trainer(run, init_world(torch.device("cpu")), space)
     before = {n: p.detach().clone() for n, p in trainer.supernet.named_parameters()}
-    trainer.train_step(iter(trainer.loader))
+    trainer.train_step(DeviceBatches(iter(trainer.loader), trainer.device))
     learning = {n for n, _ in trainable_parameters(trainer.supernet)}
     changed = {n for n, p in trainer.supernet.named_parameters() if not torch.equal(p, before[n])}
     assert changed == learning
@@ -125,6 +127,37 @@ def require_change(run: TrainRun, space: SearchSpace) -> None:
 
 def test_a_step_changes_every_trainable_parameter_and_no_other(runs, space):
     assert run_ranks(1, require_change, runs["zero1"], space) == [0]
+
+
+class ForbidWaiting(TorchDispatchMode):
+    """Fails where the host reads a value, which on a GPU waits for everything before it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket not in (
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.nonzero,
+            torch.ops.aten.is_nonzero,
+            torch.ops.aten.equal,
+        ), f"{func} in a step"
+        return func(*args, **(kwargs or {}))
+
+
+def require_no_waiting(run: TrainRun, space: SearchSpace) -> None:
+    trainer = build_trainer(run, init_world(torch.device("cpu")), space)
+    batch = next(iter(trainer.loader))
+    with ForbidWaiting():
+        with pytest.raises(AssertionError):
+            float(torch.ones(()))
+        for _ in range(2):
+            losses = trainer.accumulate_sandwich(batch, 0, scale=1.0)
+            trainer.telemetry.add(losses, images=len(batch.images), data_wait_s=0.0)
+
+
+def test_the_host_reads_no_value_between_the_backward_passes(runs, space):
+    case = runs["zero1-clipped-accumulated-distilled"]
+    engine = case.engine.model_copy(update={"precision": "bf16"})
+    run = case.model_copy(update={"engine": engine})
+    assert run_ranks(1, require_no_waiting, run, space) == [0]
 
 
 def require_refusal(run: TrainRun, space: SearchSpace) -> None:

@@ -1,0 +1,217 @@
+"""Every faster way to compute a step against the plain one: shared, recomputed, compiled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+
+from supersam.config import SpaceConfig
+from supersam.model import Prediction, SamSupernet
+from supersam.model.attention import KERNELS, add_position, choose_kernel, row_and_column_bias
+from supersam.model.elastic import compile_halves
+from supersam.model.stem import common_layers
+from supersam.space import SearchSpace, SubnetSpec, build_space
+from tests.model.scenes import Scene, random_scene
+from tests.model.test_attention import random_inputs
+
+EMBEDS = SpaceConfig(removable=(1, 2), elastic_embed=True, embed_fractions=(1 / 3, 1.0))
+FIXED_LAYERS = SpaceConfig(removable=(2,), elastic_mlp=False)
+
+
+def sandwich(space: SearchSpace) -> list[SubnetSpec]:
+    rng = np.random.default_rng(0)
+    return [space.largest(), space.sample(rng), space.sample(rng), space.smallest()]
+
+
+def projected(prediction: Prediction) -> Tensor:
+    """A random direction: the mean of what a norm puts out has no gradient."""
+    generator = torch.Generator().manual_seed(1)
+    total = torch.zeros((), dtype=prediction.masks.dtype)
+    for part in (prediction.masks, prediction.ious, prediction.embedding):
+        direction = torch.randn(part.shape, generator=generator, dtype=torch.float64)
+        total = total + (part * direction).sum()
+    return total
+
+
+def gradients(supernet: SamSupernet) -> dict[str, Tensor]:
+    found = {n: p.grad.clone() for n, p in supernet.named_parameters() if p.grad is not None}
+    supernet.zero_grad(set_to_none=True)
+    return found
+
+
+def separate_gradients(supernet: SamSupernet, scene: Scene, specs) -> dict[str, Tensor]:
+    for spec in specs:
+        with supernet.activated(spec):
+            projected(supernet(*scene.inputs())).backward()
+    return gradients(supernet)
+
+
+def assert_equal_gradients(mine, theirs, relative: float) -> None:
+    assert mine.keys() == theirs.keys()
+    total = torch.stack([g.norm() for g in theirs.values()]).norm()
+    for name, gradient in theirs.items():
+        allowed = relative * gradient.norm() + relative * 1e-2 * total
+        assert (mine[name] - gradient).norm() <= allowed, name
+
+
+@pytest.mark.parametrize(
+    ("config", "layers"), [(SpaceConfig(removable=(1, 2)), 0), (FIXED_LAYERS, 2), (EMBEDS, 0)]
+)
+def test_a_shared_stem_gives_the_gradients_of_separate_passes(
+    make_supernet, tiny_shape, config, layers
+):
+    space = build_space(config.model_copy(update={"width_multiple": 32}), tiny_shape)
+    supernet = make_supernet(space)
+    scene = random_scene(tiny_shape.image_size)
+    specs = sandwich(space)
+    expected = separate_gradients(supernet, scene, specs)
+    stem = supernet.begin(scene.images, scene.sizes, specs)
+    assert stem.layers == layers
+    for spec in specs:
+        with supernet.activated(spec):
+            prediction = supernet.forward_from(stem, scene.points, scene.labels)
+            with torch.no_grad():
+                torch.testing.assert_close(prediction.masks, supernet(*scene.inputs()).masks)
+        projected(prediction).backward()
+    stem.loss().backward()
+    assert_equal_gradients(gradients(supernet), expected, 1e-4)
+
+
+def test_a_shared_stem_is_exact_in_double_precision(make_supernet, tiny_shape):
+    """Of the encoder: the decoder's results are float32 by design."""
+    space = build_space(FIXED_LAYERS, tiny_shape)
+    supernet, scene = make_supernet(space).double(), random_scene(tiny_shape.image_size)
+    encoder, specs = supernet.image_encoder, sandwich(space)
+    direction = torch.randn(2, 256, 5, 5, dtype=torch.float64)
+    for spec in specs:
+        pixels = supernet.normalize(scene.images, scene.sizes)
+        (encoder(pixels, spec) * direction).sum().backward()
+    expected = gradients(supernet)
+    stem = supernet.begin(scene.images, scene.sizes, specs)
+    for spec in specs:
+        x = encoder.run_layers(stem.stream, spec, first=stem.layers)
+        (encoder.project(x) * direction).sum().backward()
+    stem.loss().backward()
+    assert_equal_gradients(gradients(supernet), expected, 1e-12)
+
+
+def test_a_stem_that_does_not_learn_has_no_loss(make_supernet, tiny_space):
+    supernet = make_supernet()
+    supernet.image_encoder.requires_grad_(False)
+    scene = random_scene(tiny_space.shape.image_size)
+    stem = supernet.begin(scene.images, scene.sizes, [tiny_space.smallest()])
+    projected(supernet.forward_from(stem, scene.points, scene.labels)).backward()
+    assert stem.loss() is None
+
+
+def test_subnets_of_different_streams_have_no_layer_in_common(tiny_space):
+    largest = tiny_space.largest()
+    assert common_layers([largest, largest]) == 4
+    assert common_layers([largest, replace(largest, embed_dim=32)]) == 0
+
+
+def test_recomputed_activations_give_the_same_gradients_from_less_memory(make_supernet, tiny_space):
+    supernet, kept = make_supernet(), {}
+    scene, specs = random_scene(tiny_space.shape.image_size), [tiny_space.largest()]
+    results = {}
+    for recomputed in (False, True):
+        supernet.prepare_training(checkpoint_activations=recomputed, compiled=False)
+        kept[recomputed] = 0
+
+        def note(tensor: Tensor, recomputed=recomputed) -> Tensor:
+            kept[recomputed] += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            supernet.image_encoder.run_layers(torch.randn(1, 5, 5, 96), specs[0])
+        results[recomputed] = separate_gradients(supernet, scene, specs)
+    assert 0 < kept[True] < 0.1 * kept[False]
+    for name, gradient in results[False].items():
+        assert torch.equal(results[True][name], gradient), name
+
+
+@pytest.fixture
+def counted(make_supernet, tiny_shape):
+    """A supernet of three widths whose halves are counted as they are compiled."""
+    torch._dynamo.reset()
+    space = build_space(SpaceConfig(removable=(1, 2), width_multiple=96), tiny_shape)
+    supernet, counter = make_supernet(space, attention="sdpa"), CompileCounter()
+    supernet.image_encoder.training_halves = compile_halves(counter)
+    yield supernet, counter
+    torch._dynamo.reset()
+
+
+def test_graphs_are_as_few_as_kinds_of_attention_and_widths(counted):
+    supernet, counter = counted
+    space, scene = supernet.space, random_scene(80)
+    rng = np.random.default_rng(0)
+    specs = [space.largest(), space.smallest(), *(space.sample(rng) for _ in range(12))]
+    pixels = supernet.normalize(scene.images, scene.sizes)
+    for spec in specs:
+        supernet.image_encoder(pixels, spec)
+    widths = {width for choices in space.mlp_widths for width in choices}
+    assert 2 < counter.frame_count <= 2 + len(widths)
+    with torch.no_grad():  # an evaluation with batches of another size compiles nothing
+        supernet.image_encoder(pixels[:1], space.largest())
+    assert counter.frame_count <= 2 + len(widths)
+
+
+def test_compiled_halves_give_the_same_gradients(counted):
+    supernet, _ = counted
+    scene, specs = random_scene(80), sandwich(supernet.space)
+    compiled = separate_gradients(supernet, scene, specs)
+    supernet.image_encoder.training_halves = type(supernet.image_encoder.training_halves)()
+    assert_equal_gradients(compiled, separate_gradients(supernet, scene, specs), 1e-6)
+
+
+@pytest.mark.parametrize("side", [3, 8])
+def test_in_kernel_attention_equals_the_reference(side):
+    inputs = [t.detach() for t in random_inputs(side, torch.float64)]
+    torch.testing.assert_close(KERNELS["in_kernel"](*inputs), KERNELS["reference"](*inputs))
+
+
+@pytest.mark.parametrize("side", [3, 8])
+def test_positions_added_to_each_score_have_the_references_gradients(side):
+    """FlexAttention has no backward on a CPU: its score function is run on all scores here."""
+    q, k, v, rel_h, rel_w = inputs = random_inputs(side, torch.float64)
+    direction = torch.randn(q.shape, dtype=torch.float64)
+    by_row, by_column = row_and_column_bias(q, rel_h, rel_w)
+    terms = (term.reshape(*q.shape[:3], side) for term in (by_row, by_column))
+    places = torch.meshgrid(*(torch.arange(n) for n in (3, 2, side**2, side**2)), indexing="ij")
+    scores = add_position(*terms)(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, *places)
+    mine = torch.autograd.grad(((scores.softmax(-1) @ v) * direction).sum(), inputs)
+    mixed = KERNELS["reference"](*inputs)
+    for one, other in zip(
+        mine, torch.autograd.grad((mixed * direction).sum(), inputs), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_positions_go_into_the_kernel_only_for_global_layers_on_a_gpu():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    kernels = {
+        (device.type, is_global): choose_kernel("in_kernel", device, is_global=is_global)
+        for device in (cpu, cuda)
+        for is_global in (False, True)
+    }
+    assert kernels["cuda", True] is KERNELS["in_kernel"]
+    assert kernels["cuda", False] is KERNELS["sdpa"]
+    assert kernels["cpu", True] is kernels["cpu", False] is KERNELS["reference"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_in_kernel_gradients_on_a_gpu_equal_the_references():
+    inputs = [t.detach().cuda().requires_grad_() for t in random_inputs(64)]
+    direction = torch.randn(inputs[0].shape, device="cuda")
+    results = []
+    for name in ("reference", "in_kernel"):
+        mixed = KERNELS[name](*inputs)
+        results.append((mixed, *torch.autograd.grad((mixed * direction).sum(), inputs)))
+    for one, other in zip(*results, strict=True):
+        assert (one - other).norm() <= 1e-2 * one.norm()
