@@ -46,21 +46,21 @@ def main():
     held_out = HeldOut(args.data, side=shape.image_size, images=args.images)
     journal = Journal(args.out.with_suffix(".jsonl"))
     state = {name: tensor.clone() for name, tensor in supernet.state_dict().items()}
-    rows = {}
+    rows, scored = {}, {}
     whole = journal.get("whole", lambda: held_out.score(supernet, supernet.space.largest()))
-    for dimension in args.dimensions:
-        for name, order in orders(args.seeds).items():
-            for fraction in args.fractions:
+    for done, fraction in enumerate(args.fractions, start=1):
+        for dimension in args.dimensions:
+            for name, order in orders(args.seeds).items():
                 spec = sliced(supernet.space.largest(), dimension, fraction, shape)
                 key = f"{dimension} {fraction:g} {name}"
 
                 def compute(order=order, spec=spec, dimension=dimension):
                     supernet.load_state_dict(state)
-                    reorder(supernet, calibration, dimension, **order)
+                    reorder(supernet, calibration, dimension, scored, **order)
                     return held_out.score(supernet, spec)
 
                 rows[key] = journal.get(key, compute)
-    report(args, whole, rows)
+        report(args, args.fractions[:done], whole, rows)
 
 
 def orders(seeds):
@@ -74,10 +74,14 @@ def orders(seeds):
     return found
 
 
-def reorder(supernet, calibration, dimension, *, arguments, reverse=False):
+def reorder(supernet, calibration, dimension, scored, *, arguments, reverse=False):
+    """Order the trained weights; `scored` keeps what was measured on them."""
     if arguments is None:
         return
-    scores = score_units(supernet, calibration, **arguments)
+    key = tuple(arguments.items())
+    if key not in scored:
+        scored[key] = score_units(supernet, calibration, **arguments)
+    scores = scored[key]
     prioritize_parameters(supernet, scores * (-1 if reverse else 1), dimensions=(dimension,))
 
 
@@ -90,17 +94,17 @@ def sliced(full, dimension, fraction, shape):
     return replace(full, embed_dim=round(fraction * shape.embed_dim))
 
 
-def report(args, whole, rows):
+def report(args, fractions, whole, rows):
     parts = []
     for dimension in args.dimensions:
-        head = ["order", *(f"{fraction:.0%} of {dimension}" for fraction in args.fractions)]
+        head = ["order", *(f"{fraction:.0%} of {dimension}" for fraction in fractions)]
         lines = [head]
         for name in ("as trained", *SCORES, *(f"{n}, reversed" for n in SCORES)):
-            cells = [rows[f"{dimension} {f:g} {name}"] for f in args.fractions]
+            cells = [rows[f"{dimension} {f:g} {name}"] for f in fractions]
             lines.append([name, *(f"{c['miou']:.3f} [{c['interval'][0]:.3f}, "
                                   f"{c['interval'][1]:.3f}]" for c in cells)])  # fmt: skip
         random = []
-        for fraction in args.fractions:
+        for fraction in fractions:
             found = [
                 rows[f"{dimension} {fraction:g} random {s}"]["miou"] for s in range(args.seeds)
             ]
