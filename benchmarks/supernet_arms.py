@@ -38,9 +38,9 @@ def main():
     args = parse_args()
     torch.set_num_threads(1)
     journal = Journal(args.out / "journal.jsonl")
-    rows = {}
+    rows = dict(journal.known)
     held_out = None
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.seeds):
         for arm in args.arms:
             folder = args.out / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
             train(args, folder, arm, seed)
@@ -58,6 +58,7 @@ def train(args, folder, arm, seed):
     command += ["--run", folder, "--model.checkpoint", args.start, "--data.train", *args.train]
     command += ["--optim.steps", args.steps, "--optim.lr", args.lr, "--optim.warmup-steps", 20]
     command += ["--optim.seed", seed, "--sandwich.largest-only-steps", 0, "--data.val", *args.data]
+    command += ["--data.prompts-per-image", args.prompts]
     command += ["--checkpoint.every-steps", 50, "--checkpoint.keep-last", 1]
     command += ["--checkpoint.validate-every-steps", args.steps, "--checkpoint.validate-images", 4]
     command += [*SPACE, *ARMS[arm], "--tasks-per-node", args.tasks, "--engine.threads", 1]
@@ -147,8 +148,12 @@ def parse_args():
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--first-seed", type=int, default=0, help="others are reported as the journal has them"
+    )
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--prompts", type=int, default=4, help="objects of a training image")
     parser.add_argument("--subnets", type=int, default=10, help="random subnets")
     parser.add_argument("--images", type=int, default=150, help="held-out images")
     parser.add_argument("--tasks", type=int, default=1, help="ranks of each training")

@@ -20,7 +20,7 @@ DIMENSIONS: tuple[Dimension, ...] = ("mlp", "heads", "embed")
 class ImportanceConfig(Section):
     """How important each MLP unit, attention head and embedding channel is."""
 
-    score: ScoreName = "taylor"
+    score: ScoreName = "wanda"
     """magnitude: absolute weights; wanda: weights x norm of what they read; taylor: first-order
     change of a loss without the unit; movement: weights that training lets grow; random: the
     control."""
