@@ -91,19 +91,26 @@ class Run:
         return int(lines.rpartition("I step ")[2].split()[0])
 
     def suffer(self, name, attempt, fault):
-        """Break something in an attempt that has saved since it began. Returns a row."""
+        """Break something in an attempt that has saved since it began. Returns a row.
+
+        Noticed is a lost host when Slurm calls it down, else what ended the attempt.
+        """
         began = self.event("start", attempt).step
         wait(lambda: saved_step(self.folder) > began, f"a checkpoint of attempt {attempt}")
         at = time.time()
-        fault()
+        host = fault()
+        if host is not None:
+            wait(lambda: is_down(host), f"Slurm's notice of {name}")
+        noticed = time.time()
         wait(lambda: self.event("start", attempt + 1) is not None, f"the attempt after {name}")
         end, start = self.event("end", attempt), self.event("start", attempt + 1)
+        noticed = end.time if host is None else noticed
         after = self.first_step(attempt + 1)
         row = {
             "fault": name,
-            "noticed_s": end.time - at,
-            "noticed_to_start_s": start.time - end.time,
-            "noticed_to_step_s": after - end.time,
+            "noticed_s": noticed - at,
+            "noticed_to_start_s": start.time - noticed,
+            "noticed_to_step_s": after - noticed,
             "fault_to_step_s": after - at,
             "steps_lost": self.last_step(attempt) - start.step,
             "by": "requeue" if start.restart_count > end.restart_count else "restart in place",
@@ -145,28 +152,40 @@ def main():
 
 def measure(cluster, *, quick):
     """Start-up on all hosts, and a row for each fault."""
-    start, broken = None, Run(cluster, "broken", "--nodes", "2")
+    broken = Run(cluster, "broken", "--nodes", "2")
+    if quick:
+        start = began_and_saved(broken)
+        row = broken.suffer("rank killed", 1, lambda: kill(broken, "KILL"))
+        broken.cancel()
+        return start, [row]
     broken.first_step(1)
-    rows = [broken.suffer("rank killed", 1, lambda: kill(broken, "KILL"))]
-    if not quick:
-        rows.append(broken.suffer("rank stopped", 2, lambda: kill(broken, "STOP")))
-        rows.append(broken.suffer("notice (USR2)", 3, lambda: notify(broken)))
-        rows.append(broken.suffer("host lost, no spare", 4, lambda: cut(broken)))
+    rows = [
+        broken.suffer("rank killed", 1, lambda: kill(broken, "KILL")),
+        broken.suffer("rank stopped", 2, lambda: kill(broken, "STOP")),
+        broken.suffer("notice (USR2)", 3, lambda: notify(broken)),
+        broken.suffer("host lost, no spare", 4, lambda: cut(broken)),
+    ]
     broken.cancel()
-    if not quick:
-        spared = Run(cluster, "spared", "--nodes", "2", "--spare-nodes", "1")
-        spared.first_step(1)
-        rows.append(spared.suffer("host lost, one spare", 1, lambda: cut(spared)))
-        spared.cancel()
+    spared = Run(cluster, "spared", "--nodes", "2", "--spare-nodes", "1")
+    spared.first_step(1)
+    rows.append(spared.suffer("host lost, one spare", 1, lambda: cut(spared)))
+    spared.cancel()
     for host in range(1, cluster.hosts + 1):
         cluster.control("start", f"n{host}")
     whole = Run(cluster, "whole", "--nodes", str(cluster.hosts))
-    start = {"hosts": cluster.hosts, "submit_to_step_s": whole.first_step(1) - whole.submitted}
-    wait(lambda: saved_step(whole.folder) >= 20, "two checkpoints")
-    start |= checkpoints(whole)
-    print(json.dumps(start))
+    start = began_and_saved(whole)
     whole.cancel()
     return start, rows
+
+
+def began_and_saved(run):
+    """Seconds from submission to the first step, and what checkpoints cost."""
+    seconds = run.first_step(1) - run.submitted
+    start = {"hosts": len(set(run.event("start", 1).hosts)), "submit_to_step_s": seconds}
+    wait(lambda: saved_step(run.folder) >= 20, "two checkpoints")
+    start |= checkpoints(run)
+    print(json.dumps(start), flush=True)
+    return start
 
 
 def checkpoints(run):
@@ -179,6 +198,7 @@ def checkpoints(run):
 
 
 def kill(run, number):
+    """Send rank 1 a signal."""
     run.cluster.signal(read_beats(run.folder)[1], number)
 
 
@@ -187,7 +207,15 @@ def notify(run):
 
 
 def cut(run):
-    run.cluster.control("kill", run.host_of_rank(1))
+    """Cut the power of rank 1's host. Returns the host."""
+    host = run.host_of_rank(1)
+    run.cluster.control("kill", host)
+    return host
+
+
+def is_down(host):
+    states = subprocess.check_output(["sinfo", "-h", "-N", "-n", host, "-o", "%T"], text=True)
+    return states.startswith("down")
 
 
 def wait(condition, what):
