@@ -103,7 +103,7 @@ def draw_volumes(path: Path, curves: Mapping[str, Sequence[Sequence[float]]], ti
             label = name if number == 0 else None
             axes.plot(np.arange(1, len(line) + 1), line, color=f"C{index}", label=label, alpha=0.85)
     axes.set_xlabel("trials")
-    axes.set_ylabel("hypervolume, share of the box")
+    axes.set_ylabel("hypervolume, share of all together")
     axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)

@@ -112,7 +112,7 @@ def _summary(report: Report) -> Markup:
     text = (
         f"{len(report.trials)} subnets of {record['space']['num_subnets']:,} were evaluated by "
         f"{asked.searcher}; {len(report.front)} are on the Pareto front of "
-        f"{', '.join(figures.LABELS[name] for name in asked.objectives)}"
+        f"{' against '.join(figures.SHORT[name] for name in asked.objectives)}"
         + (f", under {', '.join(map(str, asked.constraints))}." if asked.constraints else ".")
     )
     parts = [tag("p", text)]
