@@ -84,12 +84,19 @@ def checkpoint_bytes(run: TrainRun) -> int:
 def _estimates(run: TrainRun) -> list[str]:
     each, kept = checkpoint_bytes(run), run.checkpoint.keep_last + len(run.checkpoint.pin) + 1
     world = (run.cluster.nodes or 1) * run.cluster.ranks_per_node
-    state = each / 3 * (1 + 1 + 2 / world + 1 / world)  # weights, gradients, moments, fp32 copy
     return [
         f"a checkpoint: {each / _GIB:.2f} GiB, at most {kept} kept: {each * kept / _GIB:.2f} GiB",
-        f"weights, gradients and optimizer state of a rank: {state / _GIB:.2f} GiB, "
-        "activations not counted",
+        _memory(run, world),
     ]
+
+
+def _memory(run: TrainRun, world: int) -> str:
+    from supersam.training.step_memory import describe_memory, predict_memory
+
+    on_gpu = run.engine.device == "cuda" or bool(run.cluster.gpus_per_node)
+    images = max(1, run.optim.global_batch // world // run.optim.accumulate)
+    memory = predict_memory(run, world_size=world, on_gpu=on_gpu, images=images)
+    return describe_memory(memory, images)
 
 
 def _check_folder(run: TrainRun) -> str:

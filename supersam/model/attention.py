@@ -65,11 +65,16 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: T
 
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
     """PyTorch's fused attention with the position bias as its mask."""
+    bias = position_bias(q, rel_h, rel_w)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=_aligned(bias))
+
+
+def position_bias(q: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+    """What relative positions add to the scores, (B, heads, tokens, tokens)."""
     batch, heads, n, _ = q.shape
     by_row, by_column = row_and_column_bias(q, rel_h, rel_w)
     # Contiguous small terms make the large sum contiguous, so that the view below is one.
-    bias = (by_row.contiguous() + by_column.contiguous()).view(batch, heads, n, n)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=_aligned(bias))
+    return (by_row.contiguous() + by_column.contiguous()).view(batch, heads, n, n)
 
 
 def row_and_column_bias(q: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, Tensor]:

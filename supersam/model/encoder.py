@@ -21,6 +21,7 @@ class ElasticImageEncoder(nn.Module):
         super().__init__()
         self.shape = shape
         self.attention = attention
+        self.choose_kernel = choose_kernel
         self.checkpointing = False
         """Whether training computes the activations inside each layer again instead of keeping."""
         self.training_halves = PLAIN_HALVES
@@ -70,7 +71,7 @@ class ElasticImageEncoder(nn.Module):
         """The first half of a layer, attention. x: (B, g, g, c). Returns the same shape."""
         block = self.blocks[layer]
         assert isinstance(block, ElasticBlock)
-        kernel = choose_kernel(
+        kernel = self.choose_kernel(
             self.attention, x.device, is_global=layer in self.shape.global_layers
         )
         return self._halves().attend(block, x, heads=heads, kernel=kernel)

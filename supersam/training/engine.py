@@ -124,7 +124,7 @@ class Engine:
             parameter_groups(supernet, optim.weight_decay),
             lr=optim.lr,
             betas=(optim.beta1, optim.beta2),
-            fused=next(supernet.parameters()).is_cuda or None,
+            fused=True,
         )
         self._scale = learning_rate_scale(optim)
         self._engine, *_ = deepspeed.initialize(

@@ -120,7 +120,9 @@ class Trainer:
             waited = time.perf_counter() - started
             self.heart.mark()
             losses = self.accumulate_sandwich(batch, step, scale=1 / accumulate)
+            started = time.perf_counter()
             batches.copy_ahead()
+            waited += time.perf_counter() - started
             self.telemetry.add(losses, images=len(batch.images), data_wait_s=waited)
         learning_rate = self.engine.learning_rate
         self.heart.wait_for_others()

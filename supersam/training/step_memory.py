@@ -1,0 +1,169 @@
+"""What a training step will need of a device's memory, before there is a device.
+
+The real model takes a real step on fake tensors, which have shapes and no numbers; every storage is
+counted from its making to its end. Not counted are the allocator's gaps, what a kernel takes for
+itself, and the driver's context: about a gigabyte on a GPU.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
+
+from supersam.config import TrainRun
+from supersam.data.sample import Batch
+from supersam.data.transforms import LOGIT_STRIDE
+from supersam.model import SamSupernet, resolve_shape
+from supersam.model.attention import position_bias, reference_attention
+from supersam.model.sam import build_sam
+from supersam.space import EncoderShape, build_space
+from supersam.training.engine import freeze_untrained, trainable_parameters
+from supersam.training.losses import subnet_loss
+
+_FP32 = 4
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes of one rank."""
+
+    weights: int
+    """The model's parameters."""
+    optimizer: int
+    """This rank's share of AdamW's moments and of DeepSpeed's own copy of the weights."""
+    step: int
+    """Gradients and activations at their peak."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.optimizer + self.step
+
+
+def predict_memory(run: TrainRun, *, world_size: int, on_gpu: bool, images: int) -> StepMemory:
+    """Memory of a rank of `world_size` whose micro-batches have `images` images.
+
+    on_gpu: attention `auto` is the fused kernel there, and segment-anything's own on a CPU. The
+    kernel that adds positions itself is counted as the fused one, which needs more. bf16 follows
+    autocast on a CPU; on a GPU the softmax of segment-anything's own kernel takes twice as much.
+    """
+    shape = resolve_shape(run.model)
+    with FakeTensorMode():
+        supernet = SamSupernet(build_sam(shape), build_space(run.space, shape))
+        freeze_untrained(supernet, run.optim, run.data)
+        name = run.model.attention
+        fused = name in ("sdpa", "in_kernel") or (name == "auto" and on_gpu)
+        kernel = _fused_attention if fused else reference_attention
+        supernet.image_encoder.choose_kernel = lambda *_, **__: kernel
+        supernet.prepare_training(
+            checkpoint_activations=run.engine.checkpoint_activations, compiled=False
+        )
+        batch = _empty_batch(shape, images=images, prompts=run.data.prompts_per_image)
+        peak = _peak_bytes(supernet, batch, run)
+    trained = sum(p.numel() for _, p in trainable_parameters(supernet)) * _FP32
+    return StepMemory(
+        weights=sum(p.numel() for p in supernet.parameters()) * _FP32,
+        optimizer=3 * trained // world_size,
+        # The step itself holds the gradients twice: as they came, and this rank's share, flat.
+        step=max(peak, trained + trained // world_size),
+    )
+
+
+def _peak_bytes(supernet: SamSupernet, batch: Batch, run: TrainRun) -> int:
+    """Most bytes alive at once in two passes of the largest subnet.
+
+    The second meets the gradients of the first: no subnet of a sandwich needs more.
+    """
+    bf16 = run.engine.precision == "bf16"
+    with _LiveBytes() as live:
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                prediction = supernet(batch.images, batch.sizes, batch.points, batch.labels)
+            subnet_loss(prediction, batch, run.loss, teacher=None).total.backward()  # type: ignore[no-untyped-call]
+            del prediction
+    return int(live.peak)
+
+
+def _empty_batch(shape: EncoderShape, *, images: int, prompts: int) -> Batch:
+    side = shape.image_size
+    cells = side // LOGIT_STRIDE
+    return Batch(
+        images=torch.empty(images, 3, side, side, dtype=torch.uint8),
+        sizes=torch.empty(images, 2, dtype=torch.int64),
+        points=torch.empty(images, prompts, 2, 2),
+        labels=torch.empty(images, prompts, 2, dtype=torch.int64),
+        masks=torch.empty(images, prompts, cells, cells, dtype=torch.uint8),
+        valid=torch.empty(images, prompts, dtype=torch.bool),
+        sample_ids=torch.empty(images, dtype=torch.int64),
+    )
+
+
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the storages that are made inside it, as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._known = WeakIdKeyDictionary()
+        self._alive: int = 0
+        self.peak: int = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        before = {id(s) for s in map(_storage, args) if s is not None}
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, lambda tensor: self._note(tensor, before), result)
+        return result
+
+    def _note(self, tensor: Tensor, given: set[int]) -> None:
+        storage = tensor.untyped_storage()
+        if storage in self._known or id(storage) in given:
+            return
+        size = storage.nbytes()
+        self._known[storage] = size
+        self._alive += size
+        self.peak = max(self.peak, self._alive)
+        weakref.finalize(storage, self._release, size)
+
+    def _release(self, size: int) -> None:
+        self._alive -= size
+
+
+def _storage(value: Any) -> Any:
+    return value.untyped_storage() if isinstance(value, Tensor) else None
+
+
+def _fused_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+    """Keeps what PyTorch's fused kernel keeps on a GPU; on a CPU, real or fake, it is unfused."""
+    mixed: Tensor = _Fused.apply(q, k, v, position_bias(q, rel_h, rel_w))
+    return mixed
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        mixed = torch.empty_like(v)
+        ctx.save_for_backward(q, k, v, bias, mixed, q.new_empty(q.shape[:3], dtype=torch.float32))
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:4])
+
+
+def describe_memory(memory: StepMemory, images: int) -> str:
+    """One line on the memory of a rank whose micro-batches have `images` images."""
+    gib = 2**30
+    return (
+        f"memory of a rank: {memory.total / gib:.2f} GiB; weights {memory.weights / gib:.2f}, "
+        f"optimizer state {memory.optimizer / gib:.2f}, gradients and activations of {images} "
+        f"image(s) at once {memory.step / gib:.2f}"
+    )

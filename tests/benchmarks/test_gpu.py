@@ -1,0 +1,32 @@
+"""The benchmark of a GPU runs whole at toy size: it must not fail when a GPU is at hand."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.paths import ROOT
+
+
+@pytest.mark.slow
+def test_every_part_runs_at_toy_size_without_a_failure(tmp_path):
+    file = tmp_path / "gpu.json"
+    command = [sys.executable, ROOT / "benchmarks/gpu.py", "--toy", "--json", file]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(file.read_text())
+    assert set(results) == {"ceilings", "encoder", "sandwich", "widths", "latency"}
+    rows = {**results["encoder"]["vit_b"], **results["sandwich"]["vit_b"]}
+    assert len(rows) == 9
+    assert [row["failed"] for row in rows.values() if "failed" in row] == []
+    assert all(row["images_per_s"] > 0 and row["share_of_ceiling"] > 0 for row in rows.values())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so():
+    command = [sys.executable, ROOT / "benchmarks/gpu.py", "--models", "vit_b"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
+    assert done.returncode == 1
+    assert "no GPU is visible; --toy" in done.stderr

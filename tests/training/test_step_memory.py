@@ -1,0 +1,64 @@
+"""Predicted memory against the bytes that PyTorch records of a real step."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from supersam.config import TrainRun, merge
+from supersam.model import SamSupernet, load_sam, resolve_shape
+from supersam.space import build_space
+from supersam.training.engine import freeze_untrained
+from supersam.training.step_memory import describe_memory, predict_memory
+from tests.paths import ROOT
+from tests.training.runs import TINY_RUN
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+
+def tiny(**engine) -> TrainRun:
+    sizes = {"model": {"image_size": 160, "attention": "reference"}}
+    changes = {"data": {"source": "synthetic"}, "engine": engine}
+    return TrainRun.model_validate(merge(TINY_RUN, sizes, changes))
+
+
+@pytest.mark.parametrize("images", [4])
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_the_predicted_peak_is_the_real_one(images, recomputed):
+    from step_memory import peak_mib, random_batch
+
+    run = tiny(checkpoint_activations=recomputed)
+    shape = resolve_shape(run.model)
+    space = build_space(run.space, shape)
+    supernet = SamSupernet(load_sam(shape), space, attention="reference")
+    freeze_untrained(supernet, run.optim, run.data)
+    supernet.prepare_training(checkpoint_activations=recomputed, compiled=False)
+    batch = random_batch(images, run.data.prompts_per_image, shape.image_size)
+    real = peak_mib(supernet, batch, [space.largest()] * 2) * 2**20
+    predicted = predict_memory(run, world_size=1, on_gpu=False, images=images)
+    assert real > 2 * predicted.weights  # activations, not the optimizer, make the peak
+    assert predicted.step == pytest.approx(real, rel=0.02)
+
+
+def test_memory_grows_with_the_batch_and_shrinks_with_bf16_and_recomputation():
+    def step(images: int, *, on_gpu: bool = False, **engine) -> int:
+        run = tiny(**engine)
+        return predict_memory(run, world_size=2, on_gpu=on_gpu, images=images).step
+
+    plain = step(4)
+    assert step(8) > 1.5 * plain
+    assert step(4, checkpoint_activations=True) < 0.9 * plain
+    assert step(4, precision="bf16") < 0.9 * plain
+
+
+def test_weights_and_optimizer_state_are_the_parameters(tiny_space):
+    run = tiny()
+    alone, of_four = (
+        predict_memory(run, world_size=world, on_gpu=False, images=1) for world in (1, 4)
+    )
+    parameters = sum(p.numel() for p in load_sam(resolve_shape(run.model)).parameters())
+    assert alone.weights == of_four.weights == pytest.approx(4 * parameters, rel=0.01)
+    assert alone.optimizer == pytest.approx(12 * parameters, rel=0.02)
+    assert of_four.optimizer == pytest.approx(alone.optimizer / 4, rel=1e-3)
+    assert "of 1 image(s) at once" in describe_memory(alone, 1)
