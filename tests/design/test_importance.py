@@ -53,9 +53,16 @@ def test_wanda_is_the_weights_times_the_norm_of_what_the_layer_itself_reads(
     supernet = make_supernet()
     inputs = []
     block = supernet.image_encoder.blocks[2]
-    attend = block.attend
+    encoder = supernet.image_encoder
+    attend = encoder.attend
+
+    def watched(x, layer, heads):
+        if layer == 2:
+            inputs.append(x)
+        return attend(x, layer, heads)
+
     with monkeypatch.context() as patch:
-        patch.setattr(block, "attend", lambda x, **how: inputs.append(x) or attend(x, **how))
+        patch.setattr(encoder, "attend", watched)
         scores = score_units(supernet, calibration, score="wanda")
     hidden, heads = [], []
     with torch.no_grad():
