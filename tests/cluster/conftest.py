@@ -16,11 +16,18 @@ SESSION_NAME = f"pytest{os.getpid()}"  # not the default name: a user's own clus
 
 
 def _remove_leftovers() -> None:
-    """End clusters of sessions that were killed."""
+    """End clusters, and unmount disks, of sessions that were killed."""
     for folder in RUN_ROOT.glob("pytest*"):
-        owner = folder.name.removeprefix("pytest").partition("_")[0]
-        if not Path(f"/proc/{owner}").exists():
+        if not _lives(folder.name.removeprefix("pytest").partition("_")[0]):
             devcluster_command("down", "--name", folder.name)
+    for disk in Path("/run").glob("supersam-pytest*"):
+        if not _lives(disk.name.removeprefix("supersam-pytest")):
+            subprocess.run(["umount", "--lazy", disk], check=False)
+            disk.rmdir()
+
+
+def _lives(pid: str) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 @pytest.fixture(scope="session")
