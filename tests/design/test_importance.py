@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from supersam.config.design import ScoreName
 from supersam.design import embedding_loss, prioritize_parameters, score_units
 from supersam.model.attention import reference_attention
-from supersam.model.elastic import active_layer_norm
 from tests.design.calibration_sets import task_loss, tiny_calibration
 
 SCORES = typing.get_args(ScoreName)
@@ -51,40 +50,34 @@ def test_wanda_is_the_weights_times_the_norm_of_what_the_layer_itself_reads(
     make_supernet, calibration, monkeypatch
 ):
     supernet = make_supernet()
-    inputs = []
     block = supernet.image_encoder.blocks[2]
-    encoder = supernet.image_encoder
-    attend = encoder.attend
-
-    def watched(x, layer, heads):
-        if layer == 2:
-            inputs.append(x)
-        return attend(x, layer, heads)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(encoder, "attend", watched)
-        scores = score_units(supernet, calibration, score="wanda")
-    hidden, heads = [], []
+    read: dict[str, list[torch.Tensor]] = {"attn": [], "mlp": []}
+    hooks = [
+        getattr(block, name).register_forward_pre_hook(
+            lambda _, args, name=name: read[name].append(args[0])
+        )
+        for name in read
+    ]
+    scores = score_units(supernet, calibration, score="wanda")
+    for hook in hooks:
+        hook.remove()
+    proj, heads = block.attn.proj, supernet.space.shape.num_heads
     with torch.no_grad():
-        for x in inputs:
-            spec = supernet.space.largest()
-            kernel = reference_attention
-            normed = active_layer_norm(block.norm1, x)
-            identity = torch.eye(spec.embed_dim)
-            proj = block.attn.proj.weight.clone(), block.attn.proj.bias.clone()
-            block.attn.proj.weight.data, block.attn.proj.bias.data = identity, 0 * proj[1]
-            heads.append(block.attn(normed, spec.heads[0], kernel))
-            block.attn.proj.weight.data, block.attn.proj.bias.data = proj
-            attended = x + block.attn(normed, spec.heads[0], kernel)
-            hidden.append(F.gelu(block.mlp.lin1(active_layer_norm(block.norm2, attended))))
+        weight, bias = proj.weight.clone(), proj.bias.clone()
+        proj.weight.copy_(torch.eye(len(bias)))  # so that attention gives what proj reads
+        proj.bias.zero_()
+        mixed = [block.attn(x, heads, reference_attention) for x in read["attn"]]
+        proj.weight.copy_(weight)
+        proj.bias.copy_(bias)
+        hidden = [F.gelu(block.mlp.lin1(x)) for x in read["mlp"]]
 
     def norm(parts):
         return torch.cat([part.flatten(0, -2) for part in parts]).double().norm(dim=0)
 
     expected = block.mlp.lin2.weight.abs().sum(0) * norm(hidden)
     torch.testing.assert_close(scores.mlp[2], expected.double(), rtol=1e-5, atol=0)
-    columns = block.attn.proj.weight.abs().sum(0) * norm(heads)
-    expected = columns.view(supernet.space.shape.num_heads, -1).sum(1).double()
+    columns = block.attn.proj.weight.abs().sum(0) * norm(mixed)
+    expected = columns.view(heads, -1).sum(1).double()
     torch.testing.assert_close(scores.heads[2], expected, rtol=1e-5, atol=0)
 
 
