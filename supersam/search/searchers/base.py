@@ -21,8 +21,8 @@ from supersam.space import SearchSpace, SubnetSpec
 Rng = np.random.Generator
 _DRAWS_EACH = 200
 """Draws for a subnet that is new and keeps the limits, before a batch is left shorter."""
-_DRAWS_AS_IS = 20
-"""Every so many draws an infeasible one is shrunk until it fits."""
+_PATIENCE = 20
+"""Draws in vain after which one is taken at random instead, shrunk until it keeps the limits."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,18 @@ class Searcher(ABC):
         rng = np.random.default_rng([self.problem.seed, self._asked])
         self._asked += 1
         batch: list[SubnetSpec] = []
-        for draw in range(_DRAWS_EACH * count):
+        in_vain = 0
+        for _ in range(_DRAWS_EACH * count):
             if len(batch) == count:
                 break
-            spec = self._propose(rng)
-            if spec is None:
-                break
-            if draw % _DRAWS_AS_IS == _DRAWS_AS_IS - 1:
-                spec = shrink_to_fit(spec, self.problem.space, self.problem.limits, rng)
-            if spec not in self._proposed and self.problem.is_feasible(spec):
-                self._proposed.add(spec)
-                batch.append(spec)
+            stuck = in_vain % _PATIENCE == _PATIENCE - 1
+            spec = self._draw_fitting(rng) if stuck else self._propose(rng)
+            if spec in self._proposed or not self.problem.is_feasible(spec):
+                in_vain += 1
+                continue
+            in_vain = 0
+            self._proposed.add(spec)
+            batch.append(spec)
         return batch
 
     def tell(self, trials: Sequence[Trial]) -> None:
@@ -76,8 +77,12 @@ class Searcher(ABC):
         return
 
     @abstractmethod
-    def _propose(self, rng: Rng) -> SubnetSpec | None:
-        """One draw; it may be infeasible or known. None when there is no other."""
+    def _propose(self, rng: Rng) -> SubnetSpec:
+        """One draw; it may be infeasible or known."""
+
+    def _draw_fitting(self, rng: Rng) -> SubnetSpec:
+        space, limits = self.problem.space, self.problem.limits
+        return shrink_to_fit(space.sample(rng), space, limits, rng)
 
 
 def complete_only(trials: Sequence[Trial]) -> list[Trial]:

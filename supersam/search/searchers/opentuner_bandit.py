@@ -59,7 +59,7 @@ class OpenTunerSearcher(Searcher):
                 if trial.spec in self._open:
                     self._report(*self._open.pop(trial.spec), trial)
 
-    def _propose(self, rng: Rng) -> SubnetSpec | None:
+    def _propose(self, rng: Rng) -> SubnetSpec:
         number = self._turn % len(self._tuners)
         self._turn += 1
         with self._own_randomness():

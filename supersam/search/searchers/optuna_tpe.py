@@ -27,9 +27,11 @@ class OptunaSearcher(Searcher):
         }
         self._study = optuna.create_study(
             directions=["minimize"] * len(problem.objectives),
-            sampler=optuna.samplers.TPESampler(seed=problem.seed % 2**32),
+            # All genes at once: one by one, the trials would be ranked anew for each of them.
+            sampler=optuna.samplers.TPESampler(seed=problem.seed % 2**32, multivariate=True),
         )
         self._open: dict[SubnetSpec, optuna.Trial] = {}
+        self._values: dict[SubnetSpec, list[float]] = {}
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Complete what was asked for; add what comes from elsewhere."""
@@ -38,6 +40,8 @@ class OptunaSearcher(Searcher):
             values = None
             if trial.status == "complete":
                 values = cost_row(trial.metrics, self.problem.objectives).tolist()
+            if values is not None:
+                self._values[trial.spec] = values
             if asked is not None:
                 self._close(asked, values)
             elif values is not None:
@@ -47,7 +51,7 @@ class OptunaSearcher(Searcher):
         asked = self._study.ask(self._genes)
         spec = spec_of(asked.params, self.problem.space)
         if spec in self._proposed or not self.problem.is_feasible(spec):
-            self._close(asked, None)
+            self._close(asked, self._values.get(spec))
         else:
             self._open[spec] = asked
         return spec

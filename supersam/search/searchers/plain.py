@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain, combinations, product
+from itertools import chain, combinations, islice, product
 
 from supersam.config import UserError
 from supersam.search.searchers.base import Problem, Rng, Searcher
@@ -32,8 +32,12 @@ class ExhaustiveSearcher(Searcher):
             )
         self._left = iter_subnets(problem.space)
 
-    def _propose(self, rng: Rng) -> SubnetSpec | None:
-        return next(self._left, None)
+    def ask(self, count: int) -> list[SubnetSpec]:
+        """The next feasible ones."""
+        return list(islice(filter(self.problem.is_feasible, self._left), count))
+
+    def _propose(self, rng: Rng) -> SubnetSpec:
+        raise AssertionError("nothing is drawn")
 
 
 def iter_subnets(space: SearchSpace) -> Iterator[SubnetSpec]:
