@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from supersam.cluster.attempts import CANCEL, end_attempt, reason_of, start_attempt
@@ -21,7 +22,7 @@ from supersam.cluster.slurm import missing_slurm
 from supersam.cluster.tasks import Task, describe_task, execute_task, prepare_task
 from supersam.config import TrainRun, UserError
 from supersam.config.io import USAGE_ERROR
-from supersam.runtime.process import keep_others_from_writing
+from supersam.runtime.process import end_with_parent, keep_others_from_writing
 from supersam.runtime.watchdog import STALLED
 
 FAILURE = 1
@@ -132,9 +133,11 @@ def run_local(folder: Path, *, tasks: int) -> int:
     """Execute the prepared run of `folder` as `tasks` processes on this machine.
 
     Rank 0 speaks on this terminal, the others write to `logs/`; what rank 0 says when it fails is
-    there too. When one fails, the others are ended, and the end of its log is shown.
+    there too. When one fails, the others are ended, and the end of its log is shown. SIGTERM is
+    passed on to the ranks, which save; they do so too where this process is killed.
     """
-    ranks = []
+    ranks: list[subprocess.Popen[bytes]] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: _pass_on(number, ranks))
     try:
         port = free_port("127.0.0.1")
         for rank in range(tasks):
@@ -142,6 +145,12 @@ def run_local(folder: Path, *, tasks: int) -> int:
         return _wait(ranks, folder)
     finally:
         _end(ranks)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _pass_on(number: int, ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    for rank in ranks:
+        rank.send_signal(number)
 
 
 def task_log(folder: Path, rank: int) -> Path:
@@ -164,7 +173,13 @@ def _start_rank(folder: Path, rank: int, tasks: int, port: int) -> subprocess.Po
     log = task_log(folder, rank)
     log.parent.mkdir(parents=True, exist_ok=True)
     with _sink(log, rank) as sink:
-        return subprocess.Popen(command, env=environment, stdout=sink, stderr=sink)
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdout=sink,
+            stderr=sink,
+            preexec_fn=partial(end_with_parent, os.getpid()),
+        )
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -78,7 +79,20 @@ def test_ranks_of_one_machine_listen_on_loopback_only(tmp_path: Path):
         assert addresses == {"0100007F"}  # 127.0.0.1
     finally:
         run.process.terminate()
-        run.end()
+    assert run.end() == 128 + signal.SIGTERM
+    assert any((run.folder / "checkpoints").iterdir())  # the ranks got it too, and saved
+
+
+@pytest.mark.slow
+def test_ranks_save_and_end_when_their_launcher_is_killed(tmp_path: Path):
+    run = Training(tmp_path / "run", *ENDLESS, tasks=2)
+    try:
+        run.wait_for_step(1)
+    finally:
+        run.process.kill()
+    run.end()  # nobody holds its pipe any more
+    assert any((run.folder / "checkpoints").iterdir())
+    assert all(beat.has_ended for beat in read_beats(run.folder))
 
 
 @pytest.mark.slow
