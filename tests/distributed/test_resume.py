@@ -96,7 +96,9 @@ def test_a_run_stopped_at_every_step_is_bit_for_bit_the_run_never_stopped(
 def test_a_run_moved_from_4_to_2_to_3_ranks_sees_the_same_samples_and_losses(
     synthetic_shards, tmp_path
 ):
-    changes = {"optim": {"global_batch": 12, "steps": 6}, "checkpoint": {"every_steps": 100}}
+    # At a higher rate Adam turns the rounding of near-zero gradients into whole steps.
+    optim = {"global_batch": 12, "steps": 6, "lr": 2e-5}
+    changes = {"optim": optim, "checkpoint": {"every_steps": 100}}
     alone, moved = (
         tiny_run(tmp_path / name, synthetic_shards, changes) for name in ("alone", "moved")
     )
