@@ -143,8 +143,9 @@ def search_parameters(asked: SearchRun) -> dict[str, Any]:
         "stderr_to_stdout": True,
         "use_srun": False,  # the batch step is the driver; it starts the hosts of the Ray
         "setup": setup_lines(plain_path(asked.folder)),
-        # A search goes on when a host is lost.
-        "additional_parameters": {**extra_options(cluster), "no-kill": True},
+        # Without --no-kill: where a host is lost the job is requeued, and the journal goes on. With
+        # it, a job whose batch host is lost would stand still until its time is over.
+        "additional_parameters": extra_options(cluster),
     }
 
 

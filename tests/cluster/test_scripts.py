@@ -70,7 +70,7 @@ def test_a_search_that_follows_has_its_own_nodes_and_the_site_of_the_training(tm
         assert f"#SBATCH --{option}" in text
     assert "#SBATCH --qos=night" in text
     assert "#SBATCH --signal=B:USR2@" in text  # it saves its journal and goes on
-    assert "#SBATCH --no-kill" in text
+    assert "--no-kill" not in text  # a lost host ends it, and Slurm starts it anew
     assert "--dependency=afterok:17" in text
 
 
