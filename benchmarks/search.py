@@ -192,6 +192,7 @@ def overhead(args):
     each = (end - begin) * args.evaluators / done
     share = each / SLEEP_S - 1
     print(f"{done} trials of {SLEEP_S:g} s on {args.evaluators} evaluators: {each:.3f} s each")
+    print("chunks done at", " ".join(f"{at - started:.0f}" for at, _ in times), "s")
     print(f"overhead {100 * share:.1f} %; first result after {times[0][0] - started:.1f} s")
     return {"overhead": share, "first_result_s": times[0][0] - started, "trials": done}
 

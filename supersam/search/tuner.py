@@ -64,6 +64,8 @@ def evaluate_on_ray(
     stands in for `Evaluator` where a benchmark wants one that takes a known time.
     """
     evaluators = plan_evaluators(asked)
+    # All evaluators start at once; by default a searcher's trials start one after the other.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(evaluators.count)
     feed = _Feed(program, stop, on_trials)
     trainable = tune.with_resources(
         tune.with_parameters(
