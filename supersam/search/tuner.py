@@ -163,7 +163,7 @@ class _Desk:
             del self._taken[evaluator]
 
     async def give_back(self, evaluator: str) -> str | None:
-        """An evaluator was lost: its chunk is the next one. Returns its first key; None for none."""
+        """An evaluator was lost: its chunk is next. Returns its first key; None for none."""
         chunk = self._taken.pop(evaluator, None)
         if chunk is None:
             return None
