@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -185,15 +186,22 @@ def overhead(args):
             on_trials=lambda new: times.append((time.perf_counter(), len(new))),
             evaluator=sleeping_evaluator(),
         )
-    # From the end of the first chunks to that of the last: evaluators are up, none has run dry.
-    first = args.evaluators
-    (begin, _), (end, _) = times[first - 1], times[-1 - first]
-    done = sum(count for _, count in times[first : len(times) - first])
-    each = (end - begin) * args.evaluators / done
-    share = each / SLEEP_S - 1
-    print(f"{done} trials of {SLEEP_S:g} s on {args.evaluators} evaluators: {each:.3f} s each")
-    print(f"overhead {100 * share:.1f} %; first result after {times[0][0] - started:.1f} s")
-    return {"overhead": share, "first_result_s": times[0][0] - started, "trials": done}
+    spans = [(t.host, t.metrics["begin_s"], t.metrics["end_s"]) for t in journal]
+    gaps, busy = idle_time({span for span in spans if span[1] > min(s[2] for s in spans)})
+    first = times[0][0] - started
+    print(f"{len(journal)} trials of {SLEEP_S:g} s on {args.evaluators} evaluators")
+    print(f"overhead {100 * gaps / busy:.2f} %; first result after {first:.1f} s")
+    return {"overhead": gaps / busy, "first_result_s": first, "trials": len(journal)}
+
+
+def idle_time(chunks):
+    """Seconds between the chunks of each evaluator, and in them."""
+    gaps = busy = 0.0
+    for host in {host for host, _, _ in chunks}:
+        mine = sorted((begin, end) for h, begin, end in chunks if h == host)
+        busy += sum(end - begin for begin, end in mine)
+        gaps += sum(after[0] - before[1] for before, after in pairwise(mine))
+    return gaps, busy
 
 
 def sleeping_evaluator():
@@ -201,28 +209,34 @@ def sleeping_evaluator():
     from supersam.search.tuner import Evaluator
 
     class Sleeping(Evaluator):
-        def setup(self, config, asked, source, evaluators, place):
-            self._chunk = config["chunk"]
+        def setup(self, config, desk, asked, source, evaluators, place):
+            self._desk = desk
 
-        def step(self):
-            time.sleep(SLEEP_S * len(self._chunk.jobs))
-            return {"trials": [made_up_trial(job) for job in self._chunk.jobs]}
+        def evaluate(self, chunk):
+            begin = time.time()
+            time.sleep(SLEEP_S * len(chunk.jobs))
+            return [made_up_trial(job, begin, time.time()) for job in chunk.jobs]
 
     return Sleeping
 
 
-def made_up_trial(job):
+def made_up_trial(job, begin, end):
     widths = sum(job.spec.mlp_widths)
     return Trial(
         **{name: getattr(job, name) for name in ("key", "spec", "stage", "searcher")},
         **{name: getattr(job, name) for name in ("batch", "index")},
         status="complete",
-        metrics={"miou": 1 - 1 / (1 + widths), "params_m": widths / 1e3, "flops_g": 1.0},
+        metrics={
+            "miou": 1 - 1 / (1 + widths),
+            "params_m": widths / 1e3,
+            "begin_s": begin,
+            "end_s": end,
+        },
         num_images=1,
         num_objects=1,
         seconds=SLEEP_S,
         step=0,
-        host="here",
+        host=str(os.getpid()),
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import submitit
 
 from supersam.cluster import slurm
+from supersam.cluster.orphans import start_beating
 from supersam.cluster.ray_cluster import read_meeting
 from supersam.cluster.sbatch import (
     JOB_FOLDER,
@@ -189,6 +190,7 @@ class SearchSupervisor:
         os.chdir(os.environ["SLURM_SUBMIT_DIR"])  # relative paths of the run start there
         folder, home = Path(self.folder), Path(self.home)
         asked = load_run(SearchRun, folder / "search.yaml").model_copy(update={"out": folder})
+        start_beating(folder)
         try:
             with stop_requested(), _hosts_of_ray(folder, home) as meeting:
                 code = _drive(asked, meeting)

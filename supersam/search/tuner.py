@@ -1,4 +1,8 @@
-"""A search on Ray Tune: a trial is a chunk of subnets, on an evaluator that stays alive.
+"""A search on Ray Tune: each Tune trial is an evaluator that stays, each of its steps a chunk.
+
+Tune places the evaluators, starts lost ones again and says what failed. With a trial for every
+chunk and `reuse_actors`, Tune hands a finished actor to the next trial and ends the one that was
+being started for it: where a start takes longer than a chunk, one evaluator did all the work.
 
 The journal is the truth, so everything of Tune that keeps a second one is off: its checkpoints, its
 loggers, its experiment state on shared storage.
@@ -6,15 +10,18 @@ loggers, its experiment state on shared storage.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.search import Searcher as TuneSearcher
+from ray.tune.experiment import Trial as TuneTrial
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from supersam.config import SearchRun
 from supersam.runtime.signals import StopFlag
@@ -24,8 +31,8 @@ from supersam.search.program import Program
 from supersam.training.trained import WeightSource
 
 _MAX_FAILURES = 3
-"""Hosts or evaluators that may be lost under one chunk."""
-_RESULT = "trials"
+"""Times that one evaluator is started again, and that one chunk may fail."""
+_TRIALS = "trials"
 
 OnTrials = Callable[[list[Trial]], None]
 
@@ -64,49 +71,41 @@ def evaluate_on_ray(
     stands in for `Evaluator` where a benchmark wants one that takes a known time.
     """
     evaluators = plan_evaluators(asked)
-    feed = _Feed(program, stop, on_trials)
+    # All evaluators start at once; by default one after the other.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(evaluators.count)
+    desk: Any = ray.remote(num_cpus=0)(_Desk).options(scheduling_strategy=_on_this_node()).remote()
+    clerk = _Clerk(program, desk, stop, on_trials)
+    parameters = {"desk": desk, "asked": asked, "source": source, "evaluators": evaluators}
     trainable = tune.with_resources(
-        tune.with_parameters(
-            evaluator or Evaluator,
-            asked=asked,
-            source=source,
-            evaluators=evaluators,
-            place=os.getcwd(),
-        ),
+        tune.with_parameters(evaluator or Evaluator, place=os.getcwd(), **parameters),
         {"cpu": evaluators.cpus, "gpu": evaluators.gpus},
     )
     with tempfile.TemporaryDirectory(prefix="ss-tune-") as scratch:
-        tuner = tune.Tuner(
+        tune.Tuner(
             trainable,
-            tune_config=tune.TuneConfig(
-                search_alg=feed,
-                num_samples=-1,
-                max_concurrent_trials=evaluators.count,
-                reuse_actors=True,
-            ),
+            tune_config=tune.TuneConfig(num_samples=evaluators.count),
             run_config=tune.RunConfig(
                 name="search",
                 storage_path=scratch,
-                stop={"training_iteration": 1},
+                stop=_Stopper(clerk),
+                callbacks=[clerk],
                 failure_config=tune.FailureConfig(max_failures=_MAX_FAILURES),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
                 log_to_file=False,
             ),
-        )
-        results = tuner.fit()
-    if feed.failure is not None:
-        raise RuntimeError(feed.failure)
-    for error in results.errors:
-        raise error
+        ).fit()
+    if clerk.failure is not None or not (program.is_finished or stop):
+        raise RuntimeError(clerk.failure or "every evaluator was lost; see Ray's messages above")
 
 
 class Evaluator(tune.Trainable):  # type: ignore[misc]
-    """A `SubnetObjective` that Tune hands one chunk after another."""
+    """A `SubnetObjective` that takes one chunk after another from the desk."""
 
     def setup(
         self,
         config: dict[str, Any],
+        desk: Any,
         asked: SearchRun,
         source: WeightSource,
         evaluators: Evaluators,
@@ -114,18 +113,18 @@ class Evaluator(tune.Trainable):  # type: ignore[misc]
     ) -> None:
         """Load the supernet and the images, once."""
         os.chdir(place)  # relative paths of the run start there
+        self._desk = desk
         prepare_process(asked, evaluators.per_node)
         self._objective = SubnetObjective(asked, source)
-        self._chunk: Chunk = config["chunk"]
 
     def step(self) -> dict[str, Any]:
-        """Evaluate the chunk."""
-        return {_RESULT: self._objective.evaluate(self._chunk)}
+        """Evaluate the next chunk; the last step has none."""
+        chunk: Chunk | None = ray.get(self._desk.take.remote(self.trial_id))
+        return {_TRIALS: [] if chunk is None else self.evaluate(chunk)}
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take another chunk without starting a process."""
-        self._chunk = new_config["chunk"]
-        return True
+    def evaluate(self, chunk: Chunk) -> list[Trial]:
+        """The trials of a chunk."""
+        return self._objective.evaluate(chunk)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: a chunk is evaluated whole or again."""
@@ -134,42 +133,144 @@ class Evaluator(tune.Trainable):  # type: ignore[misc]
         """Nothing to load."""
 
 
-class _Feed(TuneSearcher):  # type: ignore[misc]
-    """The program as Tune asks for it: next chunk, not yet, or no more."""
+class _Desk:
+    """Where chunks wait for evaluators. An actor: its methods are called from every host."""
 
-    def __init__(self, program: Program, stop: StopFlag, on_trials: OnTrials) -> None:
-        super().__init__(metric=None, mode=None)
+    def __init__(self) -> None:
+        self._waiting: deque[Chunk] = deque()
+        self._taken: dict[str, Chunk] = {}
+        self._closed = False
+        self._news = asyncio.Event()
+
+    async def put(self, chunks: list[Chunk]) -> None:
+        """More work."""
+        self._waiting += chunks
+        self._news.set()
+
+    async def take(self, evaluator: str) -> Chunk | None:
+        """The next chunk, as soon as there is one; None when there will be no other."""
+        while not self._waiting and not self._closed:
+            self._news.clear()
+            await self._news.wait()
+        if self._closed:
+            return None
+        self._taken[evaluator] = self._waiting.popleft()
+        return self._taken[evaluator]
+
+    async def finish(self, evaluator: str, key: str) -> None:
+        """An evaluator delivered the chunk whose first job has that key."""
+        if evaluator in self._taken and self._taken[evaluator].jobs[0].key == key:
+            del self._taken[evaluator]
+
+    async def give_back(self, evaluator: str) -> str | None:
+        """An evaluator was lost: its chunk is next. Returns its first key; None for none."""
+        chunk = self._taken.pop(evaluator, None)
+        if chunk is None:
+            return None
+        self._waiting.appendleft(chunk)
+        self._news.set()
+        return chunk.jobs[0].key
+
+    async def close(self) -> int:
+        """Give out no more. Returns how many chunks nobody has taken."""
+        self._closed = True
+        self._news.set()
+        return len(self._waiting)
+
+
+class _Clerk(tune.Callback):  # type: ignore[misc]
+    """Between Tune and the program, in the driver: results in, chunks out."""
+
+    def __init__(self, program: Program, desk: Any, stop: StopFlag, on_trials: OnTrials) -> None:
         self._program = program
+        self._desk = desk
         self._stop = stop
         self._on_trials = on_trials
+        self._under_way = 0
+        self._closed = False
+        self._failures: Counter[str] = Counter()
         self.failure: str | None = None
+        self._hand_out()
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next chunk; None while others must finish first."""
-        if self._stop or self.failure is not None or self._program.is_finished:
-            return str(TuneSearcher.FINISHED)
-        chunk = self._program.next_chunk()
-        return None if chunk is None else {"chunk": chunk}
+    @property
+    def is_over(self) -> bool:
+        """Whether no evaluator has anything left to deliver."""
+        return self._closed and self._under_way == 0
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[TuneTrial],
+        trial: TuneTrial,
+        result: dict[str, Any],
+        **_: Any,
     ) -> None:
-        """Take the trials of a chunk."""
-        if error or result is None or _RESULT not in result:
-            self.failure = f"a chunk failed {_MAX_FAILURES + 1} times; see Ray's message above"
+        """Write what an evaluator delivered, and hand out what follows from it."""
+        found: list[Trial] = result[_TRIALS]
+        if not found:
             return
-        self._on_trials(self._program.complete(result[_RESULT]))
+        self._desk.finish.remote(trial.trial_id, found[0].key)
+        self._under_way -= 1
+        self._on_trials(self._program.complete(found))
+        self._hand_out()
+
+    def on_trial_recover(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any
+    ) -> None:
+        """An evaluator was lost and will be started again: others take its chunk meanwhile."""
+        self._give_back(trial)
+
+    def on_trial_error(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any
+    ) -> None:
+        """An evaluator was lost for good."""
+        self._give_back(trial)
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **_: Any) -> None:
+        """Close when there is no more to do, or when a stop is requested."""
+        if not self._closed and (self._stop or self.failure or self._program.is_finished):
+            self._under_way -= ray.get(self._desk.close.remote())
+            self._closed = True
+
+    def _hand_out(self) -> None:
+        chunks = list(iter(self._program.next_chunk, None))
+        if chunks and not self._closed:
+            self._under_way += len(chunks)
+            self._desk.put.remote(chunks)
+
+    def _give_back(self, trial: TuneTrial) -> None:
+        key = ray.get(self._desk.give_back.remote(trial.trial_id))
+        if key is None:
+            return
+        self._failures[key] += 1
+        if self._failures[key] > _MAX_FAILURES:
+            self.failure = f"a chunk failed {self._failures[key]} times; see Ray's message above"
+        if self._closed:
+            self._under_way -= 1
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """Tune keeps a copy of its settings for a restore that is never done."""
         return dict, ()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Feed:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Clerk:
         """There is one journal."""
         return self
 
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the journal is what lasts."""
 
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
+class _Stopper(tune.Stopper):  # type: ignore[misc]
+    """Ends all evaluators when the clerk has everything."""
+
+    def __init__(self, clerk: _Clerk) -> None:
+        self._clerk = clerk
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """An evaluator that got no chunk is done."""
+        return not result[_TRIALS]
+
+    def stop_all(self) -> bool:
+        """Whether the rest need not be waited for."""
+        return self._clerk.is_over
+
+
+def _on_this_node() -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
