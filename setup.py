@@ -41,7 +41,7 @@ setup(
         "matplotlib>=3.8",
         "pydantic>=2.8",
         "pyyaml>=6.0",
-        "tyro>=0.9.1",
+        "tyro>=1.0.17",
         "tqdm>=4.66",
     ],
     extras_require={

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import tyro
 import yaml
@@ -163,7 +163,8 @@ def _lenient(run_type: type[Run], values: dict[str, Any]) -> Run:
         kind = field.annotation
         if name not in values:
             fields[name] = tyro.MISSING if field.is_required() else field.get_default()
-        elif isinstance(kind, type) and issubclass(kind, BaseModel):
+        # Python 3.10 takes tuple[int, ...] for a class.
+        elif get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, BaseModel):
             fields[name] = kind.model_validate(values[name])
         else:
             fields[name] = TypeAdapter(field.rebuild_annotation()).validate_python(values[name])
