@@ -24,8 +24,9 @@ import torch
 
 from supersam.config import SearchRun
 from supersam.data.dataset import EvalDataset
+from supersam.data.sample import LABEL_BOX_MIN
 from supersam.data.shards import ShardReader
-from supersam.evaluation import evaluate
+from supersam.evaluation import mask_iou
 from supersam.model import extract_subnet
 from supersam.runtime.signals import StopFlag
 from supersam.search.folder import find_basis
@@ -95,11 +96,14 @@ def loop(args):
 
 
 def published_way(objective, basis, asked, spec):
-    """A subnet as a model of its own, written, read again, and fed image by image from disk."""
-    sam = extract_subnet(objective._supernet, spec)
+    """A subnet as a model of its own, written, read again, and fed image by image from disk.
+
+    As the published evaluation: float32, `Sam.forward` with all prompts of an image, three masks
+    of each at the original size, compared on the CPU.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "subnet.pth"
-        torch.save(sam, path)
+        torch.save(extract_subnet(objective._supernet, spec), path)
         sam = torch.load(path, weights_only=False)
     dataset = EvalDataset(
         [ShardReader(p) for p in basis.data_folders],
@@ -107,44 +111,21 @@ def published_way(objective, basis, asked, spec):
         prompt=asked.protocol.prompt,
     )
     chosen = chosen_images(len(dataset), asked.protocol.images)
-    return evaluate(PlainSam(sam), (dataset[i] for i in chosen), boundary=False)
+    return float(torch.cat([ious_of(sam, dataset[i]) for i in chosen]).mean())
 
 
-class PlainSam:
-    """A segment-anything model as published loops call it: one prompt at a time."""
-
-    def __init__(self, sam):
-        self.sam = sam
-
-    @torch.no_grad()
-    def predict(self, images, sizes, points, labels):
-        """As `Predictor` wants it."""
-        height, width = sizes[0].tolist()
-        pixels = (images[0].float() - self.sam.pixel_mean) / self.sam.pixel_std
-        pixels[:, height:] = 0
-        pixels[:, :, width:] = 0
-        masks, ious = [], []
-        embedding = self.sam.image_encoder(pixels[None])
-        for point, label in zip(points[0], labels[0], strict=True):
-            is_box = bool((label == 2).any())
-            sparse, dense = self.sam.prompt_encoder(
-                points=None if is_box else (point[None, :1], label[None, :1]),
-                boxes=point.reshape(1, 4) if is_box else None,
-                masks=None,
-            )
-            outputs = [
-                self.sam.mask_decoder(
-                    image_embeddings=embedding,
-                    image_pe=self.sam.prompt_encoder.get_dense_pe(),
-                    sparse_prompt_embeddings=sparse,
-                    dense_prompt_embeddings=dense,
-                    multimask_output=several,
-                )
-                for several in (False, True)
-            ]
-            masks.append(torch.cat([mask for mask, _ in outputs], dim=1))
-            ious.append(torch.cat([iou for _, iou in outputs], dim=1))
-        return torch.stack(masks, dim=1), torch.stack(ious, dim=1)
+def ious_of(sam, image):
+    height, width = image.size
+    prompt = {
+        "image": image.image[:, :height, :width].float(),
+        "original_size": image.original_size,
+    }
+    if (image.labels == LABEL_BOX_MIN).any():
+        prompt["boxes"] = image.points.reshape(-1, 4)
+    else:
+        prompt |= {"point_coords": image.points[:, :1], "point_labels": image.labels[:, :1]}
+    masks = sam([prompt], multimask_output=True)[0]["masks"]
+    return mask_iou(masks, image.masks[:, None]).amax(1)
 
 
 def ranking(args):
@@ -215,7 +196,8 @@ def sleeping_evaluator():
         def evaluate(self, chunk):
             begin = time.time()
             time.sleep(SLEEP_S * len(chunk.jobs))
-            return [made_up_trial(job, begin, time.time()) for job in chunk.jobs]
+            end = time.time()
+            return [made_up_trial(job, begin, end) for job in chunk.jobs]
 
     return Sleeping
 
@@ -244,12 +226,18 @@ def prepare(args, load=True):
     asked = SearchRun.model_validate(
         {
             "run": args.run,
-            "out": tempfile.mkdtemp(prefix="ss-bench-"),
+            "out": "unused",
             "device": args.device,
             "trials": args.subnets,
             "chunk": args.chunk,
             "cluster": {"evaluators_per_node": args.evaluators},
-            "protocol": {"images": args.images, "images_per_batch": args.batch},
+            "data": args.data,
+            "protocol": {
+                "images": args.images,
+                "images_per_batch": args.batch,
+                "precision": args.precision,
+                "objects_per_image": args.objects or None,
+            },
         }
     )
     basis = find_basis(asked)
@@ -294,6 +282,9 @@ def parse_args():
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--evaluators", type=int, default=4)
+    parser.add_argument("--data", type=Path, nargs="+", default=[])
+    parser.add_argument("--objects", type=int, default=16, help="objects of an image; 0 is all")
+    parser.add_argument("--precision", default="fp32")
     parser.add_argument("--chunk", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="auto")

@@ -88,8 +88,9 @@ class ProtocolConfig(Section):
     """Images to look at, spread evenly over the set; null looks at all."""
     objects_per_image: PositiveInt | None = 16
     """Objects of an image to look at, spread evenly; null looks at all."""
-    resolution: Literal["logits", "original"] = "logits"
-    """Where IoU is taken while searching; the front is always reported at the original one."""
+    resolution: Literal["logits", "original"] = "original"
+    """Where IoU is taken while searching; the front is always reported at the original one. On the
+    logits' grid close subnets come in another order; it is for a GPU that waits for the masks."""
     images_per_batch: PositiveInt = 4
     """Images encoded at a time."""
     precision: Literal["fp32", "bf16"] = "fp32"
