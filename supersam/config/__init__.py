@@ -1,6 +1,7 @@
 """What a run is: sections, roots, files and flags. Imports no torch."""
 
 from supersam.config.cluster import ClusterConfig
+from supersam.config.data import DataConfig, SourceConfig, SyntheticConfig
 from supersam.config.design import DesignRun
 from supersam.config.export import ExportRun
 from supersam.config.io import (
@@ -18,15 +19,12 @@ from supersam.config.runs import EvaluateRun, MonitorRun, ShardRun, StatusRun, T
 from supersam.config.search import Constraint, SearchClusterConfig, SearchRun
 from supersam.config.sections import (
     CheckpointConfig,
-    DataConfig,
     EngineConfig,
     LossConfig,
     ModelConfig,
     OptimConfig,
     SandwichConfig,
-    SourceConfig,
     SpaceConfig,
-    SyntheticConfig,
     WatchdogConfig,
 )
 

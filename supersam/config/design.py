@@ -9,7 +9,8 @@ import tyro
 from pydantic import Field, PositiveInt, model_validator
 
 from supersam.config.cluster import ClusterConfig
-from supersam.config.sections import Fraction, PromptKind, Section, WatchdogConfig
+from supersam.config.data import PromptKind
+from supersam.config.sections import Fraction, Section, WatchdogConfig
 
 ScoreName = Literal["magnitude", "wanda", "taylor", "movement", "random"]
 Dimension = Literal["mlp", "heads", "embed"]

@@ -9,17 +9,16 @@ import tyro
 from pydantic import Field, PositiveInt, model_validator
 
 from supersam.config.cluster import ClusterConfig
+from supersam.config.data import DataConfig, SourceConfig
 from supersam.config.design import PrioritizeConfig
 from supersam.config.sections import (
     CheckpointConfig,
-    DataConfig,
     EngineConfig,
     LossConfig,
     ModelConfig,
     OptimConfig,
     SandwichConfig,
     Section,
-    SourceConfig,
     SpaceConfig,
     WatchdogConfig,
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from supersam.config.sections import SourceConfig
+from supersam.config.data import SourceConfig
 from supersam.data.manifest import (
     Manifest,
     ShardInfo,

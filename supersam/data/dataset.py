@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from supersam.config.sections import DataConfig
+from supersam.config.data import DataConfig
 from supersam.data.images import BadImageError, decode_rgb
 from supersam.data.partition import AUGMENT_STREAM, SampleKey, philox
 from supersam.data.prompts import draw_prompt, stored_prompts, visible_objects

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from supersam.config.sections import PromptKind
+from supersam.config.data import PromptKind
 from supersam.data.sample import (
     LABEL_BOX_MAX,
     LABEL_BOX_MIN,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from supersam.config.sections import AugmentConfig
+from supersam.config.data import AugmentConfig
 from supersam.data.rle import Runs
 
 LOGIT_STRIDE = 4

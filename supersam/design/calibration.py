@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from supersam.config import DataConfig, UserError
+from supersam.config.data import AugmentConfig
 from supersam.config.design import CalibrationConfig
-from supersam.config.sections import AugmentConfig
 from supersam.data.dataset import ShardDataset
 from supersam.data.loader import collate
 from supersam.data.sample import Batch

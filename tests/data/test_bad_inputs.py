@@ -7,7 +7,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from supersam.config.sections import SourceConfig
+from supersam.config.data import SourceConfig
 from supersam.data.convert import convert
 from supersam.data.shards import ShardReader
 from supersam.data.sources import BadInputError, SourceError

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from supersam.config.sections import SourceConfig, SyntheticConfig
+from supersam.config.data import SourceConfig, SyntheticConfig
 from supersam.data.convert import convert
 from supersam.data.plan import OtherSourceError
 from supersam.data.shards import ShardFolderError, ShardReader
@@ -134,7 +134,7 @@ GENERATED = SourceConfig(kind="synthetic", synthetic=SyntheticConfig(images=160,
 SCRIPT = """
 import sys
 from pathlib import Path
-from supersam.config.sections import SourceConfig
+from supersam.config.data import SourceConfig
 from supersam.data.convert import convert
 
 if __name__ == "__main__":

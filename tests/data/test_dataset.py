@@ -9,7 +9,7 @@ from PIL import Image
 from pycocotools import mask as coco
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from supersam.config.sections import AugmentConfig, DataConfig, SourceConfig
+from supersam.config.data import AugmentConfig, DataConfig, SourceConfig
 from supersam.data import dataset as dataset_module
 from supersam.data.dataset import EvalDataset, ShardDataset, TooManyBadRecordsError
 from supersam.data.sample import (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from supersam.config.sections import AugmentConfig, DataConfig
+from supersam.config.data import AugmentConfig, DataConfig
 from supersam.data.dataset import EvalDataset, ShardDataset, TooManyBadRecordsError
 from supersam.data.loader import build_eval_loader, build_loader
 from supersam.data.partition import SampleOrder

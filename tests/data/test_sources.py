@@ -12,7 +12,7 @@ from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from scipy import ndimage
 
-from supersam.config.sections import SourceConfig
+from supersam.config.data import SourceConfig
 from supersam.data.images import decode_rgb
 from supersam.data.sources import BadInputError, SourceError, list_items, read_samples
 from tests.data.folders import (

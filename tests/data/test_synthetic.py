@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from supersam.config.sections import SourceConfig, SyntheticConfig
+from supersam.config.data import SourceConfig, SyntheticConfig
 from supersam.data.images import decode_rgb
 from supersam.data.sources import draw_sample, list_items, read_samples
 from supersam.data.sources.synthetic import draw_image

@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as coco
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from supersam.config.sections import AugmentConfig
+from supersam.config.data import AugmentConfig
 from supersam.data.rle import decode_runs
 from supersam.data.transforms import (
     Geometry,

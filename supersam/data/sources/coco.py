@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from supersam.config.sections import SourceConfig
+from supersam.config.data import SourceConfig
 from supersam.data.rle import decode_runs, rasterize_polygons
 from supersam.data.sources.annotated import (
     AnnotatedImage,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from supersam.config.sections import SourceConfig, SourceKind
+from supersam.config.data import SourceConfig, SourceKind
 from supersam.data.sources.annotated import AnnotatedImage, BadInputError, Item, SourceError
 from supersam.data.sources.coco import list_coco, read_coco
 from supersam.data.sources.labelmap import list_labelmap, read_labelmap

@@ -6,7 +6,7 @@ import json
 from pathlib import PurePosixPath
 from typing import Any
 
-from supersam.config.sections import SourceConfig
+from supersam.config.data import SourceConfig
 from supersam.data.rle import compress_counts, decode_runs
 from supersam.data.sources.annotated import (
     AnnotatedImage,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from supersam.config.sections import SourceConfig
+from supersam.config.data import SourceConfig
 from supersam.data.images import BadImageError, LoadedImage, encode_png, load_image
 from supersam.data.rle import mask_record, window_runs
 from supersam.data.sample import MaskRecord, SegmentationSample

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from supersam.config.sections import SourceConfig, SyntheticConfig
+from supersam.config.data import SourceConfig, SyntheticConfig
 from supersam.data.sample import SegmentationSample
 from supersam.data.sources.annotated import AnnotatedImage, AnnotatedObject, Item
 from supersam.data.sources.labelmap import label_objects

@@ -16,7 +16,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from supersam.config.sections import SourceConfig
+from supersam.config.data import SourceConfig
 from supersam.data.images import grey_range, grey_to_uint8
 from supersam.data.sources.annotated import (
     AnnotatedImage,
