@@ -21,7 +21,7 @@ from supersam.runtime.distributed import World
 from supersam.space import published_space
 from supersam.training.losses import subnet_loss
 from supersam.training.run_folder import git_commit
-from supersam.training.session import build_supernet
+from supersam.training.trained import build_supernet
 
 ROOT = Path(__file__).parents[1]
 

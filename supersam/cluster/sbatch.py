@@ -20,25 +20,30 @@ JOB_FOLDER = "slurm"
 
 def sbatch_parameters(run: Task) -> dict[str, Any]:
     """The parameters of submitit's Slurm executor for `run`."""
-    cluster = run.cluster
-    folder = plain_path(run.folder)
+    nodes = (run.cluster.nodes or 1) + run.cluster.spare_nodes
+    return {**batch_parameters(run.name, run.cluster, run.folder), "nodes": nodes, **_tasks(run)}
+
+
+def batch_parameters(name: str, cluster: ClusterConfig, folder: Path) -> dict[str, Any]:
+    """What a job of ours asks for, whatever it does, but its nodes and tasks.
+
+    folder: the job's code and pickles are there.
+    """
     return {
-        "job_name": run.name,
+        "job_name": name,
         "partition": cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,
         "time": None if cluster.time is None else minutes(cluster.time),
         "constraint": cluster.constraint,
         "exclude": cluster.exclude,
-        "nodes": (cluster.nodes or 1) + cluster.spare_nodes,
         "gpus_per_node": cluster.gpus_per_node,
-        **_tasks(run),
         "mem": cluster.mem,
         "signal_delay_s": cluster.signal_delay_s,
         "wckey": None,
         "stderr_to_stdout": True,
-        "use_srun": False,  # the batch step is the supervisor; it starts the ranks
-        "setup": setup_lines(folder),
+        "use_srun": False,  # the batch step is ours; it starts the others
+        "setup": setup_lines(plain_path(folder)),
         "additional_parameters": extra_options(cluster),
     }
 

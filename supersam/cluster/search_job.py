@@ -21,16 +21,14 @@ from supersam.cluster.orphans import start_beating
 from supersam.cluster.ray_cluster import read_meeting
 from supersam.cluster.sbatch import (
     JOB_FOLDER,
-    extra_options,
+    batch_parameters,
     plain_path,
-    setup_lines,
     supervisor_python,
 )
 from supersam.cluster.snapshot import snapshot_code
 from supersam.cluster.steps import step_environment
 from supersam.cluster.submission import JOB_FILE, submitted_job
 from supersam.config import SearchRun, UserError, dump_run, load_run
-from supersam.config.cluster import minutes
 from supersam.config.io import USAGE_ERROR
 from supersam.runtime.atomic import write_bytes, write_json
 from supersam.runtime.signals import stop_requested
@@ -123,30 +121,18 @@ def call(driver: SearchSupervisor) -> None:
 
 
 def search_parameters(asked: SearchRun) -> dict[str, Any]:
-    """The parameters of submitit's Slurm executor for a search."""
+    """The parameters of submitit's Slurm executor for a search.
+
+    Without --no-kill: where a host is lost the job is requeued, and the journal goes on. With it, a
+    job whose batch host is lost would stand still until its time is over.
+    """
     cluster = asked.cluster
     evaluators = cluster.evaluators_per_node or cluster.gpus_per_node or 1
     return {
-        "job_name": asked.name,
-        "partition": cluster.partition,
-        "account": cluster.account,
-        "qos": cluster.qos,
-        "time": None if cluster.time is None else minutes(cluster.time),
-        "constraint": cluster.constraint,
-        "exclude": cluster.exclude,
+        **batch_parameters(asked.name, cluster, asked.folder),
         "nodes": cluster.nodes or 1,
-        "gpus_per_node": cluster.gpus_per_node,
         "ntasks_per_node": 1,
         "cpus_per_task": evaluators * (cluster.cpus_per_task or 1),
-        "mem": cluster.mem,
-        "signal_delay_s": cluster.signal_delay_s,
-        "wckey": None,
-        "stderr_to_stdout": True,
-        "use_srun": False,  # the batch step is the driver; it starts the hosts of the Ray
-        "setup": setup_lines(plain_path(asked.folder)),
-        # Without --no-kill: where a host is lost the job is requeued, and the journal goes on. With
-        # it, a job whose batch host is lost would stand still until its time is over.
-        "additional_parameters": extra_options(cluster),
     }
 
 

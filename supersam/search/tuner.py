@@ -139,6 +139,7 @@ class _Desk:
     def __init__(self) -> None:
         self._waiting: deque[Chunk] = deque()
         self._taken: dict[str, Chunk] = {}
+        self._lives: Counter[str] = Counter()  # a lost evaluator comes back under the same name
         self._closed = False
         self._news = asyncio.Event()
 
@@ -149,9 +150,12 @@ class _Desk:
 
     async def take(self, evaluator: str) -> Chunk | None:
         """The next chunk, as soon as there is one; None when there will be no other."""
+        life = self._lives[evaluator]
         while not self._waiting and not self._closed:
             self._news.clear()
             await self._news.wait()
+            if self._lives[evaluator] != life:
+                return None  # who asked was lost meanwhile: a chunk would be lost with it
         if self._closed:
             return None
         self._taken[evaluator] = self._waiting.popleft()
@@ -164,6 +168,7 @@ class _Desk:
 
     async def give_back(self, evaluator: str) -> str | None:
         """An evaluator was lost: its chunk is next. Returns its first key; None for none."""
+        self._lives[evaluator] += 1
         chunk = self._taken.pop(evaluator, None)
         if chunk is None:
             return None
