@@ -131,7 +131,10 @@ class Run:
         """End it; all its hosts are free afterwards."""
         command = [sys.executable, ROOT / "launch" / "status.py", self.folder, "--cancel"]
         subprocess.run(command, env=self.cluster.env, check=True, stdout=subprocess.DEVNULL)
-        free = lambda: subprocess.check_output(["squeue", "--noheader"]).strip() == b""  # noqa: E731
+
+        def free() -> bool:
+            return subprocess.check_output(["squeue", "--noheader"]).strip() == b""
+
         wait(free, "the end of the job")
 
 

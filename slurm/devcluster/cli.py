@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -54,8 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="devcluster", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(run: object, text: str, *arguments: str) -> argparse.ArgumentParser:
-        name = run.__name__.strip("_")  # type: ignore[attr-defined]
+    def add(
+        run: Callable[[argparse.Namespace], int], text: str, *arguments: str
+    ) -> argparse.ArgumentParser:
+        name = run.__name__.strip("_")
         command = commands.add_parser(name, parents=[named], help=text, description=text)
         command.set_defaults(run=run)
         for argument in arguments:
@@ -75,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_size(command: argparse.ArgumentParser) -> None:
-    def number(low: int, high: int) -> object:
+    def number(low: int, high: int) -> Callable[[str], int]:
         def parse(text: str) -> int:
             if not (text.isdecimal() and low <= int(text) <= high):
                 raise argparse.ArgumentTypeError(f"{text!r}; give a number from {low} to {high}")
@@ -88,7 +90,7 @@ def _add_size(command: argparse.ArgumentParser) -> None:
     for name, (default, low, high) in sizes.items():
         command.add_argument(
             f"--{name}",
-            type=number(low, high),  # type: ignore[arg-type]
+            type=number(low, high),
             default=default,
             metavar="N",
             help=f"{name.replace('-', ' ')} ({default})",

@@ -150,7 +150,7 @@ def check_schema(path: Path, found: object, major: object, expected: str) -> Non
 
 def pick(kind: type[T], record: Mapping[str, Any]) -> T:
     """A dataclass from a JSON object, without the keys that only a newer minor version knows."""
-    return kind(**{f.name: record[f.name] for f in fields(kind)})  # type: ignore[arg-type]
+    return kind(**{f.name: record[f.name] for f in fields(kind)})  # type: ignore[arg-type]  # any dataclass
 
 
 def _unfinished(folder: Path) -> str:

@@ -18,7 +18,7 @@ class DeviceBatches:
         self._ahead: Batch | None = None
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # no type in torch
 
     def __iter__(self) -> Iterator[Batch]:
         return self

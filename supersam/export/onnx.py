@@ -113,7 +113,7 @@ def compare(sam: Sam, folder: Path, images: Sequence[EvalImage]) -> Parity:
     )
 
 
-class _Decoder(SamOnnxModel):  # type: ignore[misc]
+class _Decoder(SamOnnxModel):  # type: ignore[misc]  # segment-anything is untyped
     """segment-anything's own, cropping at the size it is given.
 
     The published version turns the size of the first image into a constant of the file.

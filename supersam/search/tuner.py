@@ -99,7 +99,7 @@ def evaluate_on_ray(
         raise RuntimeError(clerk.failure or "every evaluator was lost; see Ray's messages above")
 
 
-class Evaluator(tune.Trainable):  # type: ignore[misc]
+class Evaluator(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
     """A `SubnetObjective` that takes one chunk after another from the desk."""
 
     def setup(
@@ -183,7 +183,7 @@ class _Desk:
         return len(self._waiting)
 
 
-class _Clerk(tune.Callback):  # type: ignore[misc]
+class _Clerk(tune.Callback):  # type: ignore[misc]  # Ray is untyped
     """Between Tune and the program, in the driver: results in, chunks out."""
 
     def __init__(self, program: Program, desk: Any, stop: StopFlag, on_trials: OnTrials) -> None:
@@ -262,7 +262,7 @@ class _Clerk(tune.Callback):  # type: ignore[misc]
         return self
 
 
-class _Stopper(tune.Stopper):  # type: ignore[misc]
+class _Stopper(tune.Stopper):  # type: ignore[misc]  # Ray is untyped
     """Ends all evaluators when the clerk has everything."""
 
     def __init__(self, clerk: _Clerk) -> None:

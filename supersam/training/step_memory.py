@@ -87,7 +87,7 @@ def _peak_bytes(supernet: SamSupernet, batch: Batch, run: TrainRun) -> int:
         for _ in range(2):
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 prediction = supernet(batch.images, batch.sizes, batch.points, batch.labels)
-            subnet_loss(prediction, batch, run.loss, teacher=None).total.backward()  # type: ignore[no-untyped-call]
+            subnet_loss(prediction, batch, run.loss, teacher=None).total.backward()  # type: ignore[no-untyped-call]  # torch has no type here
             del prediction
     return int(live.peak)
 
@@ -106,11 +106,11 @@ def _empty_batch(shape: EncoderShape, *, images: int, prompts: int) -> Batch:
     )
 
 
-class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # nor here
     """Counts the bytes of the storages that are made inside it, as long as they live."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # nor here
         self._known = WeakIdKeyDictionary()
         self._alive: int = 0
         self.peak: int = 0

@@ -180,7 +180,10 @@ def test_a_killed_host_is_noticed_and_its_job_requeued_elsewhere(
     wait_for(lambda: devcluster.job(job_id)["JobState"] == "RUNNING", 20, what="the job's start")
     devcluster.kill("n2")
     assert "n2 " in devcluster.control("status")
-    requeued = lambda: devcluster.job(job_id)["Restarts"] == "1"  # noqa: E731
+
+    def requeued() -> bool:
+        return devcluster.job(job_id)["Restarts"] == "1"
+
     wait_for(requeued, 90, what="the requeue")
     assert devcluster.host_states()["n2"].startswith("down")
     devcluster.start("n2")
@@ -215,7 +218,10 @@ def test_accounting_remembers_a_finished_job(accounting_cluster: DevCluster) -> 
     cluster = accounting_cluster
     cluster.run(["srun", "--job-name=remembered", "true"])
     fields = ["--noheader", "--parsable2", "--allocations", "--format=JobName,State"]
-    remembered = lambda: "remembered|COMPLETED" in cluster.run(["sacct", *fields])  # noqa: E731
+
+    def remembered() -> bool:
+        return "remembered|COMPLETED" in cluster.run(["sacct", *fields])
+
     wait_for(remembered, 20, what="the job in sacct")
 
 

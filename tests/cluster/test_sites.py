@@ -50,7 +50,10 @@ def test_the_plain_script_trains_and_leaves_no_file_that_others_can_write(
     options = ["--nodes=2", "--time=10", f"--chdir={PROJECT}", f"--output={folder}.log"]
     command = ["env", *env, "sbatch", "--parsable", *options, script, *words]
     job = devcluster.run(["sh", "-c", 'umask 0; exec "$@"', "sh", *command]).strip()
-    over = lambda: devcluster.job(job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING")  # noqa: E731
+
+    def over() -> bool:
+        return devcluster.job(job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING")
+
     wait_for(over, PATIENCE_S, what="the job's end")
     assert devcluster.job(job)["JobState"] == "COMPLETED", printed(folder)
     (end,) = ends(folder)

@@ -118,7 +118,10 @@ def test_other_numbers_of_hosts_go_on_with_the_same_samples_and_then_evaluate(
     devcluster.run(["scancel", "--signal=USR2", job])
     assert process.wait(timeout=PATIENCE_S) == 1
     assert ends(folder)[-1].reason == "cancelled"
-    nothing_left = lambda: devcluster.run(["squeue", "--noheader"]).strip() == ""  # noqa: E731
+
+    def nothing_left() -> bool:
+        return devcluster.run(["squeue", "--noheader"]).strip() == ""
+
     wait_for(nothing_left, 90, what="Slurm's removal of a job whose dependency failed")
     assert not (folder / "results").exists()
     finish(launch(folder, "--nodes", "4", *words, env=devcluster.env), folder)
@@ -127,5 +130,8 @@ def test_other_numbers_of_hosts_go_on_with_the_same_samples_and_then_evaluate(
     assert_same_losses(folder, reference)
     assert ", after it: evaluate --subnet smallest" in printed(folder)
     score = f"evaluate-*-step-{ends(folder)[-1].step:06d}.json"
-    scored = lambda: list(folder.glob(f"results/{score}")) != []  # noqa: E731
+
+    def scored() -> bool:
+        return list(folder.glob(f"results/{score}")) != []
+
     wait_for(scored, PATIENCE_S, what="the evaluation")

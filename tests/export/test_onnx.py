@@ -10,7 +10,7 @@ import torch
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
-from segment_anything import SamPredictor  # noqa: E402
+from segment_anything import SamPredictor  # noqa: E402  skips come before imports of them
 from segment_anything.utils.onnx import SamOnnxModel  # noqa: E402
 
 from supersam.config import UserError  # noqa: E402

@@ -50,10 +50,8 @@ def run(name, problem=PROBLEM, batches=6, count=8):
     return trials
 
 
-@pytest.mark.parametrize("name", get_args(SearcherName))
+@pytest.mark.parametrize("name", sorted({*get_args(SearcherName)} - {"exhaustive"}))
 def test_the_same_seed_proposes_the_same_subnets(name):
-    if name == "exhaustive":
-        pytest.skip("draws nothing")
     np.random.seed(1)
     first = run(name)
     np.random.seed(2)

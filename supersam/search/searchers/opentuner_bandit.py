@@ -21,14 +21,15 @@ from supersam.search.searchers.base import Problem, Rng, Searcher
 from supersam.search.searchers.genes import gene_choices, spec_of
 from supersam.space import SubnetSpec
 
+# OpenTuner replaces the standard library's class of log lines when imported: it is put back below.
 _FORMATTER = logging.Formatter
-import opentuner  # noqa: E402  it replaces the standard library's class of log lines
+import opentuner  # noqa: E402  so the imports cannot come first
 from opentuner import tuningrunmain  # noqa: E402
 from opentuner.api import TuningRunManager  # noqa: E402
 from opentuner.measurement.interface import DefaultMeasurementInterface  # noqa: E402
 from opentuner.resultsdb.models import DesiredResult, Result  # noqa: E402
 
-logging.Formatter = _FORMATTER  # type: ignore[misc]
+logging.Formatter = _FORMATTER  # type: ignore[misc]  # a class is no variable to mypy
 
 _TUNERS = 4
 _EMPTY_GENERATIONS = 20
