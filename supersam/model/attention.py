@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-AttentionKernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(q, k, v, rel_h, rel_w) -> mixed. q, k, v, mixed: (B, heads, side * side, d); rel_h, rel_w:
-(side, side, d), the position vector of each (query row, key row) and (query column, key column).
+from supersam.model.fused_attention import fused_attention
+
+AttentionKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(qkv, rel_h, rel_w) -> mixed. qkv: (B, n, heads, 3, d), n = side * side tokens; mixed: (B, n,
+heads * d); rel_h, rel_w: (side, side, d), the position vector of each (query row, key row) and
+(query column, key column).
 """
 
 
@@ -50,23 +51,35 @@ class WindowGeometry:
         return x[:, : self.grid, : self.grid].contiguous() if self.pad else x
 
 
-def reference_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+def reference_attention(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
     """segment-anything's own sequence of operations, bit for bit."""
-    batch, heads, n, dim = q.shape
+    batch, n, heads, _, dim = qkv.shape
     side = len(rel_h)
+    q, k, v = split_heads(qkv)
     by_row, by_column = row_and_column_bias(q, rel_h, rel_w)
     q, k, v = (t.reshape(batch * heads, n, dim) for t in (q, k, v))
     scores = (q * dim**-0.5) @ k.transpose(-2, -1)
     scores = scores.view(batch * heads, side, side, side, side) + by_row + by_column
     weights = scores.view(batch * heads, n, n).softmax(dim=-1)
-    mixed: Tensor = weights @ v
-    return mixed.view(batch, heads, n, dim)
+    return join_heads((weights @ v).view(batch, heads, n, dim))
 
 
-def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+def sdpa_attention(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
     """PyTorch's fused attention with the position bias as its mask."""
+    q, k, v = split_heads(qkv)
     bias = position_bias(q, rel_h, rel_w)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=_aligned(bias))
+    return join_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=_aligned(bias)))
+
+
+def split_heads(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, (B, heads, n, d) each: views of `qkv`."""
+    q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
+    return q, k, v
+
+
+def join_heads(mixed: Tensor) -> Tensor:
+    """(B, heads, n, d) to (B, n, heads * d)."""
+    return mixed.transpose(1, 2).flatten(2)
 
 
 def position_bias(q: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
@@ -101,45 +114,10 @@ def _aligned(bias: Tensor) -> Tensor:
     return F.pad(bias, (0, spare))[..., : bias.shape[-1]]
 
 
-def in_kernel_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
-    """FlexAttention with the position bias added to each score inside the kernel.
-
-    Nothing of the size of the scores is kept. On a CPU it is unfused and has no backward.
-    """
-    batch, heads, n, _ = q.shape
-    side = len(rel_h)
-    by_row, by_column = row_and_column_bias(q, rel_h, rel_w)
-    score = add_position(
-        by_row.reshape(batch, heads, n, side), by_column.reshape(batch, heads, n, side)
-    )
-    mixed: Tensor = _flex_attention(q.device.type)(q, k, v, score_mod=score)
-    return mixed
-
-
-def add_position(by_row: Tensor, by_column: Tensor) -> Callable[..., Tensor]:
-    """FlexAttention's change of a score, from the two terms: (B, heads, tokens, side) each."""
-    side = by_row.shape[-1]
-
-    def score(value: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        row = by_row[batch, head, query, key // side]
-        return value + row + by_column[batch, head, query, key % side]
-
-    return score
-
-
-@functools.cache
-def _flex_attention(device_type: str) -> Callable[..., Any]:
-    """Compiled where there is a fused kernel; static shapes: one graph a number of heads."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    kernel: Callable[..., Any] = flex_attention
-    return torch.compile(kernel, dynamic=False) if device_type == "cuda" else kernel
-
-
 KERNELS: dict[str, AttentionKernel] = {
     "reference": reference_attention,
     "sdpa": sdpa_attention,
-    "in_kernel": in_kernel_attention,
+    "in_kernel": fused_attention,
 }
 
 

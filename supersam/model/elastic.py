@@ -59,9 +59,8 @@ class ElasticAttention(nn.Module):
         inner = heads * self.head_dim
         qkv = active_linear(self.qkv, x_windows, 3 * inner)
         qkv = qkv.view(len(x_windows), -1, heads, 3, self.head_dim)
-        q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)  # each (B', heads, side * side, head_dim)
-        mixed = kernel(q, k, v, self.rel_pos_h[self.relative], self.rel_pos_w[self.relative])
-        mixed = mixed.transpose(1, 2).reshape(*x_windows.shape[:3], inner)
+        mixed = kernel(qkv, self.rel_pos_h[self.relative], self.rel_pos_w[self.relative])
+        mixed = mixed.view(*x_windows.shape[:3], inner)
         return self.geometry.merge(active_linear(self.proj, mixed, x.shape[-1]), len(x))
 
 

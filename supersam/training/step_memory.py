@@ -22,7 +22,14 @@ from supersam.config import TrainRun
 from supersam.data.sample import Batch
 from supersam.data.transforms import LOGIT_STRIDE
 from supersam.model import SamSupernet, resolve_shape
-from supersam.model.attention import position_bias, reference_attention
+from supersam.model.attention import (
+    AttentionKernel,
+    join_heads,
+    position_bias,
+    reference_attention,
+    split_heads,
+)
+from supersam.model.fused_attention import fused_attention
 from supersam.model.sam import build_sam
 from supersam.space import EncoderShape, build_space
 from supersam.training.engine import freeze_untrained, trainable_parameters
@@ -51,18 +58,17 @@ class StepMemory:
 def predict_memory(run: TrainRun, *, world_size: int, on_gpu: bool, images: int) -> StepMemory:
     """Memory of a rank of `world_size` whose micro-batches have `images` images.
 
-    on_gpu: attention `auto` is the fused kernel there, and segment-anything's own on a CPU. The
-    kernel that adds positions itself is counted as the fused one, which needs more. bf16 follows
-    autocast on a CPU; on a GPU the softmax of segment-anything's own kernel takes twice as much.
+    on_gpu: attention `auto` is the fused kernel there, and segment-anything's own on a CPU. bf16
+    follows autocast on a CPU; on a GPU the softmax of segment-anything's own kernel takes twice as
+    much.
     """
     shape = resolve_shape(run.model)
     with FakeTensorMode():
-        supernet = SamSupernet(build_sam(shape), build_space(run.space, shape))
+        supernet = SamSupernet(
+            build_sam(shape), build_space(run.space, shape), attention=run.model.attention
+        )
         freeze_untrained(supernet, run.optim, run.data)
-        name = run.model.attention
-        fused = name in ("sdpa", "in_kernel") or (name == "auto" and on_gpu)
-        kernel = _fused_attention if fused else reference_attention
-        supernet.image_encoder.choose_kernel = lambda *_, **__: kernel
+        supernet.image_encoder.choose_kernel = lambda name, *_, **__: _kernel(name, on_gpu)
         supernet.prepare_training(
             checkpoint_activations=run.engine.checkpoint_activations, compiled=False
         )
@@ -141,10 +147,18 @@ def _storage(value: Any) -> Any:
     return value.untyped_storage() if isinstance(value, Tensor) else None
 
 
-def _fused_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
-    """Keeps what PyTorch's fused kernel keeps on a GPU; on a CPU, real or fake, it is unfused."""
+def _kernel(name: str, on_gpu: bool) -> AttentionKernel:
+    """The kernel of that name, without the numbers: on a CPU, real or fake, sdpa is unfused."""
+    kernels = {"reference": reference_attention, "sdpa": _sdpa, "in_kernel": fused_attention}
+    auto = "sdpa" if on_gpu else "reference"
+    return kernels[auto if name == "auto" else name]
+
+
+def _sdpa(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+    """Keeps what PyTorch's fused kernel keeps on a GPU."""
+    q, k, v = split_heads(qkv)
     mixed: Tensor = _Fused.apply(q, k, v, position_bias(q, rel_h, rel_w))
-    return mixed
+    return join_heads(mixed)
 
 
 class _Fused(torch.autograd.Function):
