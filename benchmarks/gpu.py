@@ -5,8 +5,9 @@ python benchmarks/gpu.py --toy          the same at toy size, also without a GPU
 
 ceilings    the device's own: a bf16 matmul of 8192^3 on random numbers, a copy of 4 GiB
 encoder     largest and smallest subnet, forward and forward + backward: attention eager, sdpa,
-            in_kernel, sdpa compiled; images/s, share of the matmul ceiling, peak memory
-sandwich    largest, smallest, two random, 8 and 64 prompts, optimizer included
+            in_kernel, the last two compiled; images/s, share of the matmul ceiling, peak memory
+sandwich    largest, smallest, two random, optimizer included: 8 prompts plain and compiled, 64
+            compiled
 widths      one MLP half of ViT-B over its widths, 1020 beside 1024
 latency     one image through the largest and the smallest subnet
 Predictions were computed before any measurement, from 790 TFLOP/s and 4.3 TB/s (an H200). Random
@@ -43,6 +44,7 @@ PREDICTED = {  # of an H200, forward + backward; encoder ms of the largest: sdpa
 SANDWICH_TARGETS = {"vit_b": 40, "vit_l": 17, "vit_h": 9.5}  # images/s, 8 prompts
 SHARE_TARGETS = {"vit_b": 0.40, "vit_l": 0.48, "vit_h": 0.55}  # of the matmul ceiling
 BATCHES = {"vit_b": 16, "vit_l": 8, "vit_h": 6}
+VARIANTS = ("reference", "sdpa", "in_kernel", "sdpa compiled", "in_kernel compiled")
 PARTS = ("ceilings", "encoder", "sandwich", "widths", "latency")
 
 
@@ -119,11 +121,10 @@ def ceilings(device, args):
 def encoder(name, device, args, results):
     """Rows of the image encoder: largest and smallest by each kind of attention."""
     rows = {}
-    for variant in ("reference", "sdpa", "in_kernel", "sdpa compiled"):
+    for variant in VARIANTS:
         supernet = build(name, device, args, attention=variant.split()[0])
-        if variant == "sdpa compiled":
-            backend = "eager" if args.toy else "inductor"
-            supernet.image_encoder.training_halves = compile_halves(backend, limit=16)
+        if variant.endswith(" compiled"):
+            supernet.image_encoder.training_halves = compiled_halves(args)
         for which in ("largest", "smallest"):
             row = encoder_row(supernet, which, device, args, results)
             predicted = PREDICTED.get(name, {}).get(f"{variant}_ms")
@@ -175,6 +176,7 @@ def encoder_row(supernet, which, device, args, results):
 def sandwich(name, device, args, results):
     """Whole steps of largest, smallest and two random subnets, optimizer included."""
     rows = {}
+    few, many = (2, 4) if args.toy else (8, 64)
     supernet = build(name, device, args, attention=args.attention)
     optimizer = torch.optim.AdamW(
         supernet.parameters(), lr=1e-6, fused=True if device.is_gpu else None
@@ -182,8 +184,10 @@ def sandwich(name, device, args, results):
     rng = np.random.default_rng(0)
     space = supernet.space
     specs = [space.largest(), space.sample(rng), space.sample(rng), space.smallest()]
-    for prompts in (2,) if args.toy else (8, 64):
-        images = 1 if args.toy else args.batch or BATCHES[args.now] // (1 if prompts == 8 else 4)
+    for prompts, compiled in ((few, False), (few, True), (many, True)):
+        if compiled:
+            supernet.image_encoder.training_halves = compiled_halves(args)
+        images = 1 if args.toy else args.batch or BATCHES[args.now] // (1 if prompts == few else 4)
         batch = random_batch(images, prompts, space.shape.image_size).to(device.device)
         costs = [subnet_cost(spec, space.shape) for spec in specs]
         flops = sum(c.encoder_flops + prompts * c.prompt_flops for c in costs) * images
@@ -215,9 +219,10 @@ def sandwich(name, device, args, results):
 
         row = or_reason(measured)
         predicted = PREDICTED.get(name, {}).get("sandwich_images_per_s")
-        row["predicted_images_per_s"] = predicted if prompts == 8 else None
-        rows[f"{prompts} prompts"] = row
-        print(f"sandwich {name:8}{prompts:3} prompts {show(row)}")
+        row["predicted_images_per_s"] = predicted if prompts == few else None
+        label = f"{prompts} prompts{', compiled' if compiled else ''}"
+        rows[label] = row
+        print(f"sandwich {name:8}{label:22}{show(row)}")
     return rows
 
 
@@ -273,6 +278,10 @@ def build(name, device, args, *, attention):
     return supernet
 
 
+def compiled_halves(args):
+    return compile_halves("eager" if args.toy else "inductor", limit=16)
+
+
 def or_reason(measured):
     """The row, or why there is none: one kernel that fails must not hide the other numbers."""
     try:
@@ -295,7 +304,8 @@ def show(row):
 def misses(results):
     """The targets that were measured and not met."""
     for name, rows in results.get("sandwich", {}).items():
-        if rows["8 prompts"].get("images_per_s", 0) < SANDWICH_TARGETS[name]:
+        best = max(r.get("images_per_s", 0) for n, r in rows.items() if n.startswith("8 "))
+        if best < SANDWICH_TARGETS[name]:
             yield f"{name}: sandwich below {SANDWICH_TARGETS[name]} images/s"
     for name, rows in results.get("encoder", {}).items():
         best = max(r.get("share_of_ceiling", 0) for n, r in rows.items() if "largest" in n)
@@ -309,7 +319,9 @@ def parse_args():
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--batch", type=int, help="images at once; by the model without it")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--attention", choices=("sdpa", "in_kernel", "reference"), default="sdpa")
+    parser.add_argument(
+        "--attention", choices=("sdpa", "in_kernel", "reference"), default="in_kernel"
+    )
     parser.add_argument("--json", type=Path, help="write the results there, too")
     parser.add_argument("--toy", "--quick", action="store_true", help="toy size, also on a CPU")
     parser.add_argument("--gate", action="store_true", help="exit with 1 where a target is missed")

@@ -46,8 +46,8 @@ class ModelConfig(Section):
     window_size: PositiveInt | None = None
     """Side of an attention window, patches; null takes the named model's."""
     attention: Literal["auto", "sdpa", "in_kernel", "reference"] = "auto"
-    """Attention kernel: PyTorch's fused one (sdpa); the same, with relative positions added inside
-    the kernel of global layers on a GPU (in_kernel, needs less memory); or segment-anything's own
+    """Attention kernel: PyTorch's fused one (sdpa); in global layers on a GPU, Triton kernels that
+    add relative positions themselves (in_kernel, needs less memory); or segment-anything's own
     sequence of operations (reference). auto takes sdpa on a GPU and reference on a CPU, where it is
     faster."""
 

@@ -35,7 +35,7 @@ def _attend(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, Tensor, 
 def _(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, n, heads, _, dim = qkv.shape
     side = len(rel_h)
-    term = qkv.new_empty(batch, side, side, heads, _pitch(side))
+    term = qkv.new_empty(batch, side, side, heads, pitch(side))
     lse = qkv.new_empty(batch, heads, n, dtype=torch.float32)
     return qkv.new_empty(batch, n, heads, dim), lse, term, torch.empty_like(term)
 
@@ -104,9 +104,10 @@ def _split(x: Tensor, side: int) -> Tensor:
 
 
 def _padded(rel: Tensor, dtype: torch.dtype) -> Tensor:
-    """(side, side, d) -> (side, p, d), p a multiple of 8: matrix units want rows of 16 bytes."""
-    return F.pad(rel.to(dtype), (0, 0, 0, _pitch(rel.shape[1]) - rel.shape[1]))
+    """(side, side, d) -> (side, p, d), p = pitch(side)."""
+    return F.pad(rel.to(dtype), (0, 0, 0, pitch(rel.shape[1]) - rel.shape[1]))
 
 
-def _pitch(side: int) -> int:
+def pitch(side: int) -> int:
+    """Slots of the terms of one query: `side` rounded up to a multiple of 8, rows of 16 bytes."""
     return -(-side // 8) * 8

@@ -13,6 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
+from supersam.model.fused_attention import pitch
 from supersam.model.triton_kernels import backward_keys, backward_queries, forward
 
 
@@ -28,38 +29,60 @@ class Tiles:
     stages: int
 
 
-GLOBAL = {
-    "forward": Tiles(rows=1, queries=128, warps=8, stages=3),
-    "queries": Tiles(rows=1, queries=128, warps=8, stages=3),
-    "keys": Tiles(rows=1, queries=64, warps=4, stages=3),
+TILES = {
+    ("global", "hopper"): {
+        "forward": Tiles(rows=1, queries=128, warps=8, stages=3),
+        "queries": Tiles(rows=1, queries=128, warps=8, stages=3),
+        "keys": Tiles(rows=1, queries=64, warps=4, stages=3),
+    },
+    ("window", "hopper"): {
+        "forward": Tiles(rows=4, queries=64, warps=4, stages=2),
+        "queries": Tiles(rows=4, queries=64, warps=4, stages=2),
+        "keys": Tiles(rows=4, queries=32, warps=4, stages=2),
+    },
+    ("global", "ampere"): {
+        "forward": Tiles(rows=1, queries=128, warps=8, stages=2),
+        "queries": Tiles(rows=1, queries=64, warps=4, stages=2),
+        "keys": Tiles(rows=1, queries=32, warps=4, stages=2),
+    },
+    ("window", "ampere"): {
+        "forward": Tiles(rows=2, queries=64, warps=4, stages=2),
+        "queries": Tiles(rows=2, queries=64, warps=4, stages=2),
+        "keys": Tiles(rows=4, queries=32, warps=4, stages=2),
+    },
 }
-"""For grids of more than 32 tokens a side."""
-WINDOW = {
-    "forward": Tiles(rows=4, queries=64, warps=4, stages=2),
-    "queries": Tiles(rows=4, queries=64, warps=4, stages=2),
-    "keys": Tiles(rows=4, queries=64, warps=4, stages=2),
-}
-"""For grids of up to 16 tokens a side; with fewer rows of keys in a tile, of up to 32."""
+"""By kind of attention and of GPU, then by kernel: the largest that NVIDIA's assembler fits into
+registers. benchmarks/attention_tiles.py shows it, and times them beside others on a GPU."""
 
 
-def _launch(kernel: str, qkv: Tensor, by_row: Tensor) -> tuple[Tiles, dict[str, Any]]:
-    """How a kernel's work is cut, and all it is compiled for."""
-    side, dim = by_row.shape[1], qkv.shape[-1]
-    columns = max(16, int(triton.next_power_of_2(side)))  # matrix units take 16 at least
-    tiles = (GLOBAL if side > 32 else WINDOW)[kernel]
-    if 16 < side <= 32:
-        tiles = replace(tiles, rows=tiles.rows // 2)
+def tiles_of(kernel: str, side: int, capability: int) -> Tiles:
+    """Those of the kernel named forward, queries or keys, for a grid of side x side tokens.
+
+    capability: the GPU's compute capability, its first number: 8 for Ampere and Ada, 9 for Hopper.
+    """
+    kind = "global" if side > 32 else "window"
+    tiles = TILES[kind, "hopper" if capability >= 9 else "ampere"][kernel]
+    return replace(tiles, rows=tiles.rows // 2) if 16 < side <= 32 else tiles
+
+
+def _capability(x: Tensor) -> int:
+    """Of the device that x is on; the interpreter takes any tiles."""
+    return torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 9
+
+
+def constants(tiles: Tiles, side: int, dim: int, dtype: torch.dtype) -> dict[str, Any]:
+    """What a kernel is compiled for."""
     first = dim if dim & (dim - 1) == 0 else triton.next_power_of_2(dim) // 2
-    return tiles, {
+    return {
         "SIDE": side,
-        "PITCH": by_row.shape[-1],
+        "PITCH": pitch(side),
         "ROWS": tiles.rows,
-        "COLUMNS": columns,
+        "COLUMNS": max(16, triton.next_power_of_2(side)),  # matrix units take 16 at least
         "QUERIES": tiles.queries,
         "D": dim,
         "D0": first,
         "D1": triton.next_power_of_2(dim - first) if dim > first else 0,
-        "PRECISION": "ieee" if qkv.dtype == torch.float32 else "tf32",
+        "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,
     }
@@ -71,7 +94,7 @@ def attend(qkv: Tensor, by_row: Tensor, by_column: Tensor) -> tuple[Tensor, Tens
     Args:
         qkv: (B, n, h, 3, d) contiguous.
         by_row: (B, row, column, h, p): term of a query at (row, column) for each of `side` key
-            rows; p is `side` rounded up to a multiple of 8.
+            rows; p is `pitch(side)`.
         by_column: (B, column, row, h, p): the same for each key column; columns come first.
 
     Returns:
@@ -80,9 +103,11 @@ def attend(qkv: Tensor, by_row: Tensor, by_column: Tensor) -> tuple[Tensor, Tens
     batch, n, heads, _, dim = qkv.shape
     mixed = qkv.new_empty(batch, n, heads, dim)
     lse = qkv.new_empty(batch, heads, n, dtype=torch.float32)
-    tiles, constants = _launch("forward", qkv, by_row)
-    grid = (triton.cdiv(n, tiles.queries), batch * heads)
-    forward[grid](qkv, by_row, by_column, mixed, lse, heads, **constants)
+    tiles = tiles_of("forward", by_row.shape[1], _capability(qkv))
+    forward[triton.cdiv(n, tiles.queries), batch * heads](
+        qkv, by_row, by_column, mixed, lse, heads,
+        **constants(tiles, by_row.shape[1], dim, qkv.dtype),
+    )  # fmt: skip
     return mixed, lse
 
 
@@ -90,16 +115,19 @@ def attend_backward(
     qkv: Tensor, by_row: Tensor, by_column: Tensor, mixed: Tensor, lse: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `qkv`, `by_row` and `by_column`; grad: that of `mixed`, (B, n, h, d)."""
-    batch, n, heads, _, _ = qkv.shape
+    batch, n, heads, _, dim = qkv.shape
+    side = by_row.shape[1]
     d_qkv, d_column = torch.empty_like(qkv), torch.empty_like(by_column)
     d_row = torch.zeros_like(by_row)  # a kernel for rows of one tile writes no padding
     delta = torch.empty_like(lse)
-    tiles, constants = _launch("queries", qkv, by_row)
-    grid = (triton.cdiv(n, tiles.queries), batch * heads)
-    backward_queries[grid](
-        qkv, by_row, by_column, mixed, grad, lse, delta, d_qkv, d_row, d_column, heads, **constants
-    )
-    tiles, constants = _launch("keys", qkv, by_row)
-    grid = (triton.cdiv(by_row.shape[1], tiles.rows), batch * heads)
-    backward_keys[grid](qkv, by_row, by_column, grad, lse, delta, d_qkv, heads, **constants)
+    tiles = tiles_of("queries", side, _capability(qkv))
+    backward_queries[triton.cdiv(n, tiles.queries), batch * heads](
+        qkv, by_row, by_column, mixed, grad, lse, delta, d_qkv, d_row, d_column, heads,
+        **constants(tiles, side, dim, qkv.dtype),
+    )  # fmt: skip
+    tiles = tiles_of("keys", side, _capability(qkv))
+    backward_keys[triton.cdiv(side, tiles.rows), batch * heads](
+        qkv, by_row, by_column, grad, lse, delta, d_qkv, heads,
+        **constants(tiles, side, dim, qkv.dtype),
+    )  # fmt: skip
     return d_qkv, d_row, d_column

@@ -1,0 +1,256 @@
+"""How the fused attention kernels are best cut up, on this GPU or, compiled only, on none.
+
+python benchmarks/attention_tiles.py [--shapes NAME ...] [--json FILE]     on a GPU
+python benchmarks/attention_tiles.py --compile-for 90 [80 ...] [--gate]    without one
+
+On a GPU: the ms of each kernel with the tiles in use beside the five best of all candidates, then
+forward and forward + backward of in_kernel beside sdpa, with the memory each needs on top. Without:
+registers, bytes spilled and shared memory of the kernels in use, as NVIDIA's assembler counts them
+for compute capabilities such as 80 (A100) and 90 (H100, H200); with --gate, exits with 1 where one
+spills or asks for more shared memory than a block may have.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+import triton
+from in_turn import print_record
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from supersam.model import triton_kernels
+from supersam.model.attention import KERNELS
+from supersam.model.fused_attention import pitch
+from supersam.model.triton_attention import TILES, Tiles, constants, tiles_of
+
+SHAPES = {  # side, heads, channels of a head, windows or images
+    "global_64": (64, 12, 64, 8),  # ViT-B and L at 1024 pixels
+    "global_80": (64, 16, 80, 4),  # ViT-H
+    "window_64": (14, 12, 64, 200),
+    "window_80": (14, 16, 80, 100),
+}
+FUNCTIONS = {
+    "forward": triton_kernels.forward,
+    "queries": triton_kernels.backward_queries,
+    "keys": triton_kernels.backward_keys,
+}
+PRODUCTS = {"forward": 2, "queries": 3, "keys": 4}
+"""Matrix products of tokens x tokens x channels that a kernel makes."""
+SHARED_LIMIT = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
+"""Bytes a block may have: CUDA C++ Programming Guide, table of compute capabilities."""
+
+
+def main():
+    args = parse_args()
+    if args.compile_for:
+        results = {f"sm_{arch}": compiled_for(arch, args) for arch in args.compile_for}
+        faults = [fault for rows in results.values() for fault in rows["faults"]]
+    else:
+        if not torch.cuda.is_available():
+            raise SystemExit("no GPU is visible; --compile-for 90 compiles without one")
+        results, faults = {name: measure(name, args) for name in args.shapes}, []
+    print_record("attention_tiles", results)
+    if args.json is not None:
+        args.json.write_text(json.dumps(results, indent=1))
+    if args.gate and faults:
+        print("\n".join(faults), file=sys.stderr)
+    return int(args.gate and bool(faults))
+
+
+def candidates(kernel, side):
+    """Tiles worth a try: first those in use."""
+    if side > 32:
+        rows, queries, warps, stages = (1,), (64, 128), (4, 8), (2, 3, 4)
+    else:
+        rows, queries, warps, stages = (2, 4, 8), (32, 64, 128), (4, 8), (2, 3)
+    if kernel == "keys" and side > 32:
+        rows, queries, stages = (1, 2), (32, 64, 128), (1, 2, 3)
+    in_use = tiles_of(kernel, side, torch.cuda.get_device_capability()[0])
+    yield in_use
+    for choice in product(rows, queries, warps, stages):
+        if Tiles(*choice) != in_use:
+            yield Tiles(*choice)
+
+
+def compiled_for(arch, args):
+    """What the assembler says of each kernel in use, by shape and kernel."""
+    found = {"faults": []}
+    for name, kernel in product(args.shapes, FUNCTIONS):
+        side, _, dim, _ = SHAPES[name]
+        row = resources(kernel, tiles_of(kernel, side, arch // 10), side, dim, arch)
+        found[f"{name}, {kernel}"] = row
+        print(
+            f"sm_{arch} {name:10} {kernel:8} {row['registers']:4} registers"
+            f"{row['spilled']:6} bytes spilled{row['shared'] / 1024:7.0f} KiB shared"
+        )
+        if row["spilled"] > 0 or row["shared"] > SHARED_LIMIT.get(arch, 2**30):
+            found["faults"].append(f"sm_{arch}, {name}, {kernel}: {row}")
+    return found
+
+
+def resources(kernel, tiles, side, dim, arch):
+    """Registers of a thread, its bytes of local memory, and bytes of shared memory of a block."""
+    function = FUNCTIONS[kernel]
+    made = constants(tiles, side, dim, torch.bfloat16)
+    options = {name: made.pop(name) for name in ("num_warps", "num_stages")}
+    plain = {"heads": "i32", "lse": "*fp32", "delta": "*fp32"}
+    types = {n: "constexpr" if n in made else plain.get(n, "*bf16") for n in function.arg_names}
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, kind in enumerate(types.values())
+        if kind.startswith("*")
+    }
+    source = ASTSource(fn=function, signature=types, constexprs=made, attrs=aligned)
+    kernel_code = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel_code.asm["cubin"])
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        told = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
+        ).stdout
+    counts = dict(
+        word.split(":") for word in told.split() if word.count(":") == 1 and word[-1] != ":"
+    )
+    return {
+        "registers": int(counts["REG"]),
+        "spilled": int(counts["STACK"]) + int(counts["LOCAL"]),
+        "shared": kernel_code.metadata.shared,
+    }
+
+
+def measure(name, args):
+    """Ms of all candidates of each kernel, then in_kernel beside sdpa."""
+    side, heads, dim, batch = SHAPES[name]
+    result = {}
+    for kernel in FUNCTIONS:
+        tried = list(candidates(kernel, side))
+        jobs = [(name, kernel, tiles) for tiles in tried]
+        with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
+            faults = list(pool.map(fault_of, jobs))  # compiled side by side, into Triton's cache
+        call = prepare(name, kernel, batch)
+        rows = sorted(
+            (median_ms(partial(call, tiles), args.rounds), str(tiles), tiles)
+            for tiles, fault in zip(tried, faults, strict=True)
+            if fault is None
+        )
+        work = 2 * PRODUCTS[kernel] * side**4 * dim * heads * batch
+        used = next((ms for ms, _, tiles in rows if tiles == tried[0]), None)
+        result[kernel] = {
+            "in_use_ms": used,
+            "tflops_of_best": work / rows[0][0] / 1e9,
+            "best": [{"ms": ms, "tiles": vars(tiles)} for ms, _, tiles in rows[:5]],
+            "failed": {str(t): f for t, f in zip(tried, faults, strict=True) if f is not None},
+        }
+        print(f"{name} {kernel}: in use {used} ms; {result[kernel]['tflops_of_best']:.0f} TFLOP/s")
+        for ms, text, _ in rows[:5]:
+            print(f"    {ms:8.3f} ms  {text}")
+        kind = "global" if side > 32 else "window"
+        for gpu in ("hopper", "ampere"):
+            TILES[kind, gpu][kernel] = rows[0][2]
+    result["with best"] = {k: beside(name, k, args.rounds) for k in ("in_kernel", "sdpa")}
+    return result
+
+
+def fault_of(job):
+    """Compile and run one job on one image; what went wrong, or None."""
+    name, kernel, tiles = job
+    try:
+        prepare(name, kernel, 1)(tiles)
+        torch.cuda.synchronize()
+    except Exception as fault:  # noqa: BLE001 - any fault of a candidate rules out that one alone
+        return f"{type(fault).__name__}: {str(fault)[:200]}"
+    return None
+
+
+def prepare(name, kernel, batch):
+    """A call of a kernel on random numbers, for given tiles."""
+    side, heads, dim, _ = SHAPES[name]
+    n = side * side
+    torch.manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+
+    qkv, mixed = random(batch, n, heads, 3, dim), random(batch, n, heads, dim)
+    terms = [random(batch, side, side, heads, pitch(side)) for _ in range(2)]
+    lse = torch.full((batch, heads, n), 12.0, device="cuda")
+    results = [torch.empty_like(t) for t in (qkv, *terms, mixed, lse)]
+    d_qkv, d_row, d_column, out, numbers = results
+    arguments = {
+        "forward": (qkv, *terms, out, numbers),
+        "queries": (qkv, *terms, mixed, mixed, lse, numbers, d_qkv, d_row, d_column),
+        "keys": (qkv, *terms, mixed, lse, lse, d_qkv),
+    }[kernel]
+
+    def call(tiles):
+        parts = -(-side // tiles.rows) if kernel == "keys" else -(-n // tiles.queries)
+        made = constants(tiles, side, dim, torch.bfloat16)
+        FUNCTIONS[kernel][parts, batch * heads](*arguments, heads, **made)
+
+    return call
+
+
+def beside(name, kernel, rounds):
+    """Ms forward, and with backward, and GiB on top of the inputs."""
+    side, heads, dim, batch = SHAPES[name]
+    qkv = torch.randn(batch, side**2, heads, 3, dim, device="cuda", dtype=torch.bfloat16)
+    inputs = [qkv, *(torch.randn(side, side, dim, device="cuda") for _ in range(2))]
+    leaves = [t.requires_grad_() for t in inputs]
+
+    def run():
+        with torch.autocast("cuda", torch.bfloat16):
+            return KERNELS[kernel](*leaves)
+
+    def both():
+        torch.autograd.grad(run().sum(), leaves)
+
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with torch.no_grad():
+        forward_ms = median_ms(run, rounds)
+    both_ms = median_ms(both, rounds)
+    gib = (torch.cuda.max_memory_allocated() - before) / 2**30
+    print(f"{name} {kernel}: {forward_ms:.3f} ms, {both_ms:.3f} ms with backward, {gib:.2f} GiB")
+    return {"forward_ms": forward_ms, "both_ms": both_ms, "gib": gib}
+
+
+def median_ms(call, rounds):
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(rounds):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--compile-for", nargs="+", type=int, metavar="CAPABILITY")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
+    parser.add_argument("--json", type=Path, help="write the results there, too")
+    parser.add_argument("--gate", action="store_true", help="exit with 1 where a kernel spills")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
