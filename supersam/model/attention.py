@@ -114,10 +114,16 @@ def _aligned(bias: Tensor) -> Tensor:
     return F.pad(bias, (0, spare))[..., : bias.shape[-1]]
 
 
+def in_kernel_attention(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+    """Kernels that add positions themselves; in float32, which spills their registers, sdpa."""
+    whole = qkv.is_cuda and qkv.dtype == torch.float32
+    return (sdpa_attention if whole else fused_attention)(qkv, rel_h, rel_w)
+
+
 KERNELS: dict[str, AttentionKernel] = {
     "reference": reference_attention,
     "sdpa": sdpa_attention,
-    "in_kernel": fused_attention,
+    "in_kernel": in_kernel_attention,
 }
 
 
