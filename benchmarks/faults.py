@@ -2,9 +2,10 @@
 
 python benchmarks/faults.py [--quick] [--hosts 8]
 
-Starts a cluster of its own with slurm/devcluster (root), trains the demo on it, and breaks things:
-a rank is killed, a rank is stopped, Slurm gives notice, a host loses its power with and without a
-spare one. Prints a table and, last, one line of JSON. --quick: two hosts and a killed rank.
+Starts a cluster of its own with slurm/devcluster (root), trains the demo's model on it, and breaks
+things: a rank is killed, a rank is stopped, Slurm gives notice, the time limit comes, a host loses
+its power with and without a spare one. Prints a table and, last, one line of JSON. --quick: two
+hosts and a killed rank.
 """
 
 import argparse
@@ -12,12 +13,14 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from supersam.cluster import slurm
 from supersam.cluster.attempts import read_attempts, saved_step
 from supersam.cluster.submission import submitted_job
 from supersam.runtime.vitals import read_beats, read_status
@@ -26,10 +29,15 @@ ROOT = Path(__file__).parents[1]
 DEVCLUSTER = ROOT / "slurm" / "devcluster" / "devcluster"
 PATIENCE_S = 900
 POLL_S = 0.1
+LIMIT_MIN = 120
 FLAGS = (
     *("--optim.steps", "100000", "--checkpoint.every-steps", "10", "--data.workers", "0"),
     *("--checkpoint.validate-every-steps", "100000", "--engine.log-every", "1"),
-    *("--watchdog.heartbeat-s", "1", "--watchdog.stall-s", "10", "--time", "2:00:00"),
+    *("--watchdog.heartbeat-s", "1", "--watchdog.stall-s", "10", "--time", str(LIMIT_MIN)),
+    *("--signal-delay-s", "60"),
+    # Short steps of the demo's model: what is timed is what comes between them.
+    *("--engine.precision", "fp32", "--model.image-size", "64", "--data.prompts-per-image", "1"),
+    *("--sandwich.random-subnets", "0"),
 )
 
 
@@ -93,24 +101,19 @@ class Run:
     def suffer(self, name, attempt, fault):
         """Break something in an attempt that has saved since it began. Returns a row.
 
-        Noticed is a lost host when Slurm calls it down, else what ended the attempt.
+        fault: breaks it and returns when, Unix seconds. It is noticed when the attempt ends.
         """
         began = self.event("start", attempt).step
         wait(lambda: saved_step(self.folder) > began, f"a checkpoint of attempt {attempt}")
-        at = time.time()
-        host = fault()
-        if host is not None:
-            wait(lambda: is_down(host), f"Slurm's notice of {name}")
-        noticed = time.time()
+        at = fault()
         wait(lambda: self.event("start", attempt + 1) is not None, f"the attempt after {name}")
         end, start = self.event("end", attempt), self.event("start", attempt + 1)
-        noticed = end.time if host is None else noticed
         after = self.first_step(attempt + 1)
         row = {
             "fault": name,
-            "noticed_s": noticed - at,
-            "noticed_to_start_s": start.time - noticed,
-            "noticed_to_step_s": after - noticed,
+            "noticed_s": end.time - at,
+            "noticed_to_start_s": start.time - end.time,
+            "noticed_to_step_s": after - end.time,
             "fault_to_step_s": after - at,
             "steps_lost": self.last_step(attempt) - start.step,
             "by": "requeue" if start.restart_count > end.restart_count else "restart in place",
@@ -123,9 +126,9 @@ class Run:
         events = read_attempts(self.folder)
         return next((e for e in events if (e.event, e.attempt) == (kind, attempt)), None)
 
-    def host_of_rank(self, rank):
-        """Where a rank runs."""
-        return read_beats(self.folder)[rank].host
+    def restarts(self):
+        """How often the job was requeued when its last attempt began."""
+        return read_attempts(self.folder)[-1].restart_count
 
     def cancel(self):
         """End it; all its hosts are free afterwards."""
@@ -140,6 +143,7 @@ class Run:
 
 def main():
     args = parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the cluster ends with this process
     place = Path(tempfile.mkdtemp(prefix="supersam-faults-", dir="/var/tmp"))
     hosts = 2 if args.quick else args.hosts
     try:
@@ -166,12 +170,13 @@ def measure(cluster, *, quick):
         broken.suffer("rank killed", 1, lambda: kill(broken, "KILL")),
         broken.suffer("rank stopped", 2, lambda: kill(broken, "STOP")),
         broken.suffer("notice (USR2)", 3, lambda: notify(broken)),
-        broken.suffer("host lost, no spare", 4, lambda: cut(broken)),
+        broken.suffer("time limit", 4, lambda: reach_limit(broken)),
     ]
+    rows.append(lose_host(broken, "host lost, no spare", 5))
     broken.cancel()
     spared = Run(cluster, "spared", "--nodes", "2", "--spare-nodes", "1")
     spared.first_step(1)
-    rows.append(spared.suffer("host lost, one spare", 1, lambda: cut(spared)))
+    rows.append(lose_host(spared, "host lost, one spare", 1))
     spared.cancel()
     for host in range(1, cluster.hosts + 1):
         cluster.control("start", f"n{host}")
@@ -202,23 +207,45 @@ def checkpoints(run):
 
 def kill(run, number):
     """Send rank 1 a signal."""
+    at = time.time()
     run.cluster.signal(read_beats(run.folder)[1], number)
+    return at
 
 
 def notify(run):
+    at = time.time()
     subprocess.run(["scancel", "--signal=USR2", submitted_job(run.folder)], check=True)
+    return at
 
 
-def cut(run):
-    """Cut the power of rank 1's host. Returns the host."""
-    host = run.host_of_rank(1)
-    run.cluster.control("kill", host)
-    return host
+def reach_limit(run):
+    """Lower the job's time limit to what is left for saving. Returns the time of the notice."""
+    job = submitted_job(run.folder)
+    log = run.folder / "slurm" / f"{job}_0_log.out"
+    notices = log.read_text().count("told to save")
+    began_s = LIMIT_MIN * 60 - slurm.job_facts(job).time_left_s
+    set_limit(job, began_s // 60 + 2)  # more than the minute for saving, or Slurm ends it at once
+    wait(lambda: log.read_text().count("told to save") > notices, "Slurm's notice of the limit")
+    at = time.time()
+    wait(lambda: slurm.job_facts(job).restarts > run.restarts(), "the requeue")
+    set_limit(job, LIMIT_MIN)
+    return at
 
 
-def is_down(host):
-    states = subprocess.check_output(["sinfo", "-h", "-N", "-n", host, "-o", "%T"], text=True)
-    return states.startswith("down")
+def set_limit(job, minutes):
+    slurm.run_command("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes:.0f}")
+
+
+def lose_host(run, name, attempt):
+    """Cut the power of rank 1's host. Returns the row."""
+    host = run.event("start", attempt).hosts[1]
+
+    def cut():
+        at = time.time()
+        run.cluster.control("kill", host)
+        return at
+
+    return run.suffer(name, attempt, cut)
 
 
 def wait(condition, what):

@@ -1,6 +1,7 @@
 """Small things that many tests share: a tiny encoder, its search space, supernets, shards."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads
 if not os.path.exists("/dev/nvidiactl"):
@@ -23,6 +24,9 @@ from supersam.training.run_folder import prepare_run_folder
 from tests.export.runs import tiny_export_run
 
 torch.set_num_threads(1)
+# Tests that a shell script began in the background inherit that Ctrl-C is ignored, and so would
+# the commands that they interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = EncoderShape(96, 4, 3, (1, 3), image_size=80, window_size=3)
 """Five patches a side in windows of three: windows are padded; two of four layers are global."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from supersam.cluster.orphans import write_beat
+from supersam.cluster.steps import GRACE_S
 from supersam.config import WatchdogConfig
 from supersam.runtime.vitals import Beat, read_beats
 from supersam.runtime.watchdog import STALL_FILE, Blame, record_blame
@@ -60,18 +61,18 @@ class Vigil:
         if now - self._looked > self.limit_s / 2 or not self._can_write():
             self._seen.clear()  # this host was suspended, or the disk is full: no evidence
         self._looked = now
-        working = {b.rank: b for b in read_beats(self._folder) if self._is_of_now(b)}
+        beats = [b for b in read_beats(self._folder) if b.time != self._before.get(b.rank)]
+        # A rank that was killed is silent too, and the others fail for it: Slurm ends those soon.
+        limit_s = self.limit_s + (GRACE_S if any(b.phase == "failed" for b in beats) else 0)
+        working = {b.rank: b for b in beats if not b.has_ended}
         self._seen = {
             rank: self._seen[rank]
             if self._seen.get(rank, (0, 0))[0] == beat.time
             else (beat.time, now)
             for rank, beat in working.items()
         }
-        quiet = [rank for rank, (_, since) in self._seen.items() if now - since > self.limit_s]
+        quiet = [rank for rank, (_, since) in self._seen.items() if now - since > limit_s]
         return working[min(quiet, key=lambda rank: self._seen[rank][1])] if quiet else None
-
-    def _is_of_now(self, beat: Beat) -> bool:
-        return not beat.has_ended and beat.time != self._before.get(beat.rank)
 
     def _can_write(self) -> bool:
         try:

@@ -7,7 +7,7 @@ import logging
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -152,8 +152,10 @@ def _run_in_processes(
     others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")  # fork is unsafe where threads run
     with ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker) as pool:
-        futures = {pool.submit(_convert_shard, job): job for job in jobs}
+        futures: dict[Future[_Result | None], _Job] = {}
         try:
+            for job in jobs:
+                futures[pool.submit(_convert_shard, job)] = job
             for future in as_completed(futures):
                 note(futures[future], future.result())
         except BaseException as error:

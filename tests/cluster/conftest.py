@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.handle import RUN_ROOT, DevCluster, devcluster_command
-from tests.cluster.training import show_logs
+from tests.cluster.training import reference_run, show_logs
 
 SESSION_NAME = f"pytest{os.getpid()}"  # not the default name: a user's own cluster is left alone
 
@@ -90,6 +90,14 @@ def accounting_cluster(start_cluster: Callable[..., DevCluster]) -> DevCluster:
     return start_cluster("--accounting", hosts=1)
 
 
+@pytest.fixture(scope="session")
+def failed_job(accounting_cluster: DevCluster, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The id of a job that ended with 3. Ask early: slurmctld forgets it within a minute."""
+    script = tmp_path_factory.mktemp("job") / "job.sh"
+    script.write_text("#!/bin/sh\nexit 3\n", encoding="utf-8")
+    return accounting_cluster.submit(script, "--output=/dev/null")
+
+
 @pytest.fixture
 def devcluster(session_cluster: DevCluster) -> Iterator[DevCluster]:
     """The session's cluster with all hosts idle, before the test and after it."""
@@ -108,3 +116,9 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "run"
     yield folder
     show_logs(folder)
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an unbroken tiny run of two ranks."""
+    return reference_run(tmp_path_factory.mktemp("reference") / "two", 2)

@@ -214,6 +214,7 @@ def test_stand_in_gpus_are_counted_and_assigned(gpu_cluster: DevCluster) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("failed_job")  # a later test waits until slurmctld has forgotten it
 def test_accounting_remembers_a_finished_job(accounting_cluster: DevCluster) -> None:
     cluster = accounting_cluster
     cluster.run(["srun", "--job-name=remembered", "true"])

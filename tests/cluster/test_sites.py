@@ -82,23 +82,23 @@ def test_a_folder_that_a_node_does_not_share_is_an_error_that_names_the_node(
 
 
 def test_accounting_answers_for_a_job_that_slurm_forgot(
-    accounting_cluster: DevCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    accounting_cluster: DevCluster,
+    failed_job: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setenv("SLURM_CONF", accounting_cluster.env["SLURM_CONF"])
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "run.yaml").write_text("optim: {steps: 9}\n", encoding="utf-8")
-    script = tmp_path / "job.sh"
-    script.write_text("#!/bin/sh\nexit 3\n", encoding="utf-8")
-    job_id = accounting_cluster.submit(script, "--output=/dev/null")
-    (folder / "job.json").write_text(json.dumps({"job_id": job_id, "submitted": time.time()}))
+    (folder / "job.json").write_text(json.dumps({"job_id": failed_job, "submitted": time.time()}))
 
     def forgotten() -> bool:
         listing = ["squeue", "--noheader", "--states=all", "--format=%i"]
-        return job_id not in accounting_cluster.run(listing).split()
+        return failed_job not in accounting_cluster.run(listing).split()
 
     wait_for(forgotten, 180, what="slurmctld forgetting the job")
-    assert Queue().jobs([job_id])[job_id].state == "FAILED"
+    assert Queue().jobs([failed_job])[failed_job].state == "FAILED"
     detail = json.loads(status(folder, "--json", env=accounting_cluster.env).stdout)
     assert detail["job"]["state"] == "FAILED"
     assert "Slurm says FAILED" in why(folder, accounting_cluster.env)["text"]

@@ -23,6 +23,7 @@ from tests.cluster.training import (
     printed,
     reference_run,
     samples_by_step,
+    show_logs,
     wait_for_attempt,
 )
 
@@ -34,12 +35,6 @@ DEMO_FLAGS = (
     *("--optim.steps", "6", "--engine.precision", "fp32", "--checkpoint.validate-images", "8"),
     *("--engine.log-every", "1", "--engine.log-sample-ids", "--data.workers", "0"),
 )
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An unbroken run of two ranks."""
-    return reference_run(tmp_path_factory.mktemp("reference") / "two", 2)
 
 
 def test_the_demo_on_eight_hosts_trains_as_one_process_does(
@@ -82,29 +77,33 @@ def test_notice_costs_no_step_and_no_sample(devcluster: DevCluster, folder: Path
     assert_same_weights(folder, reference)
 
 
-def test_a_dead_host_costs_a_requeue(devcluster: DevCluster, folder: Path, reference: Path):
-    process = launch(folder, "--nodes", "2", *SLURM, env=devcluster.env)
-    wait_for(lambda: has_saved(folder, 4), PATIENCE_S, what="first checkpoint")
-    devcluster.kill(read_attempts(folder)[0].hosts[1])
-    finish(process, folder)
-    first, last = ends(folder)
-    assert (first.reason, last.restart_count) == ("node failure", 1)
-    assert_same_weights(folder, reference)
-
-
-def test_a_spare_host_takes_the_place_of_a_dead_one(
-    devcluster: DevCluster, folder: Path, reference: Path
+def test_a_dead_host_costs_a_requeue_or_a_spare_takes_its_place(
+    devcluster: DevCluster, tmp_path: Path, reference: Path
 ):
-    flags = ("--nodes", "2", "--spare-nodes", "1", *SLURM)
-    process = launch(folder, *flags, env=devcluster.env)
-    wait_for(lambda: has_saved(folder, 4), PATIENCE_S, what="first checkpoint")
-    dead = read_attempts(folder)[0].hosts[1]
-    devcluster.kill(dead)
-    finish(process, folder)
-    first, last = ends(folder)
-    assert (first.reason, last.restart_count) == ("node failure", 0)
-    assert dead not in last.hosts
-    assert_same_weights(folder, reference)
+    """Two runs at once, as each waits most of the time for Slurm to notice."""
+    plain, spared = tmp_path / "plain", tmp_path / "spared"
+    words = ("--nodes", "2", *SLURM)
+    spare = ("--spare-nodes", "1", "--exclude", "n1,n2")  # where Slurm puts the plain one
+    processes = {
+        plain: launch(plain, *words, env=devcluster.env),
+        spared: launch(spared, *words, *spare, env=devcluster.env),
+    }
+    try:
+        dead = {}
+        for folder in processes:
+            wait_for(lambda run=folder: has_saved(run, 4), PATIENCE_S, what="first checkpoint")
+            dead[folder] = read_attempts(folder)[0].hosts[1]
+            devcluster.kill(dead[folder])
+        for folder, process in processes.items():
+            finish(process, folder)
+            first, last = ends(folder)
+            assert first.reason == "node failure"
+            assert last.restart_count == (0 if folder == spared else 1)
+            assert dead[folder] not in last.hosts
+            assert_same_weights(folder, reference)
+    finally:
+        for folder in processes:
+            show_logs(folder)
 
 
 def test_other_numbers_of_hosts_go_on_with_the_same_samples_and_then_evaluate(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from supersam.cluster.steps import GRACE_S
 from supersam.cluster.vigil import Vigil
 from supersam.config import WatchdogConfig
 from supersam.runtime.strikes import count_strikes
@@ -84,6 +85,15 @@ def test_ranks_that_have_not_begun_or_have_ended_are_not_silent(scene: Scene) ->
     scene.now += 10
     scene.beat(1, phase="failed")
     assert not scene.pass_time(10 * LIMIT_S)
+
+
+def test_a_rank_that_falls_silent_as_another_fails_was_killed_and_has_not_hung(
+    scene: Scene,
+) -> None:
+    assert not scene.pass_time(50, 0, 1)
+    scene.beat(0, phase="failed")
+    assert not scene.pass_time(LIMIT_S + 20)
+    assert scene.pass_time(GRACE_S)  # should Slurm not end the rest of it
 
 
 def test_time_in_which_this_host_was_suspended_does_not_count(scene: Scene) -> None:

@@ -130,12 +130,27 @@ def test_nonsense_is_refused(source, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-GENERATED = SourceConfig(kind="synthetic", synthetic=SyntheticConfig(images=160, size_px=96))
+GENERATED = SourceConfig(kind="synthetic", synthetic=SyntheticConfig(images=80, size_px=96))
+# Whatever the machine's speed, the process that writes the second shard stays at it: on the disk is
+# a temporary, and the conversion cannot be over when it is killed. Workers execute this file too.
 SCRIPT = """
+import signal
 import sys
 from pathlib import Path
 from supersam.config.data import SourceConfig
 from supersam.data.convert import convert
+from supersam.runtime import atomic
+
+sync = atomic.sync
+
+
+def sync_or_stay(path):
+    if path.name.startswith(".shard-000001.h5.tmp."):
+        signal.pause()
+    sync(path)
+
+
+atomic.sync = sync_or_stay
 
 if __name__ == "__main__":
     source = SourceConfig.model_validate_json(sys.argv[3])
@@ -163,9 +178,9 @@ def test_a_killed_conversion_is_refused_then_finished(tmp_path, generated, how, 
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    wait_for(lambda: any(out.glob("shard-*.json")))
+    wait_for(lambda: any(out.glob("shard-*.json")) and any(out.glob(".shard-000001.h5.tmp.*")))
     process.send_signal(how)
-    process.wait(timeout=20)
+    process.wait(timeout=60)
     wait_for(lambda: not group_lives(process.pid))  # the workers end with their parent
     with pytest.raises(ShardFolderError, match="is unfinished"):
         ShardReader(out)
@@ -177,7 +192,7 @@ def test_a_killed_conversion_is_refused_then_finished(tmp_path, generated, how, 
     assert verify_shards(out, full=True).ok
 
 
-def wait_for(condition, seconds=60.0):
+def wait_for(condition, seconds=120.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "timed out"
