@@ -6,6 +6,7 @@ faster at random records than chunks or variable-length types.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zlib
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from supersam.data.hdf5 import FORMATS, MASK_META, read_layout
 from supersam.data.sample import ImageFormat
 
 _NUMBERS = ("image/offset", "image/crc32", "image/name_offset", "image/mask_crc32", "mask/of_image")
+
+_ROW_BYTES = {"mask/offset": 8, "mask/meta": MASK_META.itemsize, "mask/crc32": 4}
 
 
 class _MaskRows(NamedTuple):
@@ -118,6 +121,21 @@ class OpenShard:
                 raise self._bad(i, f"the run lengths of mask {k} are damaged (CRC-32)")
         return rles
 
+    def will_need(self, i: int) -> None:
+        """Have the system begin to read image `i` and the table of its masks; waits for nothing.
+
+        A hint: where the system takes none, nothing happens.
+        """
+        if not hasattr(os, "posix_fadvise"):
+            return
+        first, stop = self._span("mask/of_image", i)
+        spans = {"image/data": self._span("image/offset", i)}
+        spans |= {name: (size * first, size * (stop + 1)) for name, size in _ROW_BYTES.items()}
+        for name, (start, end) in spans.items():
+            place = self._position[name] + start
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self._descriptor, place, end - start, os.POSIX_FADV_WILLNEED)
+
     def bad_records(self) -> list[BadRecordError]:
         """Reads everything; returns the faults found."""
         faults = []
@@ -145,9 +163,9 @@ class OpenShard:
 
     def _read_mask_rows(self, i: int) -> _MaskRows:
         a, b = self._span("mask/of_image", i)
-        offset = self._pread("mask/offset", 8 * a, 8 * (b + 1), i)
-        meta = self._pread("mask/meta", MASK_META.itemsize * a, MASK_META.itemsize * b, i)
-        crc = self._pread("mask/crc32", 4 * a, 4 * b, i)
+        offset = self._table("mask/offset", a, b + 1, i)
+        meta = self._table("mask/meta", a, b, i)
+        crc = self._table("mask/crc32", a, b, i)
         if self._check_crc:
             found = zlib.crc32(crc, zlib.crc32(meta, zlib.crc32(offset)))
             if found != self._index["image/mask_crc32"][i]:
@@ -157,6 +175,10 @@ class OpenShard:
             memoryview(offset).cast("Q"),
             memoryview(crc).cast("I"),
         )
+
+    def _table(self, dataset: str, start: int, stop: int, i: int) -> bytes:
+        size = _ROW_BYTES[dataset]
+        return self._pread(dataset, size * start, size * stop, i)
 
     def _span(self, dataset: str, i: int) -> tuple[int, int]:
         starts = self._index[dataset]

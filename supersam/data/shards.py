@@ -7,6 +7,7 @@ in hdf5.py.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import os
 import threading
@@ -165,6 +166,15 @@ class ShardReader:
         """Compressed run lengths of the masks `which` of image `index`."""
         shard, i = self._locate(index)
         return shard.read_masks(i, which)
+
+    def will_need(self, index: int) -> None:
+        """Have the system begin to read image `index`, which is asked for soon; waits for nothing.
+
+        A damaged shard is no matter yet: reading it will say so.
+        """
+        with contextlib.suppress(BadRecordError):
+            shard, i = self._locate(index)
+            shard.will_need(i)
 
     def image_ids(self) -> NDArray[np.uint64]:
         """(num_images,) the id of every image, from the shards' indexes alone."""
