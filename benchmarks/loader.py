@@ -68,6 +68,9 @@ class LooseReader:
             np.array(rows, MASK_META),
         )
 
+    def will_need(self, _):
+        """No hint: loose files are opened when read."""
+
     def read_masks(self, _, which):
         """Of the image that was read last."""
         return [self.last[k] for k in which]

@@ -95,6 +95,13 @@ class ShardDataset(Dataset[TrainSample]):
             f"image {asked} on; check its shards and make the damaged ones anew ({reasons[0]})"
         )
 
+    def __getitems__(self, now_and_later: Sequence[Sequence[SampleKey]]) -> list[TrainSample]:
+        """The samples of the first keys; the bytes of the second ones are on their way then."""
+        now, later = now_and_later
+        for dataset, index, _ in later:
+            self.readers[dataset].will_need(index)
+        return [self[key] for key in now]
+
     def _load(self, record: _Record, turn: int, *, is_substitute: bool) -> TrainSample:
         rng = np.random.Generator(philox(self._seed, AUGMENT_STREAM, turn, record.meta.id))
         geometry, objects = self._draw_view(rng, record)

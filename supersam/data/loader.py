@@ -6,13 +6,19 @@ Worker processes use one thread each: `DataLoader` sees to it.
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterator
 from typing import Literal
 
 from torch.utils.data import DataLoader, default_collate
 
-from supersam.data.dataset import EvalDataset, ShardDataset, TooManyBadRecordsError, TrainSample
-from supersam.data.partition import SampleOrder
+from supersam.data.dataset import (
+    EvalDataset,
+    ShardDataset,
+    TooManyBadRecordsError,
+    TrainSample,
+)
+from supersam.data.partition import SampleKey, SampleOrder
 from supersam.data.sample import Batch, EvalImage
 from supersam.runtime.distributed import World
 from supersam.runtime.workers import begin_worker
@@ -54,19 +60,39 @@ class TrainLoader:
 
 
 class _StepSampler:
-    """The keys of one rank's micro-batches, step after step without end."""
+    """The keys of one rank's micro-batches, step after step without end.
 
-    def __init__(self, order: SampleOrder, world: World, *, batch_size: int, start_step: int):
+    With each come the keys of the micro-batch that the same worker is asked for next.
+    """
+
+    def __init__(
+        self,
+        order: SampleOrder,
+        world: World,
+        *,
+        batch_size: int,
+        start_step: int,
+        ahead: int,
+    ):
+        """A worker's next micro-batch comes `ahead` after its last."""
         self._order = order
         self._world = world
         self._batch_size = batch_size
         self._start_step = start_step
+        self._ahead = ahead
 
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+    def __iter__(self) -> Iterator[list[list[SampleKey]]]:
+        batches = self._micro_batches()
+        waiting = deque(itertools.islice(batches, self._ahead))
+        for later in batches:
+            waiting.append(later)
+            yield [waiting.popleft(), later]
+
+    def _micro_batches(self) -> Iterator[list[SampleKey]]:
         for step in itertools.count(self._start_step):
             keys = self._order.rank_batch(step, self._world.rank, self._world.world_size)
             for first in range(0, len(keys), self._batch_size):
-                yield [(d, i, t) for d, i, t in keys[first : first + self._batch_size].tolist()]
+                yield [SampleKey(*key) for key in keys[first : first + self._batch_size].tolist()]
 
 
 def build_loader(
@@ -100,7 +126,9 @@ def build_loader(
         )
     loader = DataLoader(
         dataset,
-        batch_sampler=_StepSampler(order, world, batch_size=batch_size, start_step=start_step),
+        batch_sampler=_StepSampler(
+            order, world, batch_size=batch_size, start_step=start_step, ahead=max(1, workers)
+        ),
         num_workers=workers,
         collate_fn=collate,
         worker_init_fn=begin_worker,

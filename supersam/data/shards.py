@@ -6,6 +6,9 @@ in hdf5.py.
 
 from __future__ import annotations
 
+import bisect
+import contextlib
+import itertools
 import os
 import threading
 import zlib
@@ -147,7 +150,7 @@ class ShardReader:
         self.num_images = manifest.num_images
         self.num_masks = manifest.num_masks
         self.shard_sizes = tuple(shard.images for shard in self._shards)
-        self._first = np.cumsum((0, *self.shard_sizes))
+        self._first = (0, *itertools.accumulate(self.shard_sizes))
         self._opened = _OpenShards()
         _check_present(folder, self._shards)
 
@@ -164,10 +167,19 @@ class ShardReader:
         shard, i = self._locate(index)
         return shard.read_masks(i, which)
 
+    def will_need(self, index: int) -> None:
+        """Have the system begin to read image `index`, which is asked for soon; waits for nothing.
+
+        A damaged shard is no matter yet: reading it will say so.
+        """
+        with contextlib.suppress(BadRecordError):
+            shard, i = self._locate(index)
+            shard.will_need(i)
+
     def image_ids(self) -> NDArray[np.uint64]:
         """(num_images,) the id of every image, from the shards' indexes alone."""
-        starts = self._first[:-1].tolist()
-        parts = [self._locate(first)[0].image_ids() for first in starts if first < self.num_images]
+        starts = [first for first in self._first if first < self.num_images]
+        parts = [self._locate(first)[0].image_ids() for first in starts]
         return np.concatenate([np.zeros(0, np.uint64), *parts])
 
     def read(self, index: int) -> SegmentationSample:
@@ -192,14 +204,19 @@ class ShardReader:
         self.__dict__.update(state, _opened=_OpenShards())
 
     def _locate(self, index: int) -> tuple[OpenShard, int]:
-        if not 0 <= index < self.num_images:
-            raise IndexError(f"image {index} of {self._folder}, which has {self.num_images}")
-        k = int(np.searchsorted(self._first, index, side="right")) - 1
-        i = int(index - self._first[k])
         if self._opened.pid != os.getpid():  # forked: the parent's files are not ours
             self._opened = _OpenShards()
+        last = self._opened.last  # the masks of an image are asked for after its bytes
+        if last is not None and last[0] == index:
+            return last[1:]
+        if not 0 <= index < self.num_images:
+            raise IndexError(f"image {index} of {self._folder}, which has {self.num_images}")
+        k = bisect.bisect_right(self._first, index) - 1
+        i = index - self._first[k]
         try:
-            return self._opened.get(k, self._open, self._max_open), i
+            shard = self._opened.get(k, self._open, self._max_open)
+            self._opened.last = (index, shard, i)
+            return shard, i
         except DamagedShardError as error:
             raise BadRecordError(self._shards[k].file, i, None, None, str(error)) from error
 
@@ -220,6 +237,8 @@ class _OpenShards:
     pid: int = field(default_factory=os.getpid)
     lock: threading.Lock = field(default_factory=threading.Lock)
     shards: OrderedDict[int, OpenShard] = field(default_factory=OrderedDict)
+    last: tuple[int, OpenShard, int] | None = None
+    """The image that was located last: its index, its shard, its index there."""
 
     def get(self, k: int, open_: Callable[[int], OpenShard], max_open: int) -> OpenShard:
         with self.lock:

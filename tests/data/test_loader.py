@@ -56,6 +56,17 @@ def rows(batches):
     ]
 
 
+def test_the_micro_batch_a_worker_reads_next_is_announced_to_it(reader, monkeypatch):
+    hinted, read = [], []
+    monkeypatch.setattr(ShardReader, "will_need", lambda self, index: hinted.append(index))
+    read_image = ShardReader.read_image
+    monkeypatch.setattr(
+        ShardReader, "read_image", lambda self, i: read.append(i) or read_image(self, i)
+    )
+    take(loader(reader), 6)
+    assert hinted[: len(read) - 3] == read[3:]
+
+
 @pytest.fixture(scope="module")
 def expected(reader):
     """The samples of 7 steps, two epochs and one step, read by one process."""

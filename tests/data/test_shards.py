@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import multiprocessing
+import os
 import pickle
 from pathlib import Path
 
@@ -84,6 +85,20 @@ def test_a_used_reader_works_in_child_processes(folder, samples, method):
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         assert list(pool.map(reader.read, range(len(samples)))) == samples
     assert reader.read(1) == samples[1]
+
+
+def test_what_is_needed_soon_is_announced_where_the_system_takes_hints(
+    folder, samples, monkeypatch
+):
+    reader, hints = ShardReader(folder), []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fadvise", lambda *hint: hints.append(hint), raising=False)
+        reader.will_need(3)
+    content = (folder / "shard-000000.h5").read_bytes()
+    assert samples[3].image in [content[at : at + size] for _, at, size, _ in hints]
+    monkeypatch.delattr(os, "posix_fadvise", raising=False)
+    reader.will_need(4)
+    assert [reader.read(i) for i in (3, 4)] == samples[3:5]
 
 
 def test_threads_share_a_reader(folder, samples):
