@@ -1,7 +1,7 @@
 """What a search costs beside the model, and what it saves against the published way.
 
 python benchmarks/search.py sharing   --run RUN   prefix sharing alone: with against without
-python benchmarks/search.py loop      --run RUN   subnets a minute against extract, load, evaluate
+python benchmarks/search.py loop      --run RUN   subnets a minute against the published way
 python benchmarks/search.py overhead  --run RUN   Tune's time per trial, where the model takes none
 python benchmarks/search.py ranking   --run RUN   Kendall tau of IoU on logits and on originals
 
@@ -21,18 +21,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from loader import write_loose
+from published_evaluation import PublishedSearch
 
 from supersam.config import SearchRun
-from supersam.data.dataset import EvalDataset
-from supersam.data.sample import LABEL_BOX_MIN
 from supersam.data.shards import ShardReader
-from supersam.evaluation import mask_iou
 from supersam.model import extract_subnet
 from supersam.runtime.signals import StopFlag
 from supersam.search.folder import find_basis
 from supersam.search.images import chosen_images
 from supersam.search.journal import Journal, Trial, trial_key
-from supersam.search.objective import Chunk, Job, SubnetObjective
+from supersam.search.objective import (
+    Chunk,
+    Job,
+    SubnetObjective,
+    _score_logits,
+    _score_originals,
+)
 from supersam.search.predictor import kendall_tau
 from supersam.search.prefix import encode_each
 from supersam.search.program import Program
@@ -83,49 +88,50 @@ def whole_ratio(objective, specs):
 
 
 def loop(args):
-    """Subnets a minute: one evaluator, and a loop that extracts, saves, loads and evaluates."""
+    """Subnets a minute: one evaluator, the same work without it, and the published way."""
     asked, basis, objective = prepare(args)
     specs = random_specs(basis.space, args.subnets)
-    ours = clock(lambda: objective.evaluate(Chunk(jobs_of(specs)))) / len(specs)
     some = specs[: max(2, args.subnets // 8)]
-    theirs = clock(lambda: [published_way(objective, basis, asked, s) for s in some]) / len(some)
-    for name, seconds in (("this search", ours), ("extract, load, evaluate", theirs)):
-        print(f"{name:24}{60 / seconds:8.1f} subnets/min")
-    print(f"ratio {theirs / ours:.2f}")
-    return {"ours_per_min": 60 / ours, "theirs_per_min": 60 / theirs, "ratio": theirs / ours}
-
-
-def published_way(objective, basis, asked, spec):
-    """A subnet as a model of its own, written, read again, and fed image by image from disk.
-
-    As the published evaluation: float32, `Sam.forward` with all prompts of an image, three masks
-    of each at the original size, compared on the CPU.
-    """
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "subnet.pth"
-        torch.save(extract_subnet(objective._supernet, spec), path)
-        sam = torch.load(path, weights_only=False)
-    dataset = EvalDataset(
-        [ShardReader(p) for p in basis.data_folders],
-        side=basis.space.shape.image_size,
-        prompt=asked.protocol.prompt,
-    )
-    chosen = chosen_images(len(dataset), asked.protocol.images)
-    return float(torch.cat([ious_of(sam, dataset[i]) for i in chosen]).mean())
-
-
-def ious_of(sam, image):
-    height, width = image.size
-    prompt = {
-        "image": image.image[:, :height, :width].float(),
-        "original_size": image.original_size,
+        published = PublishedSearch(
+            extract_subnet(objective._supernet, basis.space.largest()),
+            basis.space.shape,
+            loose_files(basis, asked, Path(folder) / "loose"),
+            prompt=asked.protocol.prompt,
+            objects=asked.protocol.objects_per_image,
+        )
+        seconds = {
+            "this search": clock(lambda: objective.evaluate(Chunk(jobs_of(specs)))) / len(specs),
+            "extracted, same work": clock(lambda: [extracted(objective, s) for s in some])
+            / len(some),
+            "published way": clock(lambda: [published.evaluate(s) for s in some]) / len(some),
+        }
+    ours = seconds["this search"]
+    for name, each in seconds.items():
+        print(f"{name:24}{60 / each:8.2f} subnets/min, {each / ours:.2f} of this search's time")
+    return {
+        "per_min": {name: 60 / each for name, each in seconds.items()},
+        "ratio": {name: each / ours for name, each in seconds.items()},
     }
-    if (image.labels == LABEL_BOX_MIN).any():
-        prompt["boxes"] = image.points.reshape(-1, 4)
-    else:
-        prompt |= {"point_coords": image.points[:, :1], "point_labels": image.labels[:, :1]}
-    masks = sam([prompt], multimask_output=True)[0]["masks"]
-    return mask_iou(masks, image.masks[:, None]).amax(1)
+
+
+@torch.no_grad()
+def extracted(objective, spec):
+    """What the evaluator does with a subnet, done with an extracted one, alone."""
+    sam = extract_subnet(objective._supernet, spec)
+    score = _score_originals if objective._batches[0].originals else _score_logits
+    ious = []
+    for batch in objective._batches:
+        pixels = objective._supernet.normalize(batch.images, batch.sizes)
+        ious.append(score(objective._supernet, sam.image_encoder(pixels), batch)[0])
+    return float(np.concatenate(ious).mean())
+
+
+def loose_files(basis, asked, folder):
+    """The images of the protocol, in SA-1B's layout."""
+    (shards,) = basis.data_folders
+    files = write_loose(ShardReader(shards), folder).images
+    return [files[i] for i in chosen_images(len(files), asked.protocol.images)]
 
 
 def ranking(args):

@@ -18,6 +18,7 @@ from supersam.evaluation.metrics import (
 )
 from supersam.evaluation.predictor import SamModelPredictor, SubnetPredictor
 from supersam.evaluation.result import EvalResult, ObjectTable, SizeScore, format_table
+from supersam.evaluation.single import single_mask_ious
 
 __all__ = [
     "SIZE_BUCKETS",
@@ -38,4 +39,5 @@ __all__ = [
     "gather_from_all_ranks",
     "mask_iou",
     "score_image",
+    "single_mask_ious",
 ]

@@ -117,7 +117,7 @@ def score_image(
     """All objects of an image, (M,) rows. It has at least one."""
     sizes = torch.tensor([image.size])
     parts: list[ObjectTable] = []
-    for some in _slices(len(image.masks), prompts_per_call):
+    for some in slices(len(image.masks), prompts_per_call):
         points, labels, masks = image.points[some], image.labels[some], image.masks[some]
         logits, estimates = predictor.predict(image.image[None], sizes, points[None], labels[None])
         _check_prediction(logits, estimates, num_prompts=len(points), sample_id=image.sample_id)
@@ -135,16 +135,18 @@ def _check_prediction(
             f" {num_prompts} prompts of one image need {(*expected, 's', 's')} and {expected}:"
             " the single mask, then the three multimask outputs"
         )
-    if not all(_is_finite(values) for values in (logits, estimates)):
-        raise FloatingPointError(
-            f"predict returned NaN or infinity for image {sample_id}; the weights have diverged or "
-            "overflowed: load an earlier checkpoint or evaluate in float32"
-        )
+    require_finite(logits, estimates, sample_id=sample_id)
 
 
-def _is_finite(values: Tensor) -> bool:
-    """One pass: NaN and infinity reach the extremes. `isfinite` takes a CPU ten times longer."""
-    return bool(torch.stack(values.aminmax()).isfinite().all())
+def require_finite(*predicted: Tensor, sample_id: int) -> None:
+    """Raise FloatingPointError where what was predicted for an image is not all finite."""
+    for values in predicted:
+        # One pass: NaN and infinity reach the extremes. `isfinite` takes a CPU ten times longer.
+        if not torch.stack(values.aminmax()).isfinite().all():
+            raise FloatingPointError(
+                f"predicted NaN or infinity for image {sample_id}; the weights have diverged or "
+                "overflowed: load an earlier checkpoint or evaluate in float32"
+            )
 
 
 def _score_objects(
@@ -155,7 +157,7 @@ def _score_objects(
         logits, side=image.image.shape[-1], size=image.size, original_size=image.original_size
     )
     band_px = boundary_band_px(*image.original_size) if boundary else None
-    for some in _slices(len(masks), _objects_at_a_time(logits.device, image.original_size)):
+    for some in slices(len(masks), objects_at_a_time(logits.device, image.original_size)):
         target = masks[some].to(logits.device)
         window = upscaler.window(logits[some], target)
         # outside the window all masks are empty, so every score is that of the whole frame
@@ -168,11 +170,12 @@ def _score_objects(
         )
 
 
-def _slices(length: int, step: int) -> Iterator[slice]:
+def slices(length: int, step: int) -> Iterator[slice]:
+    """Neighbouring pieces of `length` elements, `step` in each but the last."""
     return (slice(start, start + step) for start in range(0, length, step))
 
 
-def _objects_at_a_time(device: torch.device, original_size: tuple[int, int]) -> int:
+def objects_at_a_time(device: torch.device, original_size: tuple[int, int]) -> int:
     """A CPU is fastest with each object in its own window, a GPU with many in a shared one."""
     if device.type == "cpu":
         return 1

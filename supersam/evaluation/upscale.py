@@ -40,15 +40,18 @@ class MaskUpscaler:
         )
         return cls(rows, columns)
 
-    def window(self, logits: Tensor, masks: Tensor) -> Window:
+    def window(self, logits: Tensor, masks: Tensor | None = None) -> Window:
         """The smallest frame that holds all of `masks` and every pixel whose logit is above 0.
 
         logits: (n, k, s, s). masks: (n, H, W) bool. The weights are not negative, so a pixel
         without a positive logit among its neighbours cannot be above 0. At least one pixel.
         """
         peak = logits.amax((0, 1))
-        row_hit = self.rows @ (peak.amax(1) > 0).double() + occupancy(masks, dim=-2).amax(0)
-        column_hit = self.columns @ (peak.amax(0) > 0).double() + occupancy(masks, dim=-1).amax(0)
+        row_hit = self.rows @ (peak.amax(1) > 0).double()
+        column_hit = self.columns @ (peak.amax(0) > 0).double()
+        if masks is not None:
+            row_hit += occupancy(masks, dim=-2).amax(0)
+            column_hit += occupancy(masks, dim=-1).amax(0)
         return _span(row_hit), _span(column_hit)
 
     def upscale(self, logits: Tensor, window: Window) -> Tensor:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from supersam.config import SearchRun
-from supersam.evaluation import bootstrap_interval, mask_iou, score_image
+from supersam.evaluation import bootstrap_interval, mask_iou, single_mask_ious
 from supersam.model import SamSupernet, resolve_shape
 from supersam.runtime.distributed import choose_device
 from supersam.runtime.memory import keep_freed_memory
@@ -33,6 +33,9 @@ from supersam.training.trained import WeightSource, load_supernet, read_run
 
 logger = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
+
+_PROMPTS_AT_A_TIME = 64
+"""Decoded in one call: bounds the memory of an image with many objects."""
 
 
 @dataclass(frozen=True)
@@ -231,29 +234,24 @@ def _score_originals(
     supernet: SamSupernet, embedding: Tensor, batch: ImageBatch
 ) -> tuple[Floats, NDArray[np.int64]]:
     """IoU of the single mask at the original resolution: (M,) and the images, (M,)."""
-    tables = [
-        score_image(
-            _Encoded(supernet, embedding[row, None]), image, boundary=False, prompts_per_call=64
+    ious, image_ids = [], []
+    for row, image in enumerate(batch.originals):
+        count = len(image.masks)
+        prompts = batch.points[row, :count], batch.labels[row, :count]
+        ious.append(
+            single_mask_ious(_single_masks(supernet, embedding[row, None], *prompts), image)
         )
-        for row, image in enumerate(batch.originals)
-    ]
-    ious = np.concatenate([table.iou_single for table in tables])
-    return ious, np.concatenate([table.sample_id for table in tables])
+        image_ids += [image.sample_id] * count
+    return torch.cat(ious).double().numpy(), np.array(image_ids)
 
 
-class _Encoded:
-    """A predictor for one image that is encoded already."""
-
-    def __init__(self, supernet: SamSupernet, embedding: Tensor) -> None:
-        self._supernet = supernet
-        self._embedding = embedding
-
-    def predict(
-        self, images: Tensor, sizes: Tensor, points: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Mask logits and IoU estimates; the image itself is not looked at."""
-        device = self._embedding.device
-        return self._supernet.decode(self._embedding, points.to(device), labels.to(device))
+def _single_masks(
+    supernet: SamSupernet, embedding: Tensor, points: Tensor, labels: Tensor
+) -> Tensor:
+    """Logits of the single masks of M prompts on one image, (M, s, s)."""
+    parts = zip(*(torch.split(x, _PROMPTS_AT_A_TIME) for x in (points, labels)), strict=True)
+    masks = [supernet.decode(embedding, some[None], kinds[None])[0] for some, kinds in parts]
+    return torch.cat([mask[0, :, 0] for mask in masks])
 
 
 def protocol_of(

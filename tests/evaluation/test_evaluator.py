@@ -9,7 +9,14 @@ import torch
 from segment_anything import SamPredictor
 
 from supersam.data.sample import LABEL_BOX_MAX, LABEL_BOX_MIN, EvalImage
-from supersam.evaluation import EvalResult, ObjectTable, evaluate, format_table, mask_iou
+from supersam.evaluation import (
+    EvalResult,
+    ObjectTable,
+    evaluate,
+    format_table,
+    mask_iou,
+    single_mask_ious,
+)
 from tests.evaluation.scenes import (
     Replay,
     SamPrompts,
@@ -172,9 +179,21 @@ def test_result_does_not_depend_on_how_prompts_are_chunked(logits, images):
     assert chunked.prompts_of_calls == [4, 4, 1, 4, 1, 1]
 
 
+@pytest.mark.parametrize("together", [1, 4])
+def test_the_single_mask_alone_scores_the_same(logits, images, monkeypatch, together):
+    whole = evaluate(Replay(logits), images).objects
+    monkeypatch.setattr("supersam.evaluation.single.objects_at_a_time", lambda *_: together)
+    for image in images:
+        alone = single_mask_ious(logits[image.sample_id][:, 0], image)
+        expected = whole.iou_single[whole.sample_id == image.sample_id]
+        np.testing.assert_array_equal(alone.double().numpy(), expected)
+    with pytest.raises(FloatingPointError, match="NaN or infinity for image 7"):
+        single_mask_ious(torch.full((9, 16, 16), torch.nan), images[0])
+
+
 def test_objects_scored_in_a_shared_window_score_the_same(logits, images, monkeypatch):
     alone = evaluate(Replay(logits), images)
-    monkeypatch.setattr("supersam.evaluation.evaluator._objects_at_a_time", lambda *_: 4)
+    monkeypatch.setattr("supersam.evaluation.evaluator.objects_at_a_time", lambda *_: 4)
     assert_same_tables(evaluate(Replay(logits), images).objects, alone.objects)
 
 
