@@ -1,7 +1,7 @@
 """The experiments of docs/results.md that want a GPU, side by side, until a deadline.
 
 python benchmarks/gpu_experiments.py --data data --out results --minutes 5.3
-python benchmarks/gpu_experiments.py --data data --out results --smoke      two steps each
+python benchmarks/gpu_experiments.py --data data --out results --smoke      two steps, any machine
 
 Models of this size leave a GPU idle between kernels, so several processes share it. Steps are
 chosen by the speed that the first training shows and the time that is left. Writes
@@ -37,7 +37,7 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     plan = Plan(args)
     run_jobs(
-        list(plan.jobs()),
+        [job for job in plan.jobs() if not args.only or job.name in args.only],
         plan.at(1.0),
         slots=args.slots,
         folder=plan.work,
@@ -136,6 +136,7 @@ class Plan:
         command += ["--data.augment.brightness", 0.1, "--engine.threads", 1]
         command += ["--checkpoint.every-steps", 300, "--checkpoint.keep-last", 1]
         command += ["--checkpoint.validate-every-steps", steps, "--checkpoint.overlay-images", 0]
+        command += ["--engine.precision", self.precision()]
         return [sys.executable, *command, "--checkpoint.validate-images", 4]
 
     def supernet(self):
@@ -170,6 +171,7 @@ class Plan:
         command += ["--options", "--loss.mask", "dice"]
         command += ["--data.augment.crop-px", 56, 72, "--data.box-jitter", 0.02]
         command += ["--checkpoint.overlay-images", 0, "--data.workers", 1 if smoke else 2]
+        command += ["--engine.precision", self.precision()]
         return bench([*command, "--optim.global-batch", 2 if smoke else 16])
 
     def rank(self):
@@ -178,7 +180,11 @@ class Plan:
         command = ["rank_correlation.py", "--run", self.work / "wide_supernet"]
         command += ["--subnets", 4 if smoke else 8, "--steps", 2 if smoke else 100]
         command += ["--lr", 2e-5, "--images", 2 if smoke else 300, "--at-once", 3]
-        return bench([*command, "--options", "--data.workers", 1 if smoke else 2])
+        command += ["--options", "--data.workers", 1 if smoke else 2]
+        return bench([*command, "--engine.precision", self.precision()])
+
+    def precision(self):
+        return "fp32" if self.args.smoke else "bf16"
 
     def steps(self, *, until, passes, most):
         """Sandwich steps for which there is time beside the other jobs."""
@@ -252,6 +258,7 @@ def parse_args():
     parser.add_argument("--minutes", type=float, default=5.3, help="after which everything ends")
     parser.add_argument("--slots", type=int, default=8, help="weights of jobs at once")
     parser.add_argument("--work", type=Path, help="folder of runs; a temporary one without it")
+    parser.add_argument("--only", nargs="*", help="these jobs; --work holds what they need")
     parser.add_argument("--smoke", action="store_true", help="two steps of everything")
     return parser.parse_args()
 

@@ -95,11 +95,11 @@ def possible(job, jobs):
 
 
 def startable(waiting, running, slots):
-    """Which jobs start now, by their order, as long as there are slots."""
+    """Which jobs start now, by their order, as long as there are slots; one always may."""
     unfinished = {job.name for job in (*waiting, *running)}
     taken = sum(job.weight for job in running)
     for job in waiting:
-        if unfinished.isdisjoint(job.after) and taken + job.weight <= slots:
+        if unfinished.isdisjoint(job.after) and (taken == 0 or taken + job.weight <= slots):
             taken += job.weight
             yield job
 

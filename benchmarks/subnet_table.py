@@ -34,7 +34,7 @@ def main():
     subnets |= {f"random {i}": space.sample(rng) for i in range(args.random)}
     folders, side = args.data or validation_folders(run), space.shape.image_size
     held_out = {
-        prompt: HeldOut(folders, side=side, images=args.images, prompt=prompt, bf16=False)
+        prompt: HeldOut(folders, side=side, images=args.images, prompt=prompt, exact=True)
         for prompt in PROMPTS
     }
     rows = []

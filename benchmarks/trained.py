@@ -61,18 +61,19 @@ def task_loss(prediction, batch):
 class HeldOut:
     """Held-out images with their prompts, kept in memory."""
 
-    def __init__(self, folders, *, side, images=None, prompt="box", bf16=True):
-        """images: that many, evenly spaced; None takes all. bf16: a third less time on a CPU."""
+    def __init__(self, folders, *, side, images=None, prompt="box", exact=False):
+        """images: that many, evenly spaced; None takes all. exact: in float32 on a GPU, too."""
         dataset = EvalDataset([ShardReader(f) for f in folders], side=side, prompt=prompt)
         loader = build_eval_loader(dataset, World.single(), limit=images)
         self.images = [image for image in loader if len(image.masks) > 0]
-        self.bf16 = bf16
+        self.exact = exact
 
     def evaluate(self, supernet, spec):
         """The EvalResult of a subnet. The CPU scores while a GPU predicts."""
-        predictor = SubnetPredictor(supernet, spec, bf16=self.bf16)
+        on_gpu = supernet.pixel_mean.is_cuda  # a CPU without bfloat16 takes ten times as long in it
+        predictor = SubnetPredictor(supernet, spec, bf16=on_gpu and not self.exact)
         most = max(len(image.masks) for image in self.images)
-        at_once = MASKS_AT_ONCE if supernet.pixel_mean.is_cuda else 1
+        at_once = MASKS_AT_ONCE if on_gpu else 1
         known = _Known(predict_ahead(predictor, self.images, at_once))
         return evaluate(known, self.images, boundary=False, prompts_per_call=most)
 
