@@ -197,7 +197,7 @@ class Plan:
         """Seconds of a step of one subnet, where nothing else ran: what nuclei_start reports."""
         log = (self.work / "nuclei_start.log").read_text()
         rates = [float(rate) for rate in re.findall(r"([\d.]+) images/s", log)]
-        return 32 / max(rates[len(rates) // 2 :], default=640.0)
+        return 32 / (max(rates[len(rates) // 2 :], default=0.0) or 640.0)
 
 
 def bench(command):

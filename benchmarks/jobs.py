@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 GRACE_S = 4.0
 """From SIGTERM to SIGKILL: a training saves in it."""
+START_FAILED = -1000
+"""Exit code of a job that never started."""
 
 
 @dataclass
@@ -54,7 +57,10 @@ def run_jobs(jobs, deadline, *, slots, folder, report):
         )
         ended.append(job)
         say(began, f"{job.name} ended: {job.exit_code}")
-        report(ended)
+        try:
+            report(ended)
+        except Exception:  # the jobs that still run are worth more than one report
+            traceback.print_exc()
 
     while (now := time.monotonic()) < deadline:
         running = [job for job in jobs if job.process is not None and job.exit_code is None]
@@ -65,12 +71,17 @@ def run_jobs(jobs, deadline, *, slots, folder, report):
                 kill_group(job)
                 note_end(job)
         running = [job for job in running if job.exit_code is None]
-        waiting = [job for job in jobs if job.process is None and possible(job, jobs)]
+        waiting = [job for job in jobs if job.started_s is None and possible(job, jobs)]
         if not (running or waiting):
             return
         for job in startable(waiting, running, slots):
             job.started_s = time.monotonic() - began
-            start(job, folder)
+            try:
+                start(job, folder)
+            except Exception:  # its words could not be found: no reason to end the others
+                traceback.print_exc()
+                job.exit_code, job.seconds = START_FAILED, 0.0
+                continue
             say(began, f"{job.name} started")
         time.sleep(0.2)
     running = [job for job in jobs if job.process is not None and job.exit_code is None]
@@ -89,9 +100,11 @@ def say(began, text):
 
 
 def possible(job, jobs):
-    """Whether what a job needs has not failed."""
+    """Whether nothing that a job needs has failed."""
     needed = [other for other in jobs if other.name in job.after]
-    return all(other.exit_code is None or other.usable for other in needed)
+    return all(
+        possible(other, jobs) if other.exit_code is None else other.usable for other in needed
+    )
 
 
 def startable(waiting, running, slots):

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from jobs import Job, run_jobs
+from jobs import START_FAILED, Job, run_jobs
 
 WAIT = "import time; time.sleep(60)"
 STOPPABLE = f"import signal, sys; signal.signal(15, lambda *_: sys.exit(143)); {WAIT}"
@@ -40,10 +40,29 @@ def test_a_job_waits_for_what_it_needs_and_asks_for_its_words_only_then(tmp_path
 
 
 def test_what_needs_a_failed_job_never_starts(tmp_path):
-    jobs = [Job("bad", python("raise SystemExit(3)")), Job("next", python(""), after=["bad"])]
+    bad, good = python("raise SystemExit(3)"), python("")
+    jobs = [Job("bad", bad), Job("next", good, after=["bad"]), Job("last", good, after=["next"])]
     assert run(jobs, tmp_path) == [["bad"]]
     assert jobs[0].exit_code == 3
-    assert jobs[1].process is None
+    assert jobs[1].process is jobs[2].process is None
+
+
+def test_a_job_whose_words_cannot_be_found_ends_alone(tmp_path):
+    def words():
+        raise ZeroDivisionError
+
+    jobs = [Job("bad", words), Job("next", python(""), after=["bad"]), Job("good", python(""))]
+    assert run(jobs, tmp_path) == [["good"]]
+    assert jobs[0].exit_code == START_FAILED
+
+
+def test_a_report_that_fails_ends_nothing(tmp_path):
+    def report(ended):
+        raise OSError("disk full")
+
+    jobs = [Job("a", python("")), Job("b", python(""), after=["a"])]
+    run_jobs(jobs, time.monotonic() + 30, slots=1, folder=tmp_path, report=report)
+    assert [job.exit_code for job in jobs] == [0, 0]
 
 
 def test_a_job_stopped_by_its_own_limit_is_used_by_others(tmp_path):
