@@ -114,7 +114,8 @@ def report(args, rows):
             theirs = values(rows, args.arms[0], base, what, args.subnets)
             differences.append([a - b for a, b in zip(mine, theirs, strict=True)])
         cells = [spread(column) for column in columns]
-        signed = ["-" if arm == args.arms[0] else spread(d, sign="+") for d in differences]
+        paired = arm != args.arms[0] and base != []
+        signed = [spread(d, sign="+") if paired else "-" for d in differences]
         lines.append([arm, len(seeds), *cells, *signed])
     text = table(lines) + "\n"
     (args.out / "table.md").write_text(text)
