@@ -4,20 +4,19 @@ python benchmarks/supernet_arms.py --start runs/nuclei_vit_t \
     --config configs/train/nuclei_vit_t.yaml --data data/nuclei/val128 --out runs/design/arms_nuclei
 
 Every arm and seed is a training run of launch/train.py from the same weights; a stopped benchmark
-goes on. Scores the smallest, the largest and the same 10 random subnets on held-out images.
+goes on. Scores the smallest, the largest and the same 10 random subnets on held-out images. What
+comes after `--options` goes to launch/train.py as it is.
 """
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
 import torch
-from trained import ROOT, HeldOut, Journal, load_trained, provenance, table
+from trained import HeldOut, Journal, load_trained, provenance, table, train
 
 from supersam.config import SpaceConfig
 from supersam.space import build_space
@@ -40,33 +39,34 @@ def main():
     journal = Journal(args.out / "journal.jsonl")
     rows = dict(journal.known)
     held_out = None
-    for seed in range(args.first_seed, args.seeds):
-        for arm in args.arms:
-            folder = args.out / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
-            train(args, folder, arm, seed)
+    with ThreadPoolExecutor(args.at_once) as pool:
+        trainings = {
+            pool.submit(train_arm, args, arm, seed): (arm, seed)
+            for seed in range(args.first_seed, args.seeds)
+            for arm in args.arms
+        }
+        for training in as_completed(trainings):
+            folder = training.result()
             if held_out is None:
-                supernet, _ = load_trained(folder)
-                side = supernet.space.shape.image_size
+                side = load_trained(folder)[0].space.shape.image_size
                 held_out = HeldOut(args.data, side=side, images=args.images)
-            rows |= score(args, journal, held_out, folder, arm, seed)
+            rows |= score(args, journal, held_out, folder, *trainings[training])
             report(args, rows)
 
 
-def train(args, folder, arm, seed):
-    """Train to the end, from where it was."""
-    command = [sys.executable, ROOT / "launch/train.py", "--config", args.config]
-    command += ["--run", folder, "--model.checkpoint", args.start, "--data.train", *args.train]
-    command += ["--optim.steps", args.steps, "--optim.lr", args.lr, "--optim.warmup-steps", 20]
-    command += ["--optim.seed", seed, "--sandwich.largest-only-steps", 0, "--data.val", *args.data]
-    command += ["--data.prompts-per-image", args.prompts]
-    command += ["--checkpoint.every-steps", 50, "--checkpoint.keep-last", 1]
-    command += ["--checkpoint.validate-every-steps", args.steps, "--checkpoint.validate-images", 4]
-    command += [*SPACE, *ARMS[arm], "--tasks-per-node", args.tasks, "--engine.threads", 1]
-    done = subprocess.run(
-        [*map(str, command)], capture_output=True, text=True, check=False, env=dict(os.environ)
-    )
-    if done.returncode != 0:
-        raise SystemExit(f"{folder} failed:\n{done.stderr[-3000:]}")
+def train_arm(args, arm, seed):
+    """Train to the end, from where it was. Returns the run's folder."""
+    folder = args.out / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
+    options = ["--config", args.config, "--model.checkpoint", args.start]
+    options += ["--data.train", *args.train, "--data.val", *args.data]
+    options += ["--data.prompts-per-image", args.prompts]
+    options += ["--optim.steps", args.steps, "--optim.lr", args.lr, "--optim.warmup-steps", 20]
+    options += ["--optim.seed", seed, "--sandwich.largest-only-steps", 0]
+    options += ["--checkpoint.every-steps", args.save_every, "--checkpoint.keep-last", 1]
+    options += ["--checkpoint.validate-every-steps", args.steps, "--checkpoint.validate-images", 4]
+    options += [*SPACE, *ARMS[arm], "--tasks-per-node", args.tasks, "--engine.threads", 1]
+    train(folder, *options, *args.options)
+    return folder
 
 
 def score(args, journal, held_out, folder, arm, seed):
@@ -114,7 +114,8 @@ def report(args, rows):
             theirs = values(rows, args.arms[0], base, what, args.subnets)
             differences.append([a - b for a, b in zip(mine, theirs, strict=True)])
         cells = [spread(column) for column in columns]
-        signed = ["-" if arm == args.arms[0] else spread(d, sign="+") for d in differences]
+        paired = arm != args.arms[0] and base != []
+        signed = [spread(d, sign="+") if paired else "-" for d in differences]
         lines.append([arm, len(seeds), *cells, *signed])
     text = table(lines) + "\n"
     (args.out / "table.md").write_text(text)
@@ -157,6 +158,9 @@ def parse_args():
     parser.add_argument("--subnets", type=int, default=10, help="random subnets")
     parser.add_argument("--images", type=int, default=150, help="held-out images")
     parser.add_argument("--tasks", type=int, default=1, help="ranks of each training")
+    parser.add_argument("--at-once", type=int, default=1, help="trainings side by side")
+    parser.add_argument("--save-every", type=int, default=50, help="steps between checkpoints")
+    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[])
     return parser.parse_args()
 
 
