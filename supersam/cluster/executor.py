@@ -22,7 +22,7 @@ from supersam.cluster.slurm import missing_slurm
 from supersam.cluster.tasks import Task, describe_task, execute_task, prepare_task
 from supersam.config import TrainRun, UserError
 from supersam.config.io import USAGE_ERROR
-from supersam.runtime.process import end_with_parent, keep_others_from_writing
+from supersam.runtime.process import end_with_parent, end_with_reader, keep_others_from_writing
 from supersam.runtime.watchdog import STALLED
 
 FAILURE = 1
@@ -41,6 +41,7 @@ def submit(run: Task) -> int:
         if isinstance(run, TrainRun) and run.cluster.then is not None:
             check_follow_up(run)
         if run.dry_run:
+            end_with_reader()
             print(describe_task(run, where))
             return 0
         if where == "slurm":

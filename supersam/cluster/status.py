@@ -18,6 +18,7 @@ from supersam.cluster.record import RunRecord, find_runs, read_record, read_reco
 from supersam.cluster.why import duration, explain, progress
 from supersam.config import StatusRun, UserError
 from supersam.config.io import USAGE_ERROR
+from supersam.runtime.process import end_with_reader
 from supersam.runtime.strikes import count_strikes
 from supersam.runtime.vitals import Beat
 
@@ -30,6 +31,7 @@ _COLUMNS = ("RUN", "STATE", "STEP", "OF", "IMAGES/S", "LEFT", "MIOU", "TRY", "JO
 
 def show(options: StatusRun) -> int:
     """Do what the command line asks for. Returns the exit code."""
+    end_with_reader()
     queue = Queue()
     try:
         folder = options.folder

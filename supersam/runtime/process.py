@@ -51,6 +51,11 @@ def keep_others_from_writing() -> None:
     os.umask(os.umask(0o077) | 0o002)
 
 
+def end_with_reader() -> None:
+    """Of a command that only prints: end without a word when nobody reads on, as `| head` does."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
 def resident_gib(pid: int | None = None) -> float:
     """Memory of a process in use now."""
     pages = int(Path(f"/proc/{pid or 'self'}/statm").read_text(encoding="ascii").split()[1])

@@ -165,6 +165,20 @@ def test_sets_mixed_by_weight_are_seen_in_those_shares(config, tmp_path):
     assert [sum(i in ids for i in seen) for ids in known] == [24, 8]  # of 8 steps of 4 images
 
 
+def test_a_reader_that_leaves_ends_a_dry_run_without_a_word(config, tmp_path):
+    process = subprocess.Popen(
+        command("--config", config, "--run", tmp_path / "run", "--dry-run"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, errors = process.communicate(timeout=WAIT_S)
+    assert (process.returncode, errors) == (-signal.SIGPIPE, "")
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
