@@ -97,6 +97,11 @@ def _add_size(command: argparse.ArgumentParser) -> None:
         )
     command.add_argument("--accounting", action="store_true", help="slurmdbd, so sacct works")
     command.add_argument(
+        "--constrain-memory",
+        action="store_true",
+        help="jobs get the memory they ask for, and die of more (cgroup v1 machines)",
+    )
+    command.add_argument(
         "--share",
         action="append",
         default=[],
@@ -115,6 +120,7 @@ def _up(options: argparse.Namespace) -> int:
         memory_mib=options.memory_mib,
         gpus=options.gpus,
         accounting=options.accounting,
+        constrain_memory=options.constrain_memory,
         shared=tuple(_shared_folder(path) for path in [str(PROJECT), *options.share]),
     )
     cluster = lifecycle.up(wanted)

@@ -28,7 +28,7 @@ SlurmdPidFile={spool}/slurmd.pid
 SlurmdLogFile={cluster.log_path("%n", "steps")}
 
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+TaskPlugin={"task/cgroup" if cluster.constrain_memory else "task/none"}
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=5
 MpiDefault=none
@@ -39,7 +39,7 @@ KillWait=5
 JobRequeue=1
 
 SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
+SelectTypeParameters={"CR_Core_Memory" if cluster.constrain_memory else "CR_Core"}
 SlurmdParameters=config_overrides
 SlurmctldParameters=preempt_send_user_signal
 PreemptType=preempt/partition_prio
@@ -85,9 +85,12 @@ def gres_conf(cluster: Cluster) -> str:
     return f"NodeName=n[1-{cluster.hosts}] Name=gpu File={files}\n" if cluster.gpus > 0 else ""
 
 
-def cgroup_conf() -> str:
-    """No cgroups are used; v1 loads without touching any, v2 would ask systemd for a scope."""
-    return "CgroupPlugin=cgroup/v1\n"
+def cgroup_conf(cluster: Cluster) -> str:
+    """v1 loads without touching a cgroup unless told to; v2 would ask systemd for a scope."""
+    plugin = "CgroupPlugin=cgroup/v1\n"
+    if not cluster.constrain_memory:
+        return plugin
+    return f"{plugin}CgroupMountpoint={cluster.cgroup_folder}\nConstrainRAMSpace=yes\n"
 
 
 def slurmdbd_conf(cluster: Cluster, password: str) -> str:

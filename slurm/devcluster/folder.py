@@ -23,6 +23,9 @@ def make_folder(cluster: Cluster) -> None:
         _make(cluster.host_folder(host) / "munge", mode=0o755, owner="munge")
         _make(cluster.host_folder(host) / "spool", mode=0o755)
     _make(cluster.munge_folder, mode=0o755, owner="munge")
+    if cluster.constrain_memory:
+        _make(cluster.cgroup_folder)
+        _make(cluster.cgroup_folder / "memory")
     _make(cluster.folder / "state", mode=0o700, owner="slurm")
     _write(cluster.folder / "munge.key", secrets.token_bytes(128), mode=0o400, owner="munge")
     _write_configuration(cluster)
@@ -36,7 +39,7 @@ def _write_configuration(cluster: Cluster) -> None:
     texts = {
         "slurm.conf": config.slurm_conf(cluster),
         "gres.conf": config.gres_conf(cluster),
-        "cgroup.conf": config.cgroup_conf(),
+        "cgroup.conf": config.cgroup_conf(cluster),
         "hosts": config.hosts_file(cluster),
     }
     for name, text in texts.items():

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from devcluster.cgroups import make_branch
 from devcluster.daemons import DaemonError, Daemons
 from devcluster.layout import CONTROLLER, SWITCH, Cluster, load_cluster
 from devcluster.network import set_up_host_network
@@ -55,6 +56,8 @@ def make_host(cluster: Cluster, host: str) -> None:
     _mount("--bind", f"{cluster.folder}/etc", "/etc/slurm")  # for jobs that lost SLURM_CONF
     if host != CONTROLLER:  # the controller's munged also serves the machine
         _mount("--bind", f"{cluster.host_folder(host)}/munge", str(cluster.munge_folder))
+    if cluster.constrain_memory and host != CONTROLLER:
+        _mount("--bind", str(make_branch(cluster, host)), f"{cluster.cgroup_folder}/memory")
 
 
 def _mount_private_tmp(cluster: Cluster) -> None:

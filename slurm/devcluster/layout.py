@@ -27,6 +27,7 @@ class Cluster:
     memory_mib: int
     gpus: int
     accounting: bool
+    constrain_memory: bool
     shared: tuple[str, ...]
 
     @property
@@ -36,7 +37,8 @@ class Cluster:
         return (
             f"--hosts {self.hosts} --cpus-per-host {self.cpus_per_host} "
             f"--memory-mib {self.memory_mib} --gpus {self.gpus}"
-            f"{' --accounting' if self.accounting else ''}{shared}"
+            f"{' --accounting' if self.accounting else ''}"
+            f"{' --constrain-memory' if self.constrain_memory else ''}{shared}"
         )
 
     @property
@@ -53,6 +55,11 @@ class Cluster:
     def munge_folder(self) -> Path:
         """Where clients look for munge's socket; each host sees its own daemon's there."""
         return self.folder / "munge"
+
+    @property
+    def cgroup_folder(self) -> Path:
+        """Where each host sees its own cgroups."""
+        return self.folder / "cgroup"
 
     @property
     def host_names(self) -> list[str]:

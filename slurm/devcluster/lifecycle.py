@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from devcluster.boot import boot, boot_switch, is_alive, read_record, wait_ready
+from devcluster.cgroups import remove_branches
 from devcluster.errors import DevclusterError, UsageError
 from devcluster.folder import make_folder
 from devcluster.layout import CONTROLLER, ROOT, SWITCH, Cluster, load_cluster
@@ -24,7 +25,7 @@ END_S, LOCK_S, SPAWN_S = 30, 300, 2
 
 def up(wanted: Cluster) -> Cluster:
     """Bring a cluster up, or what of it is down. Returns it once all hosts can take jobs."""
-    require_machine(accounting=wanted.accounting)
+    require_machine(accounting=wanted.accounting, constrain_memory=wanted.constrain_memory)
     with _lock():
         cluster = load_cluster(wanted.name)
         if cluster is not None and is_alive(cluster, SWITCH):
@@ -119,6 +120,7 @@ def _remove(name: str) -> None:
     if switch is not None:
         switch.kill()
         switch.wait_end(END_S)
+    remove_branches(name)
     with contextlib.suppress(UsageError):  # of another version: the interface goes by itself
         cluster = load_cluster(name)
         if cluster is not None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from devcluster.cgroups import missing_memory_controller
 from devcluster.errors import UsageError
 
 PACKAGES = Path(__file__).with_name("packages.txt")
@@ -27,9 +28,11 @@ NAMESPACES = ["--net", "--uts", "--mount", "--pid", "--ipc", "--fork"]
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def require_machine(*, accounting: bool) -> None:
+def require_machine(*, accounting: bool, constrain_memory: bool = False) -> None:
     """Raise UsageError with every missing thing and its remedy."""
     missing = [*_missing_root(), *_missing_programs(accounting=accounting)]
+    if constrain_memory:
+        missing += missing_memory_controller()
     if len(missing) == 0:
         missing = _missing_namespaces()
     if len(missing) > 0:
