@@ -50,7 +50,7 @@ class RunRecord:
         """Where the run is; `lost`: it ended without saying so."""
         if self.job is not None and self.job.is_active:
             return "pending" if self.job.is_waiting else "running"
-        if any(is_alive(beat, self.heartbeat_s) for beat in self.beats):
+        if any(self.works(beat) for beat in self.beats):
             return "running"
         failed = any(beat.phase == "failed" for beat in self.beats)
         if self.status is not None and self.status.phase == "finished" and not failed:
@@ -68,6 +68,18 @@ class RunRecord:
         if self.beats or self.saved_step:
             return "lost"
         return "failed" if self.events else "new"
+
+    def works(self, beat: Beat) -> bool:
+        """Whether a rank still does; of an attempt that is over none does, however fresh its beat.
+
+        A rank that was killed on another host leaves a fresh beat behind.
+        """
+        if self.events:
+            last = self.events[-1]
+            gone = self.job is not None and not self.job.is_active and last.job_id == self.job_id
+            if last.event == "end" or gone:
+                return False
+        return is_alive(beat, self.heartbeat_s)
 
     @property
     def step(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from supersam.cluster.logs import Finding, cause_of, find_signs, is_echo
-from supersam.cluster.record import RunRecord, is_alive
+from supersam.cluster.record import RunRecord
 from supersam.runtime.vitals import Beat, Fault
 
 _LEAST_BYTES = 4096
@@ -81,7 +81,7 @@ def _failure(record: RunRecord) -> Why:
     slurm = _explain_job(record, signs)
     if slurm is not None:
         return slurm
-    vanished = [b for b in record.beats if not b.has_ended and not is_alive(b, record.heartbeat_s)]
+    vanished = [b for b in record.beats if not b.has_ended and not record.works(b)]
     if vanished:
         return _explain_vanished(record, min(vanished, key=lambda beat: beat.time))
     exceptions = [sign for sign in signs if not is_echo(sign.text)] or signs

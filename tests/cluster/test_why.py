@@ -225,3 +225,20 @@ def test_a_running_process_of_another_program_is_not_taken_for_the_run(tmp_path:
     record = read_record(tmp_path, Queue())
     reused = [replace(beat, pid=os.getpid()) for beat in record.beats]
     assert replace(record, beats=reused).state == "lost"
+
+
+def test_a_rank_killed_elsewhere_is_at_work_no_more_though_its_beat_is_fresh(
+    tmp_path: Path,
+) -> None:
+    run_ranks(tmp_path, *["os.kill(os.getpid(), 9)"] * 2)
+    seen = read_record(tmp_path, Queue())
+    beats = [replace(beat, host="elsewhere", time=time.time()) for beat in seen.beats]
+    begun = replace(seen, beats=beats, events=[event(1, "start")], job_id="7")
+    assert begun.state == "running"
+    over = Job("7", "OUT_OF_MEMORY", "", "elsewhere", "")
+    for ended in (
+        replace(begun, job=over),
+        replace(begun, events=[event(1, "start"), event(1, "end", "failed")]),
+    ):
+        assert ended.state == "lost"
+    assert explain(replace(begun, job=over)).kind == "out of memory"
