@@ -13,6 +13,10 @@ from supersam.config import TrainRun, UserError
 from supersam.config.cluster import minutes
 
 _GIB = 2**30
+_CONTEXT_GIB = 1.0
+"""What the driver and the libraries take of a GPU."""
+_GAPS = 0.05
+"""Share of a GPU's memory that the allocator may lose between its blocks."""
 
 
 def describe_submission(run: TrainRun, where: str) -> str:
@@ -23,7 +27,7 @@ def describe_submission(run: TrainRun, where: str) -> str:
     if where == "slurm":
         from supersam.cluster.sbatch import sbatch_text
 
-        require_legal_world(run, (run.cluster.nodes or 1) * run.cluster.ranks_per_node)
+        require_legal_world(run, _world(run))
         parts += [
             f"nodes of {run.cluster.ranks_per_node} rank(s) that divide the batch: "
             f"{legal_node_counts(run)}",
@@ -32,7 +36,8 @@ def describe_submission(run: TrainRun, where: str) -> str:
         ]
         if run.cluster.then is not None:
             parts += ["\nand, with the number of that job for JOB,\n", script_text(run, "JOB")]
-    findings = check_run(run) + (check_slurm(run) if where == "slurm" else [])
+    findings = [*check_run(run), *check_memory(run)]
+    findings += check_slurm(run) if where == "slurm" else []
     return "\n".join([*parts, "preflight", *(f"  {finding}" for finding in findings)])
 
 
@@ -81,21 +86,65 @@ def checkpoint_bytes(run: TrainRun) -> int:
     return int(subnet_cost(build_space(run.space, shape).largest(), shape).params_m * 1e6 * 12)
 
 
+def check_memory(run: TrainRun) -> list[str]:
+    """A finding about the largest micro-batch that fits a GPU; none where no GPU is used."""
+    if not _on_gpu(run):
+        return []
+    gib = run.cluster.gpu_memory_gib or _visible_gpu_gib()
+    if gib is None:
+        return ["not checked: the largest batch that fits, as cluster.gpu_memory_gib is not set"]
+    from supersam.training.step_memory import largest_batch
+
+    limit = int((gib * (1 - _GAPS) - _CONTEXT_GIB) * _GIB)
+    most = largest_batch(run, world_size=_world(run), on_gpu=True, limit=limit)
+    return [describe_batch(run, most, gib)]
+
+
+def describe_batch(run: TrainRun, most: int, gib: float) -> str:
+    """The finding where `most` images fit into `gib`."""
+    share = run.optim.global_batch // _world(run)
+    images = max(1, share // run.optim.accumulate)
+    text = f"at most {most} images at once fit into a GPU of {gib:g} GiB, this run takes {images}"
+    if most >= images:
+        return f"ok: {text}"
+    if most == 0:
+        return (
+            f"error: {text}; choose engine.precision=bf16, model.attention=in_kernel, "
+            "engine.checkpoint_activations or fewer data.prompts_per_image"
+        )
+    accumulate = next(a for a in range(1, share + 1) if share % a == 0 and share // a <= most)
+    return f"error: {text}; set optim.accumulate={accumulate}, which gives the same steps"
+
+
+def _on_gpu(run: TrainRun) -> bool:
+    return run.engine.device == "cuda" or bool(run.cluster.gpus_per_node)
+
+
+def _visible_gpu_gib() -> float | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_properties(0).total_memory / _GIB
+
+
+def _world(run: TrainRun) -> int:
+    return (run.cluster.nodes or 1) * run.cluster.ranks_per_node
+
+
 def _estimates(run: TrainRun) -> list[str]:
     each, kept = checkpoint_bytes(run), run.checkpoint.keep_last + len(run.checkpoint.pin) + 1
-    world = (run.cluster.nodes or 1) * run.cluster.ranks_per_node
     return [
         f"a checkpoint: {each / _GIB:.2f} GiB, at most {kept} kept: {each * kept / _GIB:.2f} GiB",
-        _memory(run, world),
+        _memory(run),
     ]
 
 
-def _memory(run: TrainRun, world: int) -> str:
+def _memory(run: TrainRun) -> str:
     from supersam.training.step_memory import describe_memory, predict_memory
 
-    on_gpu = run.engine.device == "cuda" or bool(run.cluster.gpus_per_node)
-    images = max(1, run.optim.global_batch // world // run.optim.accumulate)
-    memory = predict_memory(run, world_size=world, on_gpu=on_gpu, images=images)
+    images = max(1, run.optim.global_batch // _world(run) // run.optim.accumulate)
+    memory = predict_memory(run, world_size=_world(run), on_gpu=_on_gpu(run), images=images)
     return describe_memory(memory, images)
 
 

@@ -6,7 +6,14 @@ import re
 import shlex
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from supersam.config.sections import Section
 
@@ -124,6 +131,8 @@ class ClusterConfig(Section):
     """Nodes to leave out."""
     gpus_per_node: PositiveInt | None = None
     """GPUs of each node; null asks for none."""
+    gpu_memory_gib: PositiveFloat | None = None
+    """Memory of one GPU; `--dry-run` says which batch fits. Null takes the visible GPU's."""
     cpus_per_task: PositiveInt | None = None
     """Cores of each rank; null asks for one for the rank and one for each loader worker."""
     mem: Plain | None = None

@@ -85,6 +85,7 @@ def _meeting_place(world: World) -> HashStore | TCPStore | None:
         is_master=world.is_first,
         timeout=datetime.timedelta(minutes=TIMEOUT_MIN),
         master_listen_fd=listener,
+        use_libuv=False,  # in PyTorch 2.6 libuv cannot take over a socket that listens
     )
 
 

@@ -7,6 +7,7 @@ itself, and the driver's context: about a gigabyte on a GPU.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,8 @@ from supersam.training.engine import freeze_untrained, trainable_parameters
 from supersam.training.losses import subnet_loss
 
 _FP32 = 4
+MOST_IMAGES = 4096
+"""Larger micro-batches are not tried."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,38 @@ def predict_memory(run: TrainRun, *, world_size: int, on_gpu: bool, images: int)
         # The step itself holds the gradients twice: as they came, and this rank's share, flat.
         step=max(peak, trained + trained // world_size),
     )
+
+
+def largest_batch(run: TrainRun, *, world_size: int, on_gpu: bool, limit: int) -> int:
+    """Most images of a micro-batch that are predicted to need no more than `limit` bytes.
+
+    0 where not even one fits. Each try takes a step without numbers: some seconds for ViT-B.
+    """
+
+    @functools.cache
+    def total(images: int) -> int:
+        return predict_memory(run, world_size=world_size, on_gpu=on_gpu, images=images).total
+
+    if total(1) > limit:
+        return 0
+    some = 2
+    while total(some) == total(1) and some < MOST_IMAGES:
+        some *= 2  # with few images the optimizer's step is the peak
+    fits, too_many = 1, some
+    if total(some) <= limit:
+        # Each further image needs as much as the first ones, or more where the peak moves to
+        # another moment: what a straight line says is too much, is.
+        each = (total(some) - total(1)) / (some - 1)
+        further = int((limit - total(some)) / max(each, 1))
+        fits, too_many = some, min(some + further, MOST_IMAGES) + 1
+    tried = too_many - 1
+    while fits < too_many - 1:
+        if total(tried) <= limit:
+            fits = tried
+        else:
+            too_many = tried
+        tried = (fits + too_many) // 2
+    return fits
 
 
 def _peak_bytes(supernet: SamSupernet, batch: Batch, run: TrainRun) -> int:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from supersam.cluster import submit
-from supersam.cluster.preflight import check_partition
+from supersam.cluster.preflight import check_memory, check_partition, describe_batch
 from supersam.config import TrainRun
 
 BATCH = {
@@ -39,6 +39,28 @@ def test_what_slurm_would_refuse_is_found_before(cluster, fault):
 )
 def test_what_slurm_would_grant_has_no_faults(cluster):
     assert faults(**cluster) == []
+
+
+@pytest.mark.parametrize(
+    ("most", "finding"),
+    [
+        (8, "ok: at most 8 images at once fit into a GPU of 80 GiB, this run takes 8"),
+        (3, "this run takes 8; set optim.accumulate=4, which gives the same steps"),
+        (0, "this run takes 8; choose engine.precision=bf16"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_found_with_its_remedy(most, finding):
+    values = {"data": {"source": "synthetic"}, "optim": {"global_batch": 16}}
+    run = TrainRun.model_validate(values | {"cluster": {"gpus_per_node": 2}})
+    assert finding in describe_batch(run, most, 80)
+
+
+def test_the_largest_batch_needs_the_memory_of_a_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    values = {"data": {"source": "synthetic"}, "cluster": {"gpus_per_node": 1}}
+    (finding,) = check_memory(TrainRun.model_validate(values))
+    assert finding.startswith("not checked: ")
+    assert check_memory(TrainRun.model_validate(values | {"cluster": {}})) == []
 
 
 def test_nodes_without_slurm_are_a_users_mistake(monkeypatch, tmp_path: Path, capsys):

@@ -9,8 +9,14 @@ import pytest
 from supersam.config import TrainRun, merge
 from supersam.model import SamSupernet, load_sam, resolve_shape
 from supersam.space import build_space
+from supersam.training import step_memory
 from supersam.training.engine import freeze_untrained
-from supersam.training.step_memory import describe_memory, predict_memory
+from supersam.training.step_memory import (
+    StepMemory,
+    describe_memory,
+    largest_batch,
+    predict_memory,
+)
 from tests.paths import ROOT
 from tests.training.runs import TINY_RUN
 
@@ -50,6 +56,25 @@ def test_memory_grows_with_the_batch_and_shrinks_with_bf16_and_recomputation():
     assert step(8) > 1.5 * plain
     assert step(4, checkpoint_activations=True) < 0.9 * plain
     assert step(4, precision="bf16") < 0.9 * plain
+
+
+@pytest.mark.parametrize("images", [0, 1, 2, 5, 6, 40, 41])
+@pytest.mark.parametrize("kink", [1, 5, 30])
+def test_the_largest_batch_is_the_last_that_fits(images, kink, monkeypatch):
+    asked = []
+
+    def predicted(run: TrainRun, *, images: int, **_) -> StepMemory:
+        """The optimizer's step, then a straight line, then a steeper one."""
+        asked.append(images)
+        return StepMemory(10, 30, max(40, 10 * images, 25 * images - 15 * kink))
+
+    monkeypatch.setattr(step_memory, "predict_memory", predicted)
+    limit = predicted(tiny(), images=images + 1).total - 1
+    fit = [n for n in range(60) if predicted(tiny(), images=n).total <= limit]
+    asked.clear()
+    most = largest_batch(tiny(), world_size=1, on_gpu=True, limit=limit)
+    assert most == (fit[-1] if 1 in fit else 0)
+    assert len(asked) < 14
 
 
 def test_weights_and_optimizer_state_are_the_parameters(tiny_space):
