@@ -24,6 +24,7 @@ import torch
 from loader import write_loose
 from published_evaluation import PublishedSearch
 from search_overhead import measure_overhead
+from torch.utils.flop_counter import FlopCounterMode
 
 from supersam.config import SearchRun
 from supersam.data.shards import ShardReader
@@ -69,31 +70,39 @@ def sharing(args):
     share = args.cache_gib * 2**30 * args.batch / args.cache_images
     table = {}
     for name, specs in populations.items():
+        flops = encoder_ratios(supernet, pixels, specs, parents, args, share, cost=count_flops)
+        print(f"{name:11} FLOPs: {', '.join(f'{way} {r:.2f}x' for way, r in flops.items())}")
         ratios = [encoder_ratios(supernet, pixels, specs, parents, args, share) for _ in range(3)]
         table[name] = {way: [ratio[way] for ratio in ratios] for way in ratios[0]}
         table[name]["whole"] = [whole_ratio(objective, specs)]
+        table[name]["flops"] = flops
         texts = (
             f"{way} {statistics.median(r):.2f}x ({min(r):.2f}-{max(r):.2f})"
             for way, r in table[name].items()
+            if way != "flops"
         )
-        print(f"{name:11} {len(specs)} subnets: {', '.join(texts)}")
+        print(f"{name:11} {len(specs)} subnets: {', '.join(texts)}", flush=True)
     return table
 
 
-def encoder_ratios(supernet, pixels, specs, parents, args, share):
-    """Processor time to encode each subnet alone, against three ways of sharing."""
+def encoder_ratios(supernet, pixels, specs, parents, args, share, cost=None):
+    """What it costs to encode each subnet alone, against three ways of sharing.
+
+    cost: of a call; processor time by default.
+    """
+    cost = cost or clock
     encode = partial(encode_each_of, supernet, pixels)
     chunks = [[job.spec for job in c.jobs] for c in cut_chunks(jobs_of(specs), args.chunk)]
     depth = supernet.space.shape.depth
     cache = PrefixCache(share, generation_layers=len(specs) * depth)
     encode(parents, cache)
-    alone = clock(lambda: [encode([spec]) for spec in specs])
+    alone = cost(lambda: [encode([spec]) for spec in specs])
     ways = {
         "at once": lambda: encode(specs),
         "in chunks": lambda: [encode(chunk) for chunk in chunks],
         "cached": lambda: [encode(chunk, cache) for chunk in chunks],
     }
-    return {way: alone / clock(action) for way, action in ways.items()}
+    return {way: alone / cost(action) for way, action in ways.items()}
 
 
 def whole_ratio(objective, specs):
@@ -183,6 +192,7 @@ def prepare(args, load=True):
             "device": args.device,
             "trials": args.subnets,
             "chunk": args.chunk,
+            "cache_gib": 0 if args.question == "sharing" else args.cache_gib,  # it has its own
             "cluster": {"evaluators_per_node": args.evaluators},
             "data": args.data,
             "protocol": {
@@ -218,6 +228,13 @@ def jobs_of(specs, stage="search"):
 def encode_each_of(supernet, pixels, specs, cache=None):
     found = encode_each(supernet.image_encoder, pixels, specs, cache)
     return [embedding for _, embedding in found]
+
+
+def count_flops(action):
+    """Floating-point operations of matrix products and convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        action()
+    return counter.get_total_flops()
 
 
 def clock(action):
