@@ -16,21 +16,22 @@ import statistics
 import sys
 import tempfile
 import time
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from loader import write_loose
 from published_evaluation import PublishedSearch
+from search_overhead import measure_overhead
+from torch.utils.flop_counter import FlopCounterMode
 
 from supersam.config import SearchRun
 from supersam.data.shards import ShardReader
 from supersam.model import extract_subnet
-from supersam.runtime.signals import StopFlag
 from supersam.search.folder import find_basis
 from supersam.search.images import chosen_images
-from supersam.search.journal import Journal, Trial, trial_key
+from supersam.search.journal import trial_key
 from supersam.search.objective import (
     Chunk,
     Job,
@@ -39,12 +40,9 @@ from supersam.search.objective import (
     _score_originals,
 )
 from supersam.search.predictor import kendall_tau
-from supersam.search.prefix import encode_each
-from supersam.search.program import Program
+from supersam.search.prefix import PrefixCache, encode_each
+from supersam.search.schedule import cut_chunks
 from supersam.search.searchers.evolution import breed
-
-REPEATS = 3
-SLEEP_S = 1.0
 
 
 def main():
@@ -57,27 +55,54 @@ def main():
 
 
 def sharing(args):
-    """Seconds to encode a population with shared layers and without, interleaved."""
+    """Times to encode a population one by one and with shared layers, interleaved.
+
+    `cached`: in chunks, by an evaluator that has evaluated the parents and keeps --cache-gib.
+    """
     asked, basis, objective = prepare(args)
     supernet, space = objective._supernet, basis.space
     pixels = torch.randn(args.batch, 3, space.shape.image_size, space.shape.image_size)
-    populations = {"random": random_specs(space, args.subnets), "generation": children(space, args)}
+    parents = random_specs(space, 10)
+    populations = {
+        "random": random_specs(space, args.subnets),
+        "generation": children(parents, space, args.subnets),
+    }
+    share = args.cache_gib * 2**30 * args.batch / args.cache_images
     table = {}
     for name, specs in populations.items():
-        ratios = [encoder_ratio(supernet, pixels, specs) for _ in range(REPEATS)]
-        whole = whole_ratio(objective, specs)
-        table[name] = {"encoder": statistics.median(ratios), "spread": ratios, "whole": whole}
-        print(
-            f"{name:11} {len(specs)} subnets: encoder {statistics.median(ratios):.2f}x "
-            f"({min(ratios):.2f}-{max(ratios):.2f}), with decoding and scoring {whole:.2f}x"
+        flops = encoder_ratios(supernet, pixels, specs, parents, args, share, cost=count_flops)
+        print(f"{name:11} FLOPs: {', '.join(f'{way} {r:.2f}x' for way, r in flops.items())}")
+        ratios = [encoder_ratios(supernet, pixels, specs, parents, args, share) for _ in range(3)]
+        table[name] = {way: [ratio[way] for ratio in ratios] for way in ratios[0]}
+        table[name]["whole"] = [whole_ratio(objective, specs)]
+        table[name]["flops"] = flops
+        texts = (
+            f"{way} {statistics.median(r):.2f}x ({min(r):.2f}-{max(r):.2f})"
+            for way, r in table[name].items()
+            if way != "flops"
         )
+        print(f"{name:11} {len(specs)} subnets: {', '.join(texts)}", flush=True)
     return table
 
 
-def encoder_ratio(supernet, pixels, specs):
-    """Time to encode without shared layers against with them, of a processor."""
-    shared = clock(lambda: encode_each_of(supernet, pixels, specs))
-    return clock(lambda: [encode_each_of(supernet, pixels, [spec]) for spec in specs]) / shared
+def encoder_ratios(supernet, pixels, specs, parents, args, share, cost=None):
+    """What it costs to encode each subnet alone, against three ways of sharing.
+
+    cost: of a call; processor time by default.
+    """
+    cost = cost or clock
+    encode = partial(encode_each_of, supernet, pixels)
+    chunks = [[job.spec for job in c.jobs] for c in cut_chunks(jobs_of(specs), args.chunk)]
+    depth = supernet.space.shape.depth
+    cache = PrefixCache(share, generation_layers=len(specs) * depth)
+    encode(parents, cache)
+    alone = cost(lambda: [encode([spec]) for spec in specs])
+    ways = {
+        "at once": lambda: encode(specs),
+        "in chunks": lambda: [encode(chunk) for chunk in chunks],
+        "cached": lambda: [encode(chunk, cache) for chunk in chunks],
+    }
+    return {way: alone / cost(action) for way, action in ways.items()}
 
 
 def whole_ratio(objective, specs):
@@ -154,78 +179,9 @@ def scores(objective, specs, stage):
 
 
 def overhead(args):
-    """Seconds of a one-second trial that are not spent in it: sleeps in the place of the model."""
-    from supersam.search.ray_session import local_ray
-
-    started = time.perf_counter()
+    """What Ray Tune adds to a one-second trial; see search_overhead.py."""
     asked, basis, _ = prepare(args, load=False)
-    with local_ray(asked), tempfile.TemporaryDirectory() as folder:
-        from supersam.search.tuner import evaluate_on_ray
-
-        journal = Journal(Path(folder) / "journal.jsonl")
-        program = Program(asked, basis, journal)
-        times = []
-        evaluate_on_ray(
-            asked,
-            basis.source,
-            program,
-            stop=StopFlag(),
-            on_trials=lambda new: times.append((time.perf_counter(), len(new))),
-            evaluator=sleeping_evaluator(),
-        )
-    spans = [(t.host, t.metrics["begin_s"], t.metrics["end_s"]) for t in journal]
-    gaps, busy = idle_time({span for span in spans if span[1] > min(s[2] for s in spans)})
-    first = times[0][0] - started
-    print(f"{len(journal)} trials of {SLEEP_S:g} s on {args.evaluators} evaluators")
-    print(f"overhead {100 * gaps / busy:.2f} %; first result after {first:.1f} s")
-    return {"overhead": gaps / busy, "first_result_s": first, "trials": len(journal)}
-
-
-def idle_time(chunks):
-    """Seconds between the chunks of each evaluator, and in them."""
-    gaps = busy = 0.0
-    for host in {host for host, _, _ in chunks}:
-        mine = sorted((begin, end) for h, begin, end in chunks if h == host)
-        busy += sum(end - begin for begin, end in mine)
-        gaps += sum(after[0] - before[1] for before, after in pairwise(mine))
-    return gaps, busy
-
-
-def sleeping_evaluator():
-    """An evaluator whose trials take a second each and no processor."""
-    from supersam.search.tuner import Evaluator
-
-    class Sleeping(Evaluator):
-        def setup(self, config, desk, asked, source, evaluators, place):
-            self._desk = desk
-
-        def evaluate(self, chunk):
-            begin = time.time()
-            time.sleep(SLEEP_S * len(chunk.jobs))
-            end = time.time()
-            return [made_up_trial(job, begin, end) for job in chunk.jobs]
-
-    return Sleeping
-
-
-def made_up_trial(job, begin, end):
-    widths = sum(job.spec.mlp_widths)
-    return Trial(
-        **{name: getattr(job, name) for name in ("key", "spec", "stage", "searcher")},
-        **{name: getattr(job, name) for name in ("batch", "index")},
-        status="complete",
-        metrics={
-            "miou": 1 - 1 / (1 + widths),
-            "params_m": widths / 1e3,
-            "begin_s": begin,
-            "end_s": end,
-        },
-        num_images=1,
-        num_objects=1,
-        seconds=SLEEP_S,
-        step=0,
-        host=str(os.getpid()),
-    )
+    return measure_overhead(asked, basis)
 
 
 def prepare(args, load=True):
@@ -236,6 +192,7 @@ def prepare(args, load=True):
             "device": args.device,
             "trials": args.subnets,
             "chunk": args.chunk,
+            "cache_gib": 0 if args.question == "sharing" else args.cache_gib,  # it has its own
             "cluster": {"evaluators_per_node": args.evaluators},
             "data": args.data,
             "protocol": {
@@ -255,11 +212,10 @@ def random_specs(space, count):
     return list(dict.fromkeys(space.sample(rng) for _ in range(count)))
 
 
-def children(space, args):
-    """A generation of NSGA-II from ten parents."""
+def children(parents, space, count):
+    """A generation of NSGA-II, with the parents that are in it again."""
     rng = np.random.default_rng(1)
-    parents = [space.sample(rng) for _ in range(10)]
-    return list(dict.fromkeys(breed(parents, space, rng) for _ in range(args.subnets)))
+    return list(dict.fromkeys(breed(parents, space, rng) for _ in range(count)))
 
 
 def jobs_of(specs, stage="search"):
@@ -269,8 +225,16 @@ def jobs_of(specs, stage="search"):
 
 
 @torch.no_grad()
-def encode_each_of(supernet, pixels, specs):
-    return [embedding for _, embedding in encode_each(supernet.image_encoder, pixels, specs)]
+def encode_each_of(supernet, pixels, specs, cache=None):
+    found = encode_each(supernet.image_encoder, pixels, specs, cache)
+    return [embedding for _, embedding in found]
+
+
+def count_flops(action):
+    """Floating-point operations of matrix products and convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        action()
+    return counter.get_total_flops()
 
 
 def clock(action):
@@ -292,6 +256,8 @@ def parse_args():
     parser.add_argument("--objects", type=int, default=16, help="objects of an image; 0 is all")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--chunk", type=int, default=8)
+    parser.add_argument("--cache-gib", type=float, default=4)
+    parser.add_argument("--cache-images", type=int, default=128, help="that share it")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="auto")
     return parser.parse_args()

@@ -8,7 +8,6 @@ ends when that file is removed; nothing of it is left on the host.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -19,14 +18,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from supersam.cluster import slurm
-from supersam.cluster.orphans import sentinel
 from supersam.config import UserError
 from supersam.runtime.atomic import atomic_file
 from supersam.runtime.ray_address import (
@@ -118,7 +114,6 @@ def serve(meeting: Path, *, is_head: bool, key: str) -> int:
     ip = socket.gethostbyname(socket.gethostname())
     tag = f"ss-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     cores = len(os.sched_getaffinity(0))
-    _watch_driver(meeting.parent.parent)
     with _short_folder() as folder, _ending_on_signals():
         for start in range(_STARTS):  # a port can be taken between the test and the start
             count = len(_SERVICES) + cores + _WORKER_PORTS
@@ -137,12 +132,6 @@ def serve(meeting: Path, *, is_head: bool, key: str) -> int:
                 return 0
             print(f"{socket.gethostname()}: ray start ended with {code}", file=sys.stderr)
         return 1
-
-
-def _watch_driver(folder: Path) -> None:
-    """Requeue the job when its driver is silent: Slurm would leave it running without one."""
-    requeue = functools.partial(slurm.requeue, os.environ["SLURM_JOB_ID"])
-    threading.Thread(target=sentinel, args=(folder, requeue), daemon=True).start()
 
 
 def _run_while(command: Sequence[str], environment: dict[str, str], *, meeting: Path) -> int:

@@ -17,7 +17,6 @@ from typing import Any
 import submitit
 
 from supersam.cluster import slurm
-from supersam.cluster.orphans import start_beating
 from supersam.cluster.ray_cluster import read_meeting
 from supersam.cluster.sbatch import (
     JOB_FOLDER,
@@ -59,7 +58,8 @@ def submit_search(asked: SearchRun) -> int:
     print(f"submitted job {' '.join(job_ids)}: {asked.cluster.nodes or 1} nodes, {asked.folder}")
     if asked.cluster.wait:
         return follow_searches(asked, job_ids)
-    print(f"the same command goes on later; scancel {job_ids[0]} ends it, and nothing is lost")
+    job_id = whole_job(job_ids[0])
+    print(f"the same command goes on later; scancel {job_id} ends it, and nothing is lost")
     return 0
 
 
@@ -71,9 +71,7 @@ def search_in_job(asked: SearchRun, home: Path) -> int:
     from supersam.search.folder import find_basis, prepare_folder
 
     prepare_folder(asked, find_basis(asked))
-    write_json(
-        asked.folder / JOB_FILE, {"job_id": os.environ["SLURM_JOB_ID"], "submitted": time.time()}
-    )
+    _record_job(asked.folder, slurm.own_job_id())
     folder = str(plain_path(asked.folder))
     try:
         SearchSupervisor(folder, str(home))()
@@ -104,10 +102,21 @@ def submit_search_jobs(asked: SearchRun) -> list[str]:
             jobs = [executor.submit(drivers[0])] if len(drivers) == 1 else _array(executor, drivers)
         except Exception as fault:  # submitit has several, each with sbatch's own words
             raise UserError(f"Slurm refused the job: {fault}") from fault
-    write_json(home / JOB_FILE, {"job_id": jobs[0].job_id, "submitted": time.time()})
+    for search, job in zip(searches, jobs, strict=True):
+        _record_job(search.folder, job.job_id)
     if not asked.sweep.is_empty:
+        _record_job(home, whole_job(jobs[0].job_id))
         write_bytes(home / SWEEP_YAML, dump_run(asked).encode())
     return [str(job.job_id) for job in jobs]
+
+
+def whole_job(job_id: str) -> str:
+    """The array of an array's element; else the job itself."""
+    return job_id.partition("_")[0]
+
+
+def _record_job(folder: Path, job_id: str) -> None:
+    write_json(folder / JOB_FILE, {"job_id": job_id, "submitted": time.time()})
 
 
 def _array(executor: submitit.SlurmExecutor, drivers: list[SearchSupervisor]) -> list[Any]:
@@ -151,7 +160,8 @@ def follow_searches(asked: SearchRun, job_ids: list[str]) -> int:
         for job_id, log in zip(job_ids, logs, strict=True):
             _show_until_end(log, job_id)
     except KeyboardInterrupt:
-        print(f"\njob {job_ids[0]} goes on; end it with scancel {job_ids[0]}", file=sys.stderr)
+        job_id = whole_job(job_ids[0])
+        print(f"\njob {job_id} goes on; end it with scancel {job_id}", file=sys.stderr)
         return 128 + 2
     searches = [asked] if asked.sweep.is_empty else expand(asked)
     if not asked.sweep.is_empty:
@@ -176,7 +186,6 @@ class SearchSupervisor:
         os.chdir(os.environ["SLURM_SUBMIT_DIR"])  # relative paths of the run start there
         folder, home = Path(self.folder), Path(self.home)
         asked = load_run(SearchRun, folder / "search.yaml").model_copy(update={"out": folder})
-        start_beating(folder)
         try:
             with stop_requested(), _hosts_of_ray(folder, home) as meeting:
                 code = _drive(asked, meeting)
@@ -184,7 +193,7 @@ class SearchSupervisor:
             print(f"error: {fault}", file=sys.stderr)
             raise SystemExit(USAGE_ERROR) from None
         if code == 128 + signal.SIGUSR2:  # out of time; another allocation goes on
-            slurm.requeue(os.environ["SLURM_JOB_ID"])
+            slurm.requeue(slurm.own_job_id())
         _compare_sweep(home)
         raise SystemExit(code)
 
@@ -208,7 +217,7 @@ def _drive(asked: SearchRun, meeting: Path) -> int:
 @contextlib.contextmanager
 def _hosts_of_ray(folder: Path, home: Path) -> Iterator[Path]:
     """A Ray on every host of the allocation, as one step; the step is gone after the block."""
-    job_id, restart = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0")
+    job_id, restart = slurm.own_job_id(), os.environ.get("SLURM_RESTART_COUNT", "0")
     meeting = folder / "ray" / f"{job_id}-{restart}.json"
     hosts = [h for h in slurm.job_hosts(job_id) if h not in slurm.lost_hosts([h])]
     head = os.environ.get("SLURMD_NODENAME", socket.gethostname())

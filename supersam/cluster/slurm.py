@@ -96,14 +96,27 @@ def missing_slurm() -> str | None:
 
 
 def job_facts(job_id: str) -> JobFacts | None:
-    """The state of a job; None where Slurm has forgotten it. Raises SlurmError without answer."""
+    """The state of a job; None where Slurm has forgotten it. Raises SlurmError without answer.
+
+    Of a whole array, an element that is still active where there is one.
+    """
     try:
         text = run_command("scontrol", "show", "job", "--oneliner", job_id)
     except SlurmError as fault:
         if "Invalid job id" in str(fault):
             return None
         raise
-    return parse_job(text)
+    elements = [parse_job(line) for line in text.splitlines() if line.strip()]
+    return next((facts for facts in elements if facts.is_active), elements[-1])
+
+
+def own_job_id() -> str:
+    """This process's job, as Slurm's commands take it.
+
+    The last element of an array has the array's own number, by which commands mean all of it.
+    """
+    array, element = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return os.environ["SLURM_JOB_ID"] if array is None else f"{array}_{element}"
 
 
 def parse_job(text: str) -> JobFacts:

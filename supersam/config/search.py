@@ -157,6 +157,9 @@ class SearchRun(Section):
     """Subnets proposed at a time; parents of an evolution."""
     chunk: PositiveInt = 8
     """Subnets an evaluator takes at a time; they share their common leading layers."""
+    cache_gib: float = Field(1.0, ge=0)
+    """Memory of each evaluator for outputs of layers that later subnets may share, GiB; besides the
+    model and the images."""
     data: tuple[Path, ...] = ()
     """Folders of held-out shards; empty takes the run's validation sets."""
     checkpoint: str = "last"

@@ -8,7 +8,6 @@ from supersam.space import EncoderShape, SubnetSpec
 
 _COLUMN, _GAP, _TALL, _HEAD = 26, 6, 96, 5
 _TOP, _LEFT = 8, 4
-_LEAST = 0.8  # of its size on a narrow screen: beyond that it scrolls
 _MLP, _EMPTY, _LINE, _GREY, _HEADS = "#2f6f9f", "#eef2f6", "#9aa5b1", "#52606d", "#d97706"
 
 
@@ -26,7 +25,7 @@ def draw_subnet(spec: SubnetSpec, shape: EncoderShape, *, name: str) -> str:
     parts.append(_text(_LEFT, height - 3, note, anchor="start"))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'width="{width}" height="{height}" style="min-width: {round(_LEAST * width)}px" '
+        f'width="{width}" height="{height}" '
         f'role="img" font-family="sans-serif">'
         f"<title>{escape(name)}</title>{''.join(parts)}</svg>"
     )

@@ -72,7 +72,8 @@ def draw_front(
             color="#334155",
         )
     _name(axes, x, y)
-    axes.legend(frameon=False, fontsize=8)
+    # above the axes: intervals fill the frame, and nothing inside it stays free
+    axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
     save_figure(figure, path)
 
 
@@ -84,12 +85,13 @@ def draw_contributions(path: Path, found: Sequence[Contribution]) -> None:
     change = np.array([each.miou for each in found])
     low, high = np.array([each.interval for each in found]).T
     errors = np.abs(np.stack((change - np.minimum(low, change), np.maximum(high, change) - change)))
-    colours = [_FRONT if each.interval[1] < 0 else _TRIAL for each in found]
+    colours = [_TRIAL if each.interval[0] <= 0 <= each.interval[1] else _FRONT for each in found]
     axes.barh(place, change, color=colours, height=0.66)
     axes.errorbar(change, place, xerr=errors, fmt="none", ecolor="#334155", elinewidth=0.9)
     axes.set_yticks(place, [f"{each.dimension}, {each.change}" for each in found], fontsize=8)
     axes.axvline(0, color="#334155", linewidth=0.8)
     axes.set_xlabel("change of mIoU")
+    axes.locator_params(axis="x", nbins=6)
     axes.grid(alpha=0.3, axis="x")
     axes.set_ylim(-0.7, len(found) - 0.3)
     save_figure(figure, path)

@@ -26,7 +26,18 @@ SEARCH_JSON, SEARCH_YAML = "search.json", "search.yaml"
 FORMAT = 1
 
 # What a second start may change: how far, how fast and where, but not what a trial means.
-_CHANGEABLE = ("run", "out", "name", "trials", "chunk", "device", "threads", "dry_run", "json")
+_CHANGEABLE = (
+    "run",
+    "out",
+    "name",
+    "trials",
+    "chunk",
+    "cache_gib",
+    "device",
+    "threads",
+    "dry_run",
+    "json",
+)
 _CHANGEABLE_SECTIONS = ("cluster", "sweep")
 
 

@@ -19,6 +19,9 @@ figure { margin: 1rem 0; }
 figcaption { color: #52606d; font-size: .88rem; }
 img, svg { width: 100%; max-width: 42rem; height: auto; }
 .wide { overflow-x: auto; margin: .8rem 0; }
+.drawings { display: flex; flex-wrap: wrap; gap: 0 2.5rem; }
+.drawings figure { max-width: 100%; }
+.drawings svg { width: auto; max-width: none; }
 .masks { min-width: 40rem; }
 .masks .heads { display: flex; font-size: .85rem; color: #52606d; text-align: center; }
 .masks .heads span { flex: 1; padding: .2rem; overflow-wrap: anywhere; }

@@ -26,7 +26,7 @@ from supersam.search.images import ImageBatch, load_images
 from supersam.search.journal import Stage, Status, Trial
 from supersam.search.measure import measure_latency, measure_peak_memory
 from supersam.search.pareto import Costs, cost_row
-from supersam.search.prefix import encode_each
+from supersam.search.prefix import PrefixCache, encode_each
 from supersam.space import SubnetSpec, read_space
 from supersam.training.run_data import validation_folders
 from supersam.training.trained import WeightSource, load_supernet, read_run
@@ -92,20 +92,27 @@ class SubnetObjective:
         self._bf16 = asked.protocol.precision == "bf16"
         self._supernet = self._load(source)
         self._batches = self._load_images(originals=asked.protocol.resolution == "original")
+        self._caches = [
+            PrefixCache(
+                asked.cache_gib * 2**30 / len(self._batches),
+                generation_layers=asked.population * self._space.shape.depth,
+            )
+            for _ in self._batches
+        ]
 
     @torch.no_grad()
     def evaluate(self, chunk: Chunk) -> list[Trial]:
         """The trials of a chunk, in its order."""
         started = time.perf_counter()
-        before = self._supernet
+        before = self._supernet, self._caches
         if chunk.before_training:
-            self._supernet = self._load(WeightSource(step=0))
+            self._supernet, self._caches = self._load(WeightSource(step=0)), []
         try:
             running = [self._begin(job) for job in chunk.jobs]
             for stage in sorted({job.stage for job in chunk.jobs}):
                 self._score([r for r in running if r.job.stage == stage], stage, chunk.seen)
         finally:
-            self._supernet = before
+            self._supernet, self._caches = before
         seconds = time.perf_counter() - started
         looked_at = max(1, sum(r.num_images for r in running))
         step = 0 if chunk.before_training else self._source.step
@@ -153,8 +160,9 @@ class SubnetObjective:
         first = 0
         for rung, end in enumerate([*ends, len(batches)]):
             alive = [r for r in running if r.status == "complete"]
-            for batch in batches[first:end]:
-                self._score_batch(alive, batch, original=original)
+            for place in range(first, end):
+                cache = self._caches[place] if batches is self._batches and self._caches else None
+                self._score_batch(alive, batches[place], cache, original=original)
             first = end
             if rung < len(ends):
                 for r in alive:
@@ -167,9 +175,16 @@ class SubnetObjective:
         if is_hopeless(costs, seen, keep=self._asked.protocol.keep):
             running.status = "stopped"
 
-    def _score_batch(self, running: list[_Running], batch: ImageBatch, *, original: bool) -> None:
+    def _score_batch(
+        self,
+        running: list[_Running],
+        batch: ImageBatch,
+        cache: PrefixCache | None,
+        *,
+        original: bool,
+    ) -> None:
         """Add the IoUs of one batch of images to every subnet still in the race."""
-        for place, embedding in self._embeddings(batch, [r.job.spec for r in running]):
+        for place, embedding in self._embeddings(batch, [r.job.spec for r in running], cache):
             score = _score_originals if original else _score_logits
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
                 ious, image_ids = score(self._supernet, embedding, batch)
@@ -178,11 +193,11 @@ class SubnetObjective:
             running[place].num_images += len(batch.sizes)
 
     def _embeddings(
-        self, batch: ImageBatch, specs: list[SubnetSpec]
+        self, batch: ImageBatch, specs: list[SubnetSpec], cache: PrefixCache | None
     ) -> Iterator[tuple[int, Tensor]]:
         pixels = self._supernet.normalize(batch.images, batch.sizes)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
-            yield from encode_each(self._supernet.image_encoder, pixels, specs)
+            yield from encode_each(self._supernet.image_encoder, pixels, specs, cache)
 
     def _finish(self, running: _Running, seconds: float, step: int) -> Trial:
         job, metrics = running.job, dict(running.metrics)

@@ -3,10 +3,13 @@
 A subnet is a path: patch embedding, then attention and MLP of each kept layer. Paths in
 lexicographic order form a tree walked depth first; what two subnets share is computed once, by the
 same operations on the same numbers, so the embeddings are bitwise those of one subnet at a time.
+A `PrefixCache` keeps some outputs for later calls: children share leading layers with parents.
 """
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 from torch import Tensor
@@ -18,31 +21,91 @@ _Step = tuple[int, ...]
 """(channels) of the stem, (layer, heads) of an attention, (layer, width, 0) of an MLP."""
 
 
+_KEPT_SHARE = 0.6
+"""Outputs of a generation that differ, as a share of its subnets times their layers."""
+
+
+class PrefixCache:
+    """Outputs of layers of the subnets seen last, on one batch of images, within a memory bound.
+
+    Where not all layers of a generation fit, those of every second, third, ... layer are kept: a
+    child then computes a few layers of its parent again, which is better than all of them.
+    """
+
+    def __init__(self, limit_bytes: float, *, generation_layers: int) -> None:
+        """generation_layers: layers of all subnets between a parent and its children."""
+        self._limit_bytes = limit_bytes
+        self._generation_layers = generation_layers
+        self._kept: OrderedDict[tuple[_Step, ...], Tensor] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Outputs kept."""
+        return len(self._kept)
+
+    def longest(self, path: Sequence[_Step]) -> tuple[int, Tensor | None]:
+        """How many leading steps of `path` are known at most, and their output."""
+        for length in range(len(path), 0, -1):
+            prefix = tuple(path[:length])
+            if prefix in self._kept:
+                self._kept.move_to_end(prefix)
+                return length, self._kept[prefix]
+        return 0, None
+
+    def keep(self, path: Sequence[_Step], output: Tensor) -> None:
+        """Keep the output of a path's last step where it ends a layer that is kept."""
+        room = int(self._limit_bytes // (output.numel() * output.element_size()))
+        layers, half = divmod(len(path) - 1, 2)
+        if half or layers == 0 or room == 0:
+            return
+        if layers % math.ceil(_KEPT_SHARE * self._generation_layers / room) == 0:
+            self._kept[tuple(path)] = output
+        while len(self._kept) > room:
+            self._kept.popitem(last=False)
+
+
 def encode_each(
-    encoder: ElasticImageEncoder, pixels: Tensor, specs: Sequence[SubnetSpec]
+    encoder: ElasticImageEncoder,
+    pixels: Tensor,
+    specs: Sequence[SubnetSpec],
+    cache: PrefixCache | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """The embedding of the images by each subnet, in the order of the tree.
 
-    At most one activation for each step of one path is kept.
+    At most one activation for each step of one path is kept, besides those of `cache`.
 
     Args:
         encoder: the supernet's image encoder.
         pixels: (B, 3, S, S) normalised.
         specs: the subnets.
+        cache: outputs of earlier calls with the same encoder and pixels.
 
     Yields:
         the subnet's place in `specs` and its embedding, (B, 256, S / 16, S / 16).
     """
     paths = [path_of(spec) for spec in specs]
     done: list[_Step] = []
-    outputs = [pixels]  # of the stem's input, then of each step of `done`
+    outputs: list[Tensor | None] = [pixels]  # the stem's input, then of each step; None is unknown
     for place in sorted(range(len(specs)), key=lambda index: paths[index]):
-        shared = _common_length(done, paths[place])
+        path = paths[place]
+        shared = _common_length(done, path)
+        while outputs[shared] is None:
+            shared -= 1
+        known, found = (0, None) if cache is None else cache.longest(path)
         del done[shared:], outputs[shared + 1 :]
-        for step in paths[place][shared:]:
-            outputs.append(_apply(encoder, outputs[-1], step))
+        if known > shared:
+            outputs += [None] * (known - shared - 1) + [found]
+            done += path[shared:known]
+        for step in path[len(done) :]:
             done.append(step)
-        yield place, encoder.project(outputs[-1])
+            outputs.append(output := _apply(encoder, _known(outputs[-1]), step))
+            if cache is not None:
+                cache.keep(done, output)
+        yield place, encoder.project(_known(outputs[-1]))
+
+
+def _known(output: Tensor | None) -> Tensor:
+    assert output is not None  # the last of a path's outputs always is
+    return output
 
 
 def path_of(spec: SubnetSpec) -> list[_Step]:

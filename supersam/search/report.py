@@ -187,9 +187,9 @@ def _subnets(report: Report, place: Path) -> list[Markup]:
             "removed layer.",
         ),
     ]
-    for name, trial in {**report.picks, **_fixed(report)}.items():
-        parts.append(_drawing(name, trial, shape, place))
-    return parts
+    chosen = {**report.picks, **_fixed(report)}
+    drawings = (_drawing(name, trial, shape, place) for name, trial in chosen.items())
+    return [*parts, tag("div", *drawings, class_="drawings")]
 
 
 def _drawing(name: str, trial: Trial, shape: EncoderShape, place: Path) -> Markup:
@@ -262,8 +262,8 @@ def _savings(found: list[Contribution]) -> Markup:
             each.change,
             f"{each.miou:+.4f}",
             f"{each.interval[0]:+.4f} to {each.interval[1]:+.4f}",
-            f"{each.params_m:.2f}",
-            f"{each.flops_g:.2f}",
+            f"{each.params_m:.3g}",
+            f"{each.flops_g:.3g}",
         ]
         for each in ordered[:_SHOWN]
     ]

@@ -19,7 +19,7 @@ from tests.search.tiny_search import make_run, make_shards, search
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SIZE = {"trials": 96, "population": 16, "chunk": 4, "protocol": {"images": 24}}
-START_S = 240
+START_S = 480
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +105,38 @@ def test_the_allocation_ends_with_the_search_and_its_exit_code(
     assert time.monotonic() - ended < 10
     whole.end()
     assert not list((tmp_path / "s" / "ray").iterdir())  # where the head was, and its token
+
+
+def test_a_sweep_is_one_array_and_one_comparison(devcluster: DevCluster, searched_run, tmp_path):
+    flags = ["--nodes", 1, "--trials", 8, "--population", 8, "--sweep.searchers", "random", "nsga2"]
+    sweep = Search(devcluster, searched_run.folder, tmp_path / "w", *map(str, flags))
+    listed = ["squeue", "--noheader", "--array", "--format=%i"]
+    wait_for(lambda: len(devcluster.run(listed).split()) == 2, START_S, what="two elements")
+    first, second = devcluster.run(listed).split()
+    assert first.partition("_")[0] == second.partition("_")[0]
+    output = sweep.end()
+    assert "not finished" not in output
+    rows = json.loads((tmp_path / "w" / "sweep.json").read_text())["searches"]
+    assert [(row["searcher"], row["finished"]) for row in rows] == [
+        ("random", True),
+        ("nsga2", True),
+    ]
+    assert min(row["trials"] for row in rows) >= 8 - 2  # a reference may be proposed too
+    assert (tmp_path / "w" / "report.html").is_file()
+
+
+def test_a_search_out_of_time_goes_on_in_another_start(
+    devcluster: DevCluster, searched_run, tmp_path
+):
+    trials = 2000  # more than three minutes' worth
+    flags = ["--nodes", 2, "--time", "4:00", "--signal-delay-s", 60, "--trials", trials]
+    cut = Search(devcluster, searched_run.folder, tmp_path / "t", *map(str, flags))
+    restarts = ["squeue", "--noheader", "--Format=RestartCnt"]
+    wait_for(lambda: devcluster.run(restarts).strip() == "1", START_S, what="a second start")
+    before = cut.num_trials()
+    assert 0 < before < trials
+    cut.wait_for_trials(before + 4)
+    devcluster.run(["scancel", "--user", "root"])
+    cut.process.communicate(timeout=60)
+    journal = read_journal(tmp_path / "t" / "journal.jsonl")
+    assert len({trial.key for trial in journal}) == len(journal)

@@ -7,7 +7,13 @@ from pydantic import ValidationError
 
 from supersam.cluster.batch import legal_node_counts, require_legal_world
 from supersam.cluster.sbatch import plain_path, sbatch_text
-from supersam.cluster.slurm import clean_environment, outside_allocation, parse_job
+from supersam.cluster.slurm import (
+    clean_environment,
+    job_facts,
+    outside_allocation,
+    own_job_id,
+    parse_job,
+)
 from supersam.config import ClusterConfig, TrainRun, UserError
 from supersam.config.cluster import minutes
 
@@ -135,3 +141,20 @@ def test_the_facts_of_a_job_are_read_from_what_slurm_prints():
     )
     assert facts.time_left_s == 86400 + 600
     assert parse_job(line.replace("1-00:20:00", "UNLIMITED")).time_left_s == float("inf")
+
+
+def test_an_element_of_an_array_is_not_the_array(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")  # what the last element sees
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    assert own_job_id() == "7"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    assert own_job_id() == "7_1"
+
+
+def test_an_array_is_active_while_one_of_its_elements_is(monkeypatch):
+    lines = ["JobId=8 JobState=COMPLETED Reason=None", "JobId=7 JobState=RUNNING Reason=None"]
+    monkeypatch.setattr("supersam.cluster.slurm.run_command", lambda *_: "\n".join(lines) + "\n")
+    facts = job_facts("7")
+    assert facts is not None
+    assert facts.is_active

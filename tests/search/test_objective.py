@@ -15,7 +15,7 @@ from supersam.search.folder import find_basis
 from supersam.search.images import chosen_images, scale_masks
 from supersam.search.journal import trial_key
 from supersam.search.objective import Chunk, Job, SubnetObjective
-from supersam.search.prefix import encode_each, path_of
+from supersam.search.prefix import PrefixCache, encode_each, path_of
 from supersam.training.trained import load_supernet
 from tests.search.tiny_search import tiny_search
 
@@ -70,6 +70,31 @@ def test_each_step_of_the_tree_is_taken_once(basis, specs, monkeypatch):
     prefixes = {tuple(p[:n]) for p in paths for n in range(2, len(p) + 1)}
     assert len(taken) == len(prefixes)
     assert len(taken) < sum(len(p) - 1 for p in paths)
+
+
+@pytest.mark.parametrize("outputs", [0, 3, 20, 1000])
+def test_what_a_cache_keeps_changes_nothing_but_the_work(basis, specs, monkeypatch, outputs):
+    supernet = load_supernet(basis.train_run, basis.space, basis.source)
+    encoder, rng = supernet.image_encoder, np.random.default_rng(5)
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    size = 4 * encoder.embed(pixels, basis.space.shape.embed_dim).numel()
+    cache = PrefixCache(outputs * size, generation_layers=4 * len(specs))
+    attended = []
+    original = encoder.attend
+    monkeypatch.setattr(encoder, "attend", lambda *a: (attended.append(1), original(*a))[1])
+    counts = []
+    with torch.no_grad():
+        for generation in (specs, [basis.space.mutate(s, rng, probability=0.2) for s in specs]):
+            plain = dict(encode_each(encoder, pixels, generation))
+            attended.clear()
+            cached = dict(encode_each(encoder, pixels, generation, cache))
+            counts.append(len(attended))
+            assert all(torch.equal(cached[place], plain[place]) for place in plain)
+        attended.clear()
+        list(encode_each(encoder, pixels, specs, cache))
+    assert len(cache) <= outputs
+    assert len(attended) <= counts[0]
+    assert (len(attended) == 0) == (outputs == 1000)
 
 
 @pytest.mark.parametrize("resolution", ["logits", "original"])
