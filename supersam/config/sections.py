@@ -152,8 +152,9 @@ class EngineConfig(Section):
 
     zero_stage: int = 1
     """DeepSpeed ZeRO stage: 1 shards the optimizer state, 2 also the gradients."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 computes in bfloat16 with fp32 weights, optimizer state and reductions."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """bf16 computes in bfloat16 with fp32 weights, optimizer state and reductions; auto does so
+    where the GPU or CPU has instructions for it, as others take ten times as long."""
     checkpoint_activations: bool = False
     """Keep only the input of each encoder layer and compute the rest again in the backward pass:
     less memory, a third more computation."""

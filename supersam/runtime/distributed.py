@@ -6,6 +6,7 @@ import datetime
 import os
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -14,6 +15,8 @@ from torch._C._distributed_c10d import HashStore, TCPStore
 
 TIMEOUT_MIN = 10
 LOOPBACK = "127.0.0.1"
+_CPUINFO = Path("/proc/cpuinfo")
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86, x86 and Arm
 Value = TypeVar("Value")
 
 
@@ -101,6 +104,25 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         return torch.device("cpu")
     # One visible GPU each is the usual cluster set-up; several visible ones are taken in turn.
     return torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))
+
+
+def computes_bf16(precision: str, device: torch.device) -> bool:
+    """Whether `auto`, `bf16` or `fp32` means bfloat16 on `device`."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return not _BF16_FLAGS.isdisjoint(_cpu_flags())
+
+
+def _cpu_flags() -> set[str]:
+    """The instruction sets of this host's CPU, as Linux names them; none elsewhere."""
+    try:
+        lines = _CPUINFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()
+    flags = (line for line in lines if line.startswith(("flags", "Features")))
+    return set(next(flags, "").split())
 
 
 def share_cores(threads: int) -> None:

@@ -19,7 +19,7 @@ from supersam.design import (
 )
 from supersam.design.calibration import draw_batches
 from supersam.model import Prediction, SamSupernet
-from supersam.runtime.distributed import World
+from supersam.runtime.distributed import World, computes_bf16
 from supersam.training.engine import Engine
 from supersam.training.losses import subnet_loss
 
@@ -63,7 +63,7 @@ class Prioritizer:
         """Score, and reorder weights and optimizer. A collective."""
         config = self._run.prioritize
         device = self._supernet.pixel_mean.device
-        bf16 = self._run.engine.precision == "bf16"
+        bf16 = computes_bf16(self._run.engine.precision, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             scores = score_units(
                 self._supernet,

@@ -17,6 +17,7 @@ from supersam.runtime.distributed import (
     World,
     choose_device,
     close_world,
+    computes_bf16,
     init_world,
     share_cores,
 )
@@ -197,7 +198,7 @@ class _Session:
             prompt=run.checkpoint.validate_prompt,
         )
         images = build_eval_loader(dataset, self.world, limit=run.checkpoint.validate_images)
-        bf16 = run.engine.precision == "bf16"
+        bf16 = computes_bf16(run.engine.precision, self.device)
         subnets = self.sandwich.fixed()
         return Validator(subnets, images, self.world, writer, run.checkpoint, bf16=bf16)
 
@@ -216,12 +217,13 @@ class _Session:
     def _announce(self, supernet: SamSupernet) -> None:
         trained = sum(p.numel() for _, p in trainable_parameters(supernet)) / 1e6
         logger.info(
-            "%d images, %.1f M trained parameters, %.3g subnets, %d rank(s) on %s",
+            "%d images, %.1f M trained parameters, %.3g subnets, %d rank(s) on %s in %s",
             sum(reader.num_images for reader in self.train_readers),
             trained,
             self.space.num_subnets(),
             self.world.world_size,
             self.device,
+            "bf16" if computes_bf16(self.run.engine.precision, self.device) else "fp32",
         )
 
 

@@ -32,6 +32,7 @@ from supersam.model.attention import (
 )
 from supersam.model.fused_attention import fused_attention
 from supersam.model.sam import build_sam
+from supersam.runtime.distributed import choose_device, computes_bf16
 from supersam.space import EncoderShape, build_space
 from supersam.training.engine import freeze_untrained, trainable_parameters
 from supersam.training.losses import subnet_loss
@@ -123,7 +124,7 @@ def _peak_bytes(supernet: SamSupernet, batch: Batch, run: TrainRun) -> int:
 
     The second meets the gradients of the first: no subnet of a sandwich needs more.
     """
-    bf16 = run.engine.precision == "bf16"
+    bf16 = computes_bf16(run.engine.precision, choose_device(run.engine.device))
     with _LiveBytes() as live:
         for _ in range(2):
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):

@@ -16,7 +16,7 @@ from supersam.data.loader import TrainLoader
 from supersam.data.prefetch import DeviceBatches
 from supersam.data.sample import Batch
 from supersam.model import Prediction, SamSupernet
-from supersam.runtime.distributed import World, all_reduce_max
+from supersam.runtime.distributed import World, all_reduce_max, computes_bf16
 from supersam.runtime.heartbeat import Heart
 from supersam.runtime.signals import StopFlag
 from supersam.training.checkpoint import TrainState
@@ -70,6 +70,7 @@ class Trainer:
         self.save = save
         self.state = state
         self.device = device
+        self._bf16 = computes_bf16(run.engine.precision, device)
 
     def fit(self, stop: StopFlag) -> None:
         """Train to the last step. Raises InterruptedRunError where `stop` was set, after saving."""
@@ -172,8 +173,7 @@ class Trainer:
         return int(all_reduce_max(float(stop.number)))
 
     def _autocast(self) -> torch.autocast:
-        enabled = self.run.engine.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16)
 
     def _log_sample_ids(self, batch: Batch) -> None:
         if not self.run.engine.log_sample_ids:
