@@ -91,6 +91,14 @@ def accounting_cluster(start_cluster: Callable[..., DevCluster]) -> DevCluster:
 
 
 @pytest.fixture(scope="session")
+def memory_cluster(start_cluster: Callable[..., DevCluster]) -> DevCluster:
+    """A host on which the kernel kills what takes more memory than was asked for."""
+    if not Path("/sys/fs/cgroup/memory/memory.limit_in_bytes").exists():
+        pytest.skip("this machine has no cgroup v1 memory controller, which Slurm needs here")
+    return start_cluster("--constrain-memory", hosts=1)
+
+
+@pytest.fixture(scope="session")
 def failed_job(accounting_cluster: DevCluster, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The id of a job that ended with 3. Ask early: slurmctld forgets it within a minute."""
     script = tmp_path_factory.mktemp("job") / "job.sh"

@@ -41,6 +41,21 @@ def test_each_rank_sees_the_gpus_that_were_asked_for(gpu_cluster: DevCluster, fo
         assert "GPUs 0,1, " in log.read_text()
 
 
+def test_a_rank_that_the_kernel_kills_for_its_memory_is_named(
+    memory_cluster: DevCluster, folder: Path
+):
+    huge = ("--model.embed-dim", "2048", "--model.depth", "32", "--model.num-heads", "32")
+    words = ("--nodes", "1", "--mem", "1500M", "--max-attempts-without-progress", "1", *SLURM)
+    process = launch(folder, *words, *huge, "--space.removable", "0", env=memory_cluster.env)
+    assert process.wait(timeout=PATIENCE_S) == 1
+    (end,) = ends(folder)
+    assert (end.reason, end.step) == ("failed", 0)
+    said = why(folder, memory_cluster.env)
+    assert said["kind"] == "out of memory"
+    assert said["text"].startswith("out of memory on rank 0 host n1: ")
+    assert "nothing was saved" in said["text"]
+
+
 def test_the_plain_script_trains_and_leaves_no_file_that_others_can_write(
     devcluster: DevCluster, folder: Path
 ):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
 from supersam.cluster.attempts import read_attempts
+from supersam.search import read_journal
 from tests.cluster.handle import PROJECT, DevCluster, wait_for
 from tests.cluster.training import (
     ENCLOSING,
@@ -134,3 +136,21 @@ def test_other_numbers_of_hosts_go_on_with_the_same_samples_and_then_evaluate(
         return list(folder.glob(f"results/{score}")) != []
 
     wait_for(scored, PATIENCE_S, what="the evaluation")
+
+
+def test_a_search_follows_a_training_with_nodes_of_its_own(
+    devcluster: DevCluster, folder: Path, reference: Path
+):
+    """The training is complete already: its job ends at once, and the search's begins."""
+    shutil.copytree(reference, folder)
+    search = "search --name after --trials 4 --chunk 2 --nodes 2 --threads 1 --device cpu"
+    words = ("--nodes", "1", *SLURM, "--then", f"{search} --protocol.images 1")
+    assert launch(folder, *words, env=devcluster.env).wait(PATIENCE_S) == 0, printed(folder)
+    assert f", after it: {search}" in printed(folder)
+    wait_for((folder / "results/after/report.html").is_file, PATIENCE_S, what="the search")
+    assert len(read_journal(folder / "results/after/journal.jsonl")) == 4
+
+    def over() -> bool:
+        return devcluster.run(["squeue", "--noheader"]).strip() == ""
+
+    wait_for(over, 60, what="the end of the search's job")
