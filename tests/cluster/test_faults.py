@@ -91,6 +91,7 @@ def test_hosts_of_stopped_ranks_are_named_and_left_out(devcluster: DevCluster, f
     third = start_of(folder, 3)
     assert blamed.host not in third.hosts
     assert "strikes      " in status(folder, env=env).stdout
+    wait_for_attempt(folder, 3)
     cancel(folder, env, 3)
 
 
