@@ -32,7 +32,7 @@ from supersam.model.attention import (
 )
 from supersam.model.fused_attention import fused_attention
 from supersam.model.sam import build_sam
-from supersam.runtime.distributed import choose_device, computes_bf16
+from supersam.runtime.distributed import computes_bf16
 from supersam.space import EncoderShape, build_space
 from supersam.training.engine import freeze_untrained, trainable_parameters
 from supersam.training.losses import subnet_loss
@@ -77,7 +77,7 @@ def predict_memory(run: TrainRun, *, world_size: int, on_gpu: bool, images: int)
             checkpoint_activations=run.engine.checkpoint_activations, compiled=False
         )
         batch = _empty_batch(shape, images=images, prompts=run.data.prompts_per_image)
-        peak = _peak_bytes(supernet, batch, run)
+        peak = _peak_bytes(supernet, batch, run, bf16=_computes_bf16(run, on_gpu))
     trained = sum(p.numel() for _, p in trainable_parameters(supernet)) * _FP32
     return StepMemory(
         weights=sum(p.numel() for p in supernet.parameters()) * _FP32,
@@ -119,12 +119,17 @@ def largest_batch(run: TrainRun, *, world_size: int, on_gpu: bool, limit: int) -
     return fits
 
 
-def _peak_bytes(supernet: SamSupernet, batch: Batch, run: TrainRun) -> int:
+def _computes_bf16(run: TrainRun, on_gpu: bool) -> bool:
+    """Of the GPUs of a cluster this host may have none: `auto` is taken for those of today."""
+    named = "bf16" if on_gpu and run.engine.precision == "auto" else run.engine.precision
+    return computes_bf16(named, torch.device("cpu"))
+
+
+def _peak_bytes(supernet: SamSupernet, batch: Batch, run: TrainRun, *, bf16: bool) -> int:
     """Most bytes alive at once in two passes of the largest subnet.
 
     The second meets the gradients of the first: no subnet of a sandwich needs more.
     """
-    bf16 = computes_bf16(run.engine.precision, choose_device(run.engine.device))
     with _LiveBytes() as live:
         for _ in range(2):
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):

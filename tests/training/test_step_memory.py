@@ -56,6 +56,7 @@ def test_memory_grows_with_the_batch_and_shrinks_with_bf16_and_recomputation():
     assert step(8) > 1.5 * plain
     assert step(4, checkpoint_activations=True) < 0.9 * plain
     assert step(4, precision="bf16") < 0.9 * plain
+    assert step(1, on_gpu=True, precision="auto") == step(1, on_gpu=True, precision="bf16")
 
 
 @pytest.mark.parametrize("images", [0, 1, 2, 5, 6, 40, 41])
