@@ -116,7 +116,7 @@ class _Job:
         while True:
             hosts = self._choose_hosts()
             if not hosts:
-                raise UserError(f"the allocation holds none of {legal_node_counts(self.run)} nodes")
+                return self._leave_short_allocation()
             started = start_attempt(
                 self.folder,
                 job_id=self.id,
@@ -133,6 +133,15 @@ class _Job:
                 return self._exit(ending)
             if action == "requeue":
                 return self._requeue()
+
+    def _leave_short_allocation(self) -> int:
+        """Go back into the queue where Slurm gave a host that was dead already."""
+        here = _patiently(lambda: slurm.job_hosts(self.id))
+        lost = _patiently(lambda: slurm.lost_hosts(here))
+        if not lost:
+            raise UserError(f"the allocation holds none of {legal_node_counts(self.run)} nodes")
+        logger.info("%s of this allocation cannot be reached; the run is requeued", lost)
+        return self._requeue()
 
     def _former_fault(self) -> Reason:
         """Why an attempt that left no end was killed: its hosts tell."""

@@ -100,7 +100,8 @@ def test_a_dead_host_costs_a_requeue_or_a_spare_takes_its_place(
             finish(process, folder)
             first, last = ends(folder)
             assert first.reason == "node failure"
-            assert last.restart_count == (0 if folder == spared else 1)
+            # Slurm may give the plain run the other's dead host before it has noticed.
+            assert last.restart_count == 0 if folder == spared else last.restart_count >= 1
             assert dead[folder] not in last.hosts
             assert_same_weights(folder, reference)
     finally:
