@@ -59,7 +59,12 @@ def main():
     else:
         if not torch.cuda.is_available():
             raise SystemExit("no GPU is visible; --compile-for 90 compiles without one")
-        results, faults = {name: measure(name, args) for name in args.shapes}, []
+        candidates_of = {
+            (name, kernel): list(candidates(kernel, SHAPES[name][0]))
+            for name, kernel in product(args.shapes, FUNCTIONS)
+        }
+        compiled = compile_all(candidates_of, args.workers)
+        results, faults = {name: measure(name, compiled, args) for name in args.shapes}, []
     print_record("attention_tiles", results)
     if args.json is not None:
         args.json.write_text(json.dumps(results, indent=1))
@@ -130,30 +135,39 @@ def resources(kernel, tiles, side, dim, arch):
     }
 
 
-def measure(name, args):
+def compile_all(candidates_of, workers):
+    """All candidates, side by side, into Triton's cache: by shape and kernel, each one's fault."""
+    jobs = [(*key, tiles) for key, tried in candidates_of.items() for tiles in tried]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        faults = pool.map(fault_of, jobs)
+        found = {key: {} for key in candidates_of}
+        for (name, kernel, tiles), fault in zip(jobs, faults, strict=True):
+            found[name, kernel][tiles] = fault
+    return found
+
+
+def measure(name, compiled, args):
     """Ms of all candidates of each kernel, then in_kernel beside sdpa."""
     side, heads, dim, batch = SHAPES[name]
     result = {}
     for kernel in FUNCTIONS:
-        tried = list(candidates(kernel, side))
-        jobs = [(name, kernel, tiles) for tiles in tried]
-        with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
-            faults = list(pool.map(fault_of, jobs))  # compiled side by side, into Triton's cache
+        tried = compiled[name, kernel]
         call = prepare(name, kernel, batch)
         rows = sorted(
             (median_ms(partial(call, tiles), args.rounds), str(tiles), tiles)
-            for tiles, fault in zip(tried, faults, strict=True)
+            for tiles, fault in tried.items()
             if fault is None
         )
         work = 2 * PRODUCTS[kernel] * side**4 * dim * heads * batch
-        used = next((ms for ms, _, tiles in rows if tiles == tried[0]), None)
+        in_use = next(iter(tried))
         result[kernel] = {
-            "in_use_ms": used,
+            "in_use_ms": next((ms for ms, _, tiles in rows if tiles == in_use), None),
             "tflops_of_best": work / rows[0][0] / 1e9,
             "best": [{"ms": ms, "tiles": vars(tiles)} for ms, _, tiles in rows[:5]],
-            "failed": {str(t): f for t, f in zip(tried, faults, strict=True) if f is not None},
+            "failed": {str(tiles): fault for tiles, fault in tried.items() if fault is not None},
         }
-        print(f"{name} {kernel}: in use {used} ms; {result[kernel]['tflops_of_best']:.0f} TFLOP/s")
+        used, tflops = result[kernel]["in_use_ms"], result[kernel]["tflops_of_best"]
+        print(f"{name} {kernel}: in use {used} ms; the best reaches {tflops:.0f} TFLOP/s")
         for ms, text, _ in rows[:5]:
             print(f"    {ms:8.3f} ms  {text}")
         kind = "global" if side > 32 else "window"

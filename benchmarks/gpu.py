@@ -30,7 +30,6 @@ from step_memory import random_batch
 
 from supersam.config import LossConfig
 from supersam.model import SamSupernet
-from supersam.model.elastic import PLAIN_HALVES, compile_halves
 from supersam.model.sam import build_sam
 from supersam.space import SHAPES, EncoderShape, published_space, subnet_cost
 from supersam.training.losses import subnet_loss
@@ -124,14 +123,13 @@ def encoder(name, device, args, results):
     for variant in VARIANTS:
         supernet = build(name, device, args, attention=variant.split()[0])
         if variant.endswith(" compiled"):
-            supernet.image_encoder.training_halves = compiled_halves(args)
+            compile_pieces(supernet, args)
         for which in ("largest", "smallest"):
             row = encoder_row(supernet, which, device, args, results)
             predicted = PREDICTED.get(name, {}).get(f"{variant}_ms")
             row["predicted_ms_per_image"] = predicted if which == "largest" else None
             rows[f"{which}, {variant}"] = row
             print(f"encoder {name:8}{which + ', ' + variant:26}{show(row)}")
-        supernet.image_encoder.training_halves = PLAIN_HALVES
         del supernet
         device.fresh()
     return rows
@@ -186,7 +184,7 @@ def sandwich(name, device, args, results):
     specs = [space.largest(), space.sample(rng), space.sample(rng), space.smallest()]
     for prompts, compiled in ((few, False), (few, True), (many, True)):
         if compiled:
-            supernet.image_encoder.training_halves = compiled_halves(args)
+            compile_pieces(supernet, args)
         images = 1 if args.toy else args.batch or BATCHES[args.now] // (1 if prompts == few else 4)
         batch = random_batch(images, prompts, space.shape.image_size).to(device.device)
         costs = [subnet_cost(spec, space.shape) for spec in specs]
@@ -278,8 +276,9 @@ def build(name, device, args, *, attention):
     return supernet
 
 
-def compiled_halves(args):
-    return compile_halves("eager" if args.toy else "inductor", limit=16)
+def compile_pieces(supernet, args):
+    backend = "eager" if args.toy else "inductor"
+    supernet.prepare_training(checkpoint_activations=False, compiled=True, backend=backend)
 
 
 def or_reason(measured):
@@ -320,7 +319,7 @@ def parse_args():
     parser.add_argument("--batch", type=int, help="images at once; by the model without it")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument(
-        "--attention", choices=("sdpa", "in_kernel", "reference"), default="in_kernel"
+        "--attention", choices=("auto", "sdpa", "in_kernel", "reference"), default="auto"
     )
     parser.add_argument("--json", type=Path, help="write the results there, too")
     parser.add_argument("--toy", "--quick", action="store_true", help="toy size, also on a CPU")

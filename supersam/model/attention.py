@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -127,16 +128,21 @@ KERNELS: dict[str, AttentionKernel] = {
 }
 
 
-def choose_kernel(name: str, device: torch.device, *, is_global: bool) -> AttentionKernel:
+def choose_kernel(name: str, device: torch.device) -> AttentionKernel:
     """The kernel that `auto`, `sdpa`, `in_kernel` or `reference` means on `device`.
 
-    `in_kernel` is for global attention on a GPU, where the scores are many: windows hold a tenth of
-    them and take sdpa, and a CPU takes what `auto` does.
-    PyTorch has no fused kernel with a mask's gradient on a CPU: there the reference took 0.87 CPU
-    seconds where sdpa took 1.15 (a training step of vit_t, 4 images, 8 prompts, bf16, one core).
+    On a GPU `auto` is in_kernel: on an H200 global layers took 0.2 of sdpa's time and windows 0.5.
+    A CPU has neither: PyTorch has no fused kernel with a mask's gradient there, and the reference
+    took 0.87 CPU seconds where sdpa took 1.15 (a training step of vit_t, 4 images, 8 prompts, bf16,
+    one core).
     """
-    if name == "in_kernel" and device.type == "cuda":
-        name = "in_kernel" if is_global else "sdpa"
-    elif name in ("auto", "in_kernel"):
-        name = "sdpa" if device.type == "cuda" else "reference"
+    if name == "auto":
+        name = "in_kernel" if device.type != "cuda" or _runs_triton(device) else "sdpa"
+    if name == "in_kernel" and device.type != "cuda":
+        name = "reference"
     return KERNELS[name]
+
+
+def _runs_triton(device: torch.device) -> bool:
+    """PyTorch brings triton on Linux alone, and it has bfloat16 from Ampere on."""
+    return find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)

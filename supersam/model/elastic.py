@@ -110,7 +110,11 @@ class Halves:
 PLAIN_HALVES = Halves()
 
 
-def compile_halves(backend: str | Callable[..., Any] = "inductor", *, limit: int = 8) -> Halves:
+CompilerBackend = str | Callable[..., Any]
+"""What `torch.compile` takes as backend."""
+
+
+def compile_halves(backend: CompilerBackend = "inductor", *, limit: int = 8) -> Halves:
     """Halves compiled for each kind of attention, number of heads and MLP width on their own.
 
     All layers share the two functions, so that their graphs are as few as their shapes; removed

@@ -5,6 +5,7 @@ An operator, so that the compiler leaves it whole; triton is imported where it f
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -23,10 +24,10 @@ def _attend(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, Tensor, 
     """Mixed values (B, n, h, d), softmax denominators, and the terms by key row and column."""
     from supersam.model.triton_attention import attend
 
-    q_rows, q_columns = _queries(qkv, len(rel_h))
+    q_rows, q_columns = _queries(qkv)
     by_row = q_rows @ _padded(rel_h, qkv.dtype).transpose(1, 2)
     by_column = q_columns @ _padded(rel_w, qkv.dtype).transpose(1, 2)
-    by_row, by_column = (_split(term, len(rel_h)) for term in (by_row, by_column))
+    by_row, by_column = (_split(term) for term in (by_row, by_column))
     mixed, lse = attend(qkv, by_row, by_column)
     return mixed, lse, by_row, by_column
 
@@ -57,14 +58,14 @@ def _attend_backward(
     grad = grad.to(qkv.dtype).contiguous()
     d_qkv, d_row, d_column = attend_backward(qkv, by_row, by_column, mixed, lse, grad)
     d_row, d_column = (term.flatten(2, 3) for term in (d_row, d_column))  # (B, side, side * h, p)
-    from_rows = d_row @ _padded(rel_h, qkv.dtype)
-    from_columns = _split(d_column @ _padded(rel_w, qkv.dtype), side)
-    d_queries = d_qkv[:, :, :, 0]
-    d_queries += from_rows.view(d_queries.shape)
-    d_queries += from_columns.transpose(1, 2).reshape(d_queries.shape)
-    q_rows, q_columns = _queries(qkv, side)
+    d_queries = _rows(d_qkv)
+    by_image = _padded(rel_h, qkv.dtype).expand(len(qkv), -1, -1, -1)
+    d_queries.flatten(0, 1).baddbmm_(d_row.flatten(0, 1), by_image.flatten(0, 1))
+    from_columns = _split(d_column @ _padded(rel_w, qkv.dtype))
+    _split(d_queries).add_(from_columns.transpose(1, 2))
+    q_rows, q_columns = _queries(qkv)
     d_rel_h, d_rel_w = (
-        (term.transpose(2, 3) @ q).sum(0, dtype=torch.float32)[:, :side].to(rel.dtype)
+        (term.transpose(2, 3) @ q).sum(0, dtype=torch.float32)[:, :side].to(rel.dtype).contiguous()
         for term, q, rel in ((d_row, q_rows, rel_h), (d_column, q_columns, rel_w))
     )
     return d_qkv, d_rel_h, d_rel_w
@@ -90,17 +91,23 @@ def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor, Tensor, 
 _attend.register_autograd(_backward, setup_context=_keep)
 
 
-def _queries(qkv: Tensor, side: int) -> tuple[Tensor, Tensor]:
+def _queries(qkv: Tensor) -> tuple[Tensor, Tensor]:
     """Queries (B, side, side * h, d): by row of the grid, a view, and by column, a copy."""
-    batch, _, heads, _, dim = qkv.shape
-    rows = qkv.view(batch, side, side * heads, 3, dim)[:, :, :, 0]
-    columns = _split(rows, side).transpose(1, 2).reshape(rows.shape)
+    rows = _rows(qkv)
+    columns = _split(rows).transpose(1, 2).reshape(rows.shape)
     return rows, columns
 
 
-def _split(x: Tensor, side: int) -> Tensor:
+def _rows(qkv: Tensor) -> Tensor:
+    """The queries in `qkv` by row of the grid, (B, side, side * h, d): a view."""
+    batch, n, heads, _, dim = qkv.shape
+    side = math.isqrt(n)
+    return qkv.view(batch, side, side * heads, 3, dim)[:, :, :, 0]
+
+
+def _split(x: Tensor) -> Tensor:
     """(B, side, side * h, c) -> (B, side, side, h, c)."""
-    return x.view(*x.shape[:2], side, -1, x.shape[-1])
+    return x.view(*x.shape[:2], x.shape[1], -1, x.shape[-1])
 
 
 def _padded(rel: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,7 +11,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from supersam.model.decoder import decode_masks, embed_prompts
-from supersam.model.elastic import compile_halves
+from supersam.model.elastic import CompilerBackend, compile_halves
 from supersam.model.encoder import ElasticImageEncoder
 from supersam.model.stem import SharedStem, common_layers
 from supersam.space import SearchSpace, SubnetSpec
@@ -50,6 +50,7 @@ class SamSupernet(nn.Module):
         self.register_buffer("pixel_mean", sam.pixel_mean, persistent=False)
         self.register_buffer("pixel_std", sam.pixel_std, persistent=False)
         self._active = space.largest()
+        self._training_decode = decode_masks
 
     @property
     def active_subnet(self) -> SubnetSpec:
@@ -104,14 +105,20 @@ class SamSupernet(nn.Module):
         masks, ious = self.decode(embedding, points, labels)
         return Prediction(masks=masks, ious=ious, embedding=embedding)
 
-    def prepare_training(self, *, checkpoint_activations: bool, compiled: bool) -> None:
-        """Choose how gradients are computed; results are the same but for rounding."""
+    def prepare_training(
+        self, *, checkpoint_activations: bool, compiled: bool, backend: CompilerBackend = "inductor"
+    ) -> None:
+        """Choose how gradients are computed; results are the same but for rounding.
+
+        compiled: the two halves of the encoder's layers and the mask decoder, one after another.
+        """
         self.image_encoder.checkpointing = checkpoint_activations
         if compiled:
             space = self.space
             widths, heads = (len(set().union(*c)) + 1 for c in (space.mlp_widths, space.heads))
             shapes = max(widths, 2 * heads) * len({*space.embed_dims, space.shape.embed_dim})
-            self.image_encoder.training_halves = compile_halves(limit=shapes)
+            self.image_encoder.training_halves = compile_halves(backend, limit=shapes)
+            self._training_decode = torch.compile(decode_masks, backend=backend, dynamic=False)
 
     def encode(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Image embeddings (B, 256, S / 16, S / 16) by the active subnet."""
@@ -122,11 +129,13 @@ class SamSupernet(nn.Module):
         """Mask logits (B, N, 4, s, s) and predicted IoUs (B, N, 4), both float32."""
         batch, count = points.shape[:2]
         tokens = embed_prompts(self.prompt_encoder, points.flatten(0, 1), labels.flatten(0, 1))
-        masks, ious = decode_masks(
+        decode = self._training_decode if torch.is_grad_enabled() else decode_masks
+        masks, ious = decode(
             self.mask_decoder,
             self.prompt_encoder,
             embedding,
             tokens.view(batch, count, *tokens.shape[1:]),
+            exact=self.image_encoder.is_exact(embedding.device),
         )
         return masks.float(), ious.float()
 

@@ -62,7 +62,7 @@ class StepMemory:
 def predict_memory(run: TrainRun, *, world_size: int, on_gpu: bool, images: int) -> StepMemory:
     """Memory of a rank of `world_size` whose micro-batches have `images` images.
 
-    on_gpu: attention `auto` is the fused kernel there, and segment-anything's own on a CPU. bf16
+    on_gpu: attention `auto` is in_kernel there, and segment-anything's own on a CPU. bf16
     follows autocast on a CPU; on a GPU the softmax of segment-anything's own kernel takes twice as
     much.
     """
@@ -72,12 +72,13 @@ def predict_memory(run: TrainRun, *, world_size: int, on_gpu: bool, images: int)
             build_sam(shape), build_space(run.space, shape), attention=run.model.attention
         )
         freeze_untrained(supernet, run.optim, run.data)
-        supernet.image_encoder.choose_kernel = lambda name, *_, **__: _kernel(name, on_gpu)
+        bf16 = _computes_bf16(run, on_gpu)
+        supernet.image_encoder.choose_kernel = lambda name, device: _kernel(name, on_gpu, bf16=bf16)
         supernet.prepare_training(
             checkpoint_activations=run.engine.checkpoint_activations, compiled=False
         )
         batch = _empty_batch(shape, images=images, prompts=run.data.prompts_per_image)
-        peak = _peak_bytes(supernet, batch, run, bf16=_computes_bf16(run, on_gpu))
+        peak = _peak_bytes(supernet, batch, run, bf16=bf16)
     trained = sum(p.numel() for _, p in trainable_parameters(supernet)) * _FP32
     return StepMemory(
         weights=sum(p.numel() for p in supernet.parameters()) * _FP32,
@@ -188,11 +189,13 @@ def _storage(value: Any) -> Any:
     return value.untyped_storage() if isinstance(value, Tensor) else None
 
 
-def _kernel(name: str, on_gpu: bool) -> AttentionKernel:
+def _kernel(name: str, on_gpu: bool, *, bf16: bool) -> AttentionKernel:
     """The kernel of that name, without the numbers: on a CPU, real or fake, sdpa is unfused."""
-    kernels = {"reference": reference_attention, "sdpa": _sdpa, "in_kernel": fused_attention}
-    auto = "sdpa" if on_gpu else "reference"
-    return kernels[auto if name == "auto" else name]
+    in_kernel = fused_attention if bf16 else _sdpa
+    if not on_gpu:
+        in_kernel = reference_attention
+    kernels = {"reference": reference_attention, "sdpa": _sdpa, "in_kernel": in_kernel}
+    return kernels["in_kernel" if name == "auto" else name]
 
 
 def _sdpa(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:

@@ -39,14 +39,19 @@ def test_a_mixed_batch_has_the_tokens_of_each_kind_alone(sam, scene):
             torch.testing.assert_close(together[i, None], alone, rtol=1e-5, atol=1e-5)
 
 
-def test_masks_of_a_batch_are_segment_anythings_image_by_image(sam, scene):
+@pytest.mark.parametrize("exact", [True, False])
+def test_masks_of_a_batch_are_segment_anythings_image_by_image(sam, scene, exact):
     embedding = torch.randn(3, 256, 5, 5, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         tokens = embed_prompts(
             sam.prompt_encoder, scene.points.flatten(0, 1), scene.labels.flatten(0, 1)
         )
         masks, ious = decode_masks(
-            sam.mask_decoder, sam.prompt_encoder, embedding, tokens.unflatten(0, (3, 4))
+            sam.mask_decoder,
+            sam.prompt_encoder,
+            embedding,
+            tokens.unflatten(0, (3, 4)),
+            exact=exact,
         )
         expected_masks, expected_ious = sam_masks(sam, embedding, scene)
     assert masks.shape == (3, 4, 4, 20, 20)

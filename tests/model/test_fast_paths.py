@@ -13,7 +13,6 @@ from torch._dynamo.testing import CompileCounter
 from supersam.config import SpaceConfig
 from supersam.model import Prediction, SamSupernet
 from supersam.model.attention import KERNELS, choose_kernel
-from supersam.model.elastic import compile_halves
 from supersam.model.stem import common_layers
 from supersam.space import SearchSpace, SubnetSpec, build_space
 from tests.model.scenes import Scene, random_scene
@@ -136,11 +135,11 @@ def test_recomputed_activations_give_the_same_gradients_from_less_memory(make_su
 
 @pytest.fixture
 def counted(make_supernet, tiny_shape):
-    """A supernet of three widths whose halves are counted as they are compiled."""
+    """A supernet of three widths whose compiled graphs are counted."""
     torch._dynamo.reset()
     space = build_space(SpaceConfig(removable=(1, 2), width_multiple=96), tiny_shape)
     supernet, counter = make_supernet(space, attention="sdpa"), CompileCounter()
-    supernet.image_encoder.training_halves = compile_halves(counter)
+    supernet.prepare_training(checkpoint_activations=False, compiled=True, backend=counter)
     yield supernet, counter
     torch._dynamo.reset()
 
@@ -160,21 +159,32 @@ def test_graphs_are_as_few_as_kinds_of_attention_and_widths(counted):
     assert counter.frame_count <= 2 + len(widths)
 
 
-def test_compiled_halves_give_the_same_gradients(counted):
-    supernet, _ = counted
+def test_compiled_pieces_give_the_same_gradients_and_the_decoder_is_one_graph(
+    counted, make_supernet
+):
+    supernet, counter = counted
     scene, specs = random_scene(80), sandwich(supernet.space)
     compiled = separate_gradients(supernet, scene, specs)
-    supernet.image_encoder.training_halves = type(supernet.image_encoder.training_halves)()
-    assert_equal_gradients(compiled, separate_gradients(supernet, scene, specs), 1e-6)
+    plain = make_supernet(supernet.space, attention="sdpa")
+    assert_equal_gradients(compiled, separate_gradients(plain, scene, specs), 1e-6)
+    widths = {width for spec in specs for width in spec.mlp_widths}
+    assert counter.frame_count == 2 + len(widths) + 1
 
 
-def test_positions_go_into_the_kernel_only_for_global_layers_on_a_gpu():
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    kernels = {
-        (device.type, is_global): choose_kernel("in_kernel", device, is_global=is_global)
-        for device in (cpu, cuda)
-        for is_global in (False, True)
-    }
-    assert kernels["cuda", True] is KERNELS["in_kernel"]
-    assert kernels["cuda", False] is KERNELS["sdpa"]
-    assert kernels["cpu", True] is kernels["cpu", False] is KERNELS["reference"]
+@pytest.mark.parametrize(
+    ("name", "device", "capability", "kernel"),
+    [
+        ("auto", "cuda", (9, 0), "in_kernel"),
+        ("auto", "cuda", (7, 0), "sdpa"),
+        ("in_kernel", "cuda", (7, 0), "in_kernel"),
+        ("sdpa", "cuda", (9, 0), "sdpa"),
+        ("auto", "cpu", (0, 0), "reference"),
+        ("in_kernel", "cpu", (0, 0), "reference"),
+        ("sdpa", "cpu", (0, 0), "sdpa"),
+    ],
+)
+def test_positions_go_into_the_kernel_on_a_gpu_that_can(
+    name, device, capability, kernel, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_kernel(name, torch.device(device)) is KERNELS[kernel]
