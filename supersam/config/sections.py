@@ -159,7 +159,8 @@ class EngineConfig(Section):
     """Keep only the input of each encoder layer and compute the rest again in the backward pass:
     less memory, a third more computation."""
     compile: bool = False
-    """Compile the halves of a layer for training: one graph a kind of attention and MLP width."""
+    """Compile, for training, the halves of a layer, one graph a kind of attention and MLP width,
+    and the mask decoder."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU of this rank where there is one."""
     threads: int = Field(0, ge=0)
