@@ -23,11 +23,12 @@ know: a newer minor version may have them.
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from isal import isal_zlib
 
 # Shards never change once finished, and many cluster file systems cannot lock. HDF5 looks at this
 # when it is loaded.
@@ -127,5 +128,5 @@ def crc32(*arrays: NDArray[Any]) -> int:
     """CRC-32 of the bytes of `arrays`, one after the other."""
     value = 0
     for array in arrays:
-        value = zlib.crc32(array.tobytes(), value)
+        value = isal_zlib.crc32(array.tobytes(), value)
     return value

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from supersam.data.hdf5 import FORMATS, MASK_META, read_layout
@@ -98,7 +98,7 @@ class OpenShard:
         """Image `i` and the table of its masks."""
         start, stop = self._span("image/offset", i)
         image = self._pread("image/data", start, stop, i)
-        if self._check_crc and zlib.crc32(image) != self._index["image/crc32"][i]:
+        if self._check_crc and isal_zlib.crc32(image) != self._index["image/crc32"][i]:
             raise self._bad(i, "the image's bytes are damaged (CRC-32)")
         id, height, width, format_code = self._meta[i].tolist()
         return ImageRecord(
@@ -117,7 +117,7 @@ class OpenShard:
         data = self._pread("mask/data", first, offset[high + 1], i)
         rles = [data[offset[k] - first : offset[k + 1] - first] for k in which]
         for k, rle in zip(which, rles, strict=True):
-            if self._check_crc and zlib.crc32(rle) != crc[k]:
+            if self._check_crc and isal_zlib.crc32(rle) != crc[k]:
                 raise self._bad(i, f"the run lengths of mask {k} are damaged (CRC-32)")
         return rles
 
@@ -167,7 +167,7 @@ class OpenShard:
         meta = self._table("mask/meta", a, b, i)
         crc = self._table("mask/crc32", a, b, i)
         if self._check_crc:
-            found = zlib.crc32(crc, zlib.crc32(meta, zlib.crc32(offset)))
+            found = isal_zlib.crc32(crc, isal_zlib.crc32(meta, isal_zlib.crc32(offset)))
             if found != self._index["image/mask_crc32"][i]:
                 raise self._bad(i, "the table of its masks is damaged (CRC-32)")
         return _MaskRows(

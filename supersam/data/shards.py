@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import os
 import threading
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from supersam.data.hdf5 import (
@@ -76,7 +76,7 @@ class ShardWriter:
             raise ValueError(f"id={sample.id} of {sample.name} is no non-negative 63-bit number")
         format_code = FORMATS.index(sample.format)
         self._image_meta.append((sample.id, sample.height, sample.width, format_code))
-        self._image_crc.append(zlib.crc32(sample.image))
+        self._image_crc.append(isal_zlib.crc32(sample.image))
         self._image_data += sample.image
         self._image_offset.append(len(self._image_data))
         self._names += sample.name.encode()
@@ -99,7 +99,7 @@ class ShardWriter:
     def _add_mask(self, mask: MaskRecord) -> None:
         self._mask_data += mask.rle
         self._mask_offset.append(len(self._mask_data))
-        self._mask_crc.append(zlib.crc32(mask.rle))
+        self._mask_crc.append(isal_zlib.crc32(mask.rle))
         self._mask_meta.append(
             (
                 mask.area,
