@@ -130,3 +130,17 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an unbroken tiny run of two ranks."""
     return reference_run(tmp_path_factory.mktemp("reference") / "two", 2)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Install stand-ins for Slurm's commands; there are no others on the PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin-without-slurm")
+
+    def install(name: str, script: str) -> None:
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        (folder / name).chmod(0o755)
+
+    return install
