@@ -45,7 +45,7 @@ def require_no_active_job(run: Task) -> None:
         state += ": it was requeued, and waited only for the time that Slurm makes it wait; no more"
     raise UserError(
         f"this run is job {job_id}, which is {state}; follow it with python "
-        f"launch/status.py {run.folder} --follow, or end it with scancel {job_id} first"
+        f"launch/status.py {run.folder} --follow, or end it with --cancel instead first"
     )
 
 
@@ -96,7 +96,7 @@ def follow_job(run: Task, job_id: str) -> int:
     except KeyboardInterrupt:
         print(
             f"\njob {job_id} goes on; follow it with python launch/status.py {run.folder} "
-            f"--follow, end it with scancel {job_id}",
+            "--follow, end it with --cancel instead",
             file=sys.stderr,
         )
         return 128 + 2
