@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # Tests share few cores with each other: more threads would only wait for one another.
 TEST_ENV := OMP_NUM_THREADS=1
+# Tests on clusters wait for Slurm half the time: other files run meanwhile. They are begun first.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test check unit install packages clean
 
@@ -29,10 +31,10 @@ demo: $(INSTALLED)
 	$(BIN)/python launch/train.py
 
 test: $(INSTALLED)
-	$(TEST_ENV) $(BIN)/python -m pytest
+	$(TEST_ENV) $(BIN)/python -m pytest $(PARALLEL)
 
 unit: $(INSTALLED)
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not cluster"
+	$(TEST_ENV) $(BIN)/python -m pytest $(PARALLEL) -m "not slow and not cluster"
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

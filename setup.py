@@ -55,6 +55,7 @@ setup(
             "mypy>=1.13",
             "pytest>=8.2",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.8",
             "types-PyYAML",
             "types-tqdm",

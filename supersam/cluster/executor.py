@@ -94,7 +94,7 @@ def _run_on_slurm(run: Task) -> int:
         print(f"submitted job {submit_follow_up(run, job_id)}, after it: {run.cluster.then}")
     if run.cluster.wait:
         return follow_job(run, job_id)
-    print(f"follow it: python launch/status.py {run.folder} --follow    end it: scancel {job_id}")
+    print(f"python launch/status.py {run.folder} --follow shows it, --cancel lets it save and end")
     return 0
 
 

@@ -7,10 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from supersam.cluster.batch import require_legal_world
+from supersam.cluster.snapshot import snapshot_code
 from supersam.cluster.supervisor import Supervisor
 from supersam.config import TrainRun, UserError, parse_cli
 from supersam.config.io import USAGE_ERROR
 from supersam.runtime.process import keep_others_from_writing
+from supersam.training.run_folder import prepare_run_folder
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -19,10 +21,6 @@ def main(args: Sequence[str] | None = None) -> None:
     keep_others_from_writing()
     try:
         require_legal_world(run, (run.cluster.nodes or 1) * run.cluster.ranks_per_node)
-        # Slow: they import torch.
-        from supersam.cluster.snapshot import snapshot_code
-        from supersam.training.run_folder import prepare_run_folder
-
         prepare_run_folder(run)
         if "SLURM_RESTART_COUNT" not in os.environ:
             snapshot_code(run.folder.absolute())

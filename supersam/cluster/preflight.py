@@ -79,8 +79,7 @@ def check_partition(run: TrainRun, partitions: list[dict[str, str]]) -> list[str
 
 def checkpoint_bytes(run: TrainRun) -> int:
     """Size of one checkpoint: fp32 weights and AdamW's two moments of all parameters."""
-    from supersam.model import resolve_shape
-    from supersam.space import build_space, subnet_cost
+    from supersam.space import build_space, resolve_shape, subnet_cost
 
     shape = resolve_shape(run.model)
     return int(subnet_cost(build_space(run.space, shape).largest(), shape).params_m * 1e6 * 12)

@@ -62,12 +62,17 @@ class RunRecord:
         if failed:
             return "failed"
         if self.status is not None and self.status.phase == "stopped":
-            return "stopped"
+            return "cancelled" if self._was_cancelled else "stopped"
         if 0 < self.steps <= self.saved_step:
             return "finished"
         if self.beats or self.saved_step:
             return "lost"
         return "failed" if self.events else "new"
+
+    @property
+    def _was_cancelled(self) -> bool:
+        """Whether the last attempt was, also by a scancel, which leaves no mark in the folder."""
+        return bool(self.events) and self.events[-1].reason == "cancelled"
 
     def works(self, beat: Beat) -> bool:
         """Whether a rank still does; of an attempt that is over none does, however fresh its beat.

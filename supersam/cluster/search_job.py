@@ -26,7 +26,7 @@ from supersam.cluster.sbatch import (
 )
 from supersam.cluster.snapshot import snapshot_code
 from supersam.cluster.steps import step_environment
-from supersam.cluster.submission import JOB_FILE, submitted_job
+from supersam.cluster.submission import JOB_FILE, submitted_job, wait_for_end
 from supersam.config import SearchRun, UserError, dump_run, load_run
 from supersam.config.io import USAGE_ERROR
 from supersam.runtime.atomic import write_bytes, write_json
@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 SWEEP_YAML = "sweep.yaml"
 """File in a sweep's folder: what was asked for."""
-_POLL_S = 1.0
 _END_S = 8.0
 """For the hosts of the Ray to end; the allocation is released after it in any case."""
 
@@ -193,7 +192,7 @@ class SearchSupervisor:
             print(f"error: {fault}", file=sys.stderr)
             raise SystemExit(USAGE_ERROR) from None
         if code == 128 + signal.SIGUSR2:  # out of time; another allocation goes on
-            slurm.requeue(slurm.own_job_id())
+            slurm.patiently(lambda: slurm.requeue(slurm.own_job_id()))
         _compare_sweep(home)
         raise SystemExit(code)
 
@@ -219,7 +218,9 @@ def _hosts_of_ray(folder: Path, home: Path) -> Iterator[Path]:
     """A Ray on every host of the allocation, as one step; the step is gone after the block."""
     job_id, restart = slurm.own_job_id(), os.environ.get("SLURM_RESTART_COUNT", "0")
     meeting = folder / "ray" / f"{job_id}-{restart}.json"
-    hosts = [h for h in slurm.job_hosts(job_id) if h not in slurm.lost_hosts([h])]
+    here = slurm.patiently(lambda: slurm.job_hosts(job_id))
+    lost = slurm.patiently(lambda: slurm.lost_hosts(here))
+    hosts = [host for host in here if host not in lost]
     head = os.environ.get("SLURMD_NODENAME", socket.gethostname())
     (folder / "logs").mkdir(exist_ok=True)
     command = [
@@ -265,18 +266,16 @@ def _require_no_active_job(asked: SearchRun) -> None:
 
 def _show_until_end(log: Path, job_id: str) -> None:
     shown = 0
-    while True:
-        if log.is_file():
-            with log.open("rb") as file:
-                file.seek(shown)
-                piece = file.read()
-            shown += len(piece)
-            sys.stdout.write(piece.decode("utf-8", errors="replace"))
-            sys.stdout.flush()
-        facts = slurm.job_facts(job_id)
-        if facts is None or not facts.is_active:
+
+    def show() -> None:
+        nonlocal shown
+        if not log.is_file():
             return
-        if facts.is_held:
-            with contextlib.suppress(slurm.SlurmError):  # not every site allows it
-                slurm.end_hold(job_id)
-        time.sleep(_POLL_S)
+        with log.open("rb") as file:
+            file.seek(shown)
+            piece = file.read()
+        shown += len(piece)
+        sys.stdout.write(piece.decode("utf-8", errors="replace"))
+        sys.stdout.flush()
+
+    wait_for_end(job_id, show)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
+import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
+
+logger = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
 
 _TIMEOUT_S = 30
+_ANSWER_S = 600  # for a controller that is down to come back
 # What an enclosing allocation leaves behind would bind a new job to its cores, nodes and step.
 _INHERITED = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "PMI_", "PMI2_", "PMIX_")
 _KEPT = ("SLURM_CONF",)
@@ -19,6 +27,13 @@ _LOST = ("down", "drain", "fail", "not_responding", "unknown")
 
 class SlurmError(Exception):
     """A command of Slurm failed; holds what it said."""
+
+
+class KilledCommandError(SlurmError):
+    """A signal ended a command of Slurm, as one to all processes of a job does.
+
+    It says nothing of Slurm: asked again, it answers.
+    """
 
 
 @dataclass(frozen=True)
@@ -78,10 +93,29 @@ def run_command(*words: str, timeout_s: float = _TIMEOUT_S, stdin: str = "") -> 
         raise SlurmError(f"there is no {words[0]} on this machine") from None
     except subprocess.TimeoutExpired:
         raise SlurmError(f"{words[0]} gave no answer within {timeout_s:g} s") from None
+    if done.returncode < 0:
+        raise KilledCommandError(f"{words[0]} was ended by {_signal_name(-done.returncode)}")
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()
         raise SlurmError(said[-1] if said else f"{words[0]} ended with {done.returncode}")
     return done.stdout
+
+
+def patiently(ask: Callable[[], Answer]) -> Answer:
+    """The answer of Slurm, also where its controller is away for some minutes."""
+    deadline, pause_s = time.monotonic() + _ANSWER_S, 1.0
+    while True:
+        try:
+            return ask()
+        except SlurmError as fault:
+            if time.monotonic() > deadline:
+                raise
+            if isinstance(fault, KilledCommandError):
+                time.sleep(0.2)
+                continue
+            logger.warning("Slurm does not answer (%s); asking again", fault)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 15.0)
 
 
 def missing_slurm() -> str | None:
@@ -178,6 +212,13 @@ def exclude_hosts(job_id: str, hosts: str) -> None:
 def end_hold(job_id: str) -> None:
     """Let a requeued job start as soon as there are hosts, not after Slurm's wait."""
     run_command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time one
+        return f"signal {number}"
 
 
 def _is_lost(state: str) -> bool:

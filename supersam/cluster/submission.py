@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def require_no_active_job(run: Task) -> None:
         state += ": it was requeued, and waited only for the time that Slurm makes it wait; no more"
     raise UserError(
         f"this run is job {job_id}, which is {state}; follow it with python "
-        f"launch/status.py {run.folder} --follow, or end it with scancel {job_id} first"
+        f"launch/status.py {run.folder} --follow, or end it with --cancel instead first"
     )
 
 
@@ -91,31 +92,36 @@ def follow_job(run: Task, job_id: str) -> int:
     folder = run.folder.absolute()
     printer = _LogPrinter(folder, job_id)
     try:
-        facts = _wait_for_end(printer, job_id)
+        facts = wait_for_end(job_id, printer.print_new)
     except KeyboardInterrupt:
         print(
             f"\njob {job_id} goes on; follow it with python launch/status.py {run.folder} "
-            f"--follow, end it with scancel {job_id}",
+            "--follow, end it with --cancel instead",
             file=sys.stderr,
         )
         return 128 + 2
     return _outcome(folder, job_id, facts)
 
 
-def _wait_for_end(printer: _LogPrinter, job_id: str) -> slurm.JobFacts | None:
+def wait_for_end(job_id: str, show: Callable[[], None]) -> slurm.JobFacts | None:
+    """What Slurm says of a job when it is over; None where it has forgotten it.
+
+    Calls `show` every second until then, and ends the wait before each requeued start.
+    """
     pause_s, silent = _POLL_S, False
     while True:
-        printer.print_new()
+        show()
         try:
             facts = slurm.job_facts(job_id)
         except slurm.SlurmError as fault:
-            if not silent:
+            if not silent and not isinstance(fault, slurm.KilledCommandError):
                 print(f"Slurm does not answer ({fault}); waiting for it", file=sys.stderr)
-            silent, pause_s = True, min(2 * pause_s, _SLOW_POLL_S)
+                silent = True
+            pause_s = min(2 * pause_s, _SLOW_POLL_S)
         else:
             silent, pause_s = False, _POLL_S
             if facts is None or not facts.is_active:
-                printer.print_new()
+                show()
                 return facts
             if facts.is_held:
                 with contextlib.suppress(slurm.SlurmError):  # not every site allows it

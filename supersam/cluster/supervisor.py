@@ -12,10 +12,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
 
 from supersam.cluster import slurm, steps
 from supersam.cluster.attempts import (
@@ -43,10 +41,8 @@ from supersam.runtime.strikes import suspects
 from supersam.runtime.watchdog import STALLED, blame
 
 logger = logging.getLogger(__name__)
-Answer = TypeVar("Answer")
 
 _POLL_S = 0.3
-_ANSWER_S = 600  # for a controller that is down to come back
 _WORDS = {"exit": "ends here", "restart": "starts again here", "requeue": "is requeued"}
 
 
@@ -88,7 +84,7 @@ class _Job:
     def execute(self) -> int:
         """Attempt the run until it is finished or another allocation has to go on."""
         (self.folder / "logs").mkdir(exist_ok=True)
-        hosts = _patiently(lambda: slurm.job_hosts(self.id))
+        hosts = slurm.patiently(lambda: slurm.job_hosts(self.id))
         self._require_shared_folder(hosts)
         if not self.run.cluster.may_lose_nodes:
             return self._attempt_all()
@@ -136,8 +132,8 @@ class _Job:
 
     def _leave_short_allocation(self) -> int:
         """Go back into the queue where Slurm gave a host that was dead already."""
-        here = _patiently(lambda: slurm.job_hosts(self.id))
-        lost = _patiently(lambda: slurm.lost_hosts(here))
+        here = slurm.patiently(lambda: slurm.job_hosts(self.id))
+        lost = slurm.patiently(lambda: slurm.lost_hosts(here))
         if not lost:
             raise UserError(f"the allocation holds none of {legal_node_counts(self.run)} nodes")
         logger.info("%s of this allocation cannot be reached; the run is requeued", lost)
@@ -147,12 +143,13 @@ class _Job:
         """Why an attempt that left no end was killed: its hosts tell."""
         former = [event.hosts for event in read_attempts(self.folder)][-1:]
         hosts = sorted({host for group in former for host in group})
-        return "node failure" if _patiently(lambda: slurm.lost_hosts(hosts)) else "requeued"
+        return "node failure" if slurm.patiently(lambda: slurm.lost_hosts(hosts)) else "requeued"
 
     def _choose_hosts(self) -> list[str]:
         """The hosts for the ranks: the most that are here, wanted, legal and not blamed."""
-        here = _patiently(lambda: slurm.job_hosts(self.id))
-        here = [host for host in here if host not in _patiently(lambda: slurm.lost_hosts(here))]
+        here = slurm.patiently(lambda: slurm.job_hosts(self.id))
+        lost = slurm.patiently(lambda: slurm.lost_hosts(here))
+        here = [host for host in here if host not in lost]
         cluster = self.run.cluster
         wanted = cluster.nodes or 1
         least = wanted if cluster.min_nodes is None else cluster.min_nodes
@@ -184,14 +181,14 @@ class _Job:
         return code if code != 0 or done else None
 
     def _inspect(self, code: int | None, hosts: list[str]) -> Ending:
-        facts = _patiently(lambda: slurm.job_facts(self.id))
+        facts = slurm.patiently(lambda: slurm.job_facts(self.id))
         requeued = facts is not None and facts.restarts > self.restarts
         blamed = blame(self.folder) if code == STALLED else None
         return Ending(
             exit_code=code,
             cancelled=is_cancelled(self.folder) or (self.ending and not requeued),
             requeued=requeued,
-            lost_hosts=tuple(_patiently(lambda: slurm.lost_hosts(hosts))) if code != 0 else (),
+            lost_hosts=tuple(slurm.patiently(lambda: slurm.lost_hosts(hosts))) if code != 0 else (),
             noticed=self.notice,
             preempted=facts is not None and self._is_preempted(facts),
             blamed_host=None if blamed is None else blamed.host,
@@ -229,16 +226,16 @@ class _Job:
 
     def _avoided(self) -> list[str]:
         partition = os.environ.get("SLURM_JOB_PARTITION")
-        return _patiently(lambda: hosts_to_avoid(self.run, partition))
+        return slurm.patiently(lambda: hosts_to_avoid(self.run, partition))
 
     def _requeue(self) -> int:
         avoided = self._avoided()
         send_usher(self.run, self.id, self.restarts)
-        _patiently(lambda: slurm.requeue(self.id))
+        slurm.patiently(lambda: slurm.requeue(self.id))
         if avoided:  # only now, as Slurm takes it of no running job
             logger.info("without %s, where ranks hung", ", ".join(avoided))
             hosts = merge_hosts(self.run.cluster.exclude, avoided)
-            _patiently(lambda: slurm.exclude_hosts(self.id, hosts))
+            slurm.patiently(lambda: slurm.exclude_hosts(self.id, hosts))
         time.sleep(steps.GRACE_S)  # Slurm ends this process; an exit of its own could come first
         return 1
 
@@ -257,17 +254,3 @@ class _Job:
 def _say(text: str) -> None:
     """An end that the user has to know of, as the commands say it."""
     print(f"error: {text}", file=sys.stderr, flush=True)
-
-
-def _patiently(ask: Callable[[], Answer]) -> Answer:
-    """The answer of Slurm, also where its controller is away for some minutes."""
-    deadline, pause_s = time.monotonic() + _ANSWER_S, 1.0
-    while True:
-        try:
-            return ask()
-        except slurm.SlurmError as fault:
-            if time.monotonic() > deadline:
-                raise
-            logger.warning("Slurm does not answer (%s); asking again", fault)
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, 15.0)

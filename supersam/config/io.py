@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar, get_origin
 
 import tyro
@@ -36,6 +37,8 @@ def parse_cli(
     run's own `run.yaml`. Prints what is wrong and exits with 2 on a user's mistake.
     """
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
+    if args is None:
+        sys.excepthook = _excuse_interrupt
     words = list(sys.argv[1:] if args is None else args)
     try:
         paths, flags = _split_config(words)
@@ -57,6 +60,16 @@ def parse_cli(
     except ValidationError as fault:  # of one section, before the whole is put together
         print(f"error: {_describe(run_type, fault.errors(), fault.title)}", file=sys.stderr)
         raise SystemExit(USAGE_ERROR) from None
+
+
+def _excuse_interrupt(
+    kind: type[BaseException], fault: BaseException, trace: TracebackType | None
+) -> None:
+    """A Ctrl-C that nothing else has taken is no fault: one word, and no traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("stopped", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, fault, trace)
 
 
 def exit_code(action: Callable[[Run], int], run: Run) -> int:

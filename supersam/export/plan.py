@@ -17,10 +17,10 @@ from supersam.export.onnx import require_onnx
 from supersam.export.writer import damaged_files, require_free
 from supersam.model import resolve_shape
 from supersam.search.folder import SeenData, seen_in_training, weights_id
-from supersam.space import SearchSpace, SubnetSpec, read_space
+from supersam.space import SearchSpace, SubnetSpec, read_space, read_subnet
 from supersam.training.run_data import validation_folders
 from supersam.training.run_folder import SUBNET
-from supersam.training.trained import WeightSource, find_weights, read_run, read_subnet
+from supersam.training.trained import WeightSource, find_weights, read_run
 
 logger = logging.getLogger(__name__)
 

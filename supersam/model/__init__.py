@@ -1,8 +1,9 @@
 """Segment Anything made elastic."""
 
 from supersam.model.extract import extract_subnet
-from supersam.model.sam import load_sam, resolve_shape
+from supersam.model.sam import load_sam
 from supersam.model.supernet import Prediction, SamSupernet, normalize_images
+from supersam.space import resolve_shape
 
 __all__ = [
     "Prediction",

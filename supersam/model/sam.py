@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from safetensors.torch import load_file
 from segment_anything.modeling import ImageEncoderViT, Sam
 from torch import Tensor, nn
 
-from supersam.config import ModelConfig, UserError
+from supersam.config import UserError
 from supersam.model.initialize import initialize
 from supersam.space import SHAPES, EncoderShape
 from supersam.space.shape import NECK_CHANNELS, PATCH_PX
@@ -24,24 +23,6 @@ from supersam.standalone import NORM_EPS, build_mask_decoder, build_prompt_encod
 
 _MAX_NAMES_SHOWN = 6
 _UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
-
-
-def resolve_shape(config: ModelConfig) -> EncoderShape:
-    """The encoder's sizes: the named model's, with every size that `config` gives put in place."""
-    sizes = ("embed_dim", "depth", "num_heads", "global_layers", "image_size", "window_size")
-    given = {name: value for name in sizes if (value := getattr(config, name)) is not None}
-    try:
-        if config.name in SHAPES:
-            return replace(SHAPES[config.name], **given)
-        missing = [name for name in sizes[:4] if name not in given]
-        if missing:
-            raise UserError(
-                f"model.name={config.name!r} is not one of {', '.join(SHAPES)}; choose one, or "
-                f"also give model.{', model.'.join(missing)}"
-            )
-        return EncoderShape(**given)
-    except ValueError as fault:
-        raise UserError(f"model: {fault}") from fault
 
 
 def load_sam(model: str | EncoderShape, checkpoint: Path | None = None, *, seed: int = 0) -> Sam:
@@ -139,22 +120,6 @@ def infer_shape(state: dict[str, Tensor]) -> EncoderShape | None:
         image_size=grid * PATCH_PX,
         window_size=windows[0] if windows else EncoderShape.window_size,
         mlp_ratio=len(first) / dim,
-    )
-
-
-def describe_shape(shape: EncoderShape) -> ModelConfig:
-    """The configuration that `resolve_shape` makes `shape` of."""
-    named = [name for name, known in SHAPES.items() if known == shape]
-    if named:
-        return ModelConfig(name=named[0])
-    return ModelConfig(
-        name="custom",
-        embed_dim=shape.embed_dim,
-        depth=shape.depth,
-        num_heads=shape.num_heads,
-        global_layers=shape.global_layers,
-        image_size=shape.image_size,
-        window_size=shape.window_size,
     )
 
 

@@ -5,11 +5,12 @@ from supersam.space.presets import (
     build_space,
     published_space,
     read_space,
+    read_subnet,
     space_yaml,
     wide_space,
     width_choices,
 )
-from supersam.space.shape import SHAPES, EncoderShape
+from supersam.space.shape import SHAPES, EncoderShape, describe_shape, resolve_shape
 from supersam.space.space import SearchSpace
 from supersam.space.spec import SubnetSpec
 
@@ -20,8 +21,11 @@ __all__ = [
     "SubnetCost",
     "SubnetSpec",
     "build_space",
+    "describe_shape",
     "published_space",
     "read_space",
+    "read_subnet",
+    "resolve_shape",
     "space_yaml",
     "subnet_cost",
     "wide_space",

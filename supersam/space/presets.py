@@ -8,6 +8,7 @@ from pathlib import Path
 from supersam.config import SpaceConfig, UserError, dump_yaml, read_yaml
 from supersam.space.shape import EncoderShape
 from supersam.space.space import SearchSpace
+from supersam.space.spec import SubnetSpec
 
 _PUBLISHED_DEPTH = 12
 _PUBLISHED_REMOVABLE = (1, 2, 5, 6, 9)
@@ -64,6 +65,18 @@ def read_space(path: Path, shape: EncoderShape) -> SearchSpace:
         return SearchSpace.from_dict(read_yaml(path), shape)
     except ValueError as fault:
         raise UserError(f"{path} is not a search space for this encoder: {fault}") from fault
+
+
+def read_subnet(path: Path, space: SearchSpace) -> SubnetSpec:
+    """The subnet that a JSON file holds. Raises UserError where it is none of `space`."""
+    try:
+        spec = SubnetSpec.read(path)
+    except ValueError as fault:
+        raise UserError(str(fault)) from fault
+    reason = space.misfit(spec)
+    if reason is not None:
+        raise UserError(f"{path} is not in this run's search space: {reason}")
+    return spec
 
 
 def space_yaml(space: SearchSpace) -> str:

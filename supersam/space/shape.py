@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from supersam.config import ModelConfig, UserError
 
 PATCH_PX = 16
 NECK_CHANNELS = 256
@@ -73,3 +75,37 @@ SHAPES: dict[str, EncoderShape] = {
     "vit_h": EncoderShape(1280, 32, 16, (7, 15, 23, 31)),
 }
 """`vit_t` is this project's small model; B, L and H are Meta's."""
+
+
+def resolve_shape(config: ModelConfig) -> EncoderShape:
+    """The encoder's sizes: the named model's, with every size that `config` gives put in place."""
+    sizes = ("embed_dim", "depth", "num_heads", "global_layers", "image_size", "window_size")
+    given = {name: value for name in sizes if (value := getattr(config, name)) is not None}
+    try:
+        if config.name in SHAPES:
+            return replace(SHAPES[config.name], **given)
+        missing = [name for name in sizes[:4] if name not in given]
+        if missing:
+            raise UserError(
+                f"model.name={config.name!r} is not one of {', '.join(SHAPES)}; choose one, or "
+                f"also give model.{', model.'.join(missing)}"
+            )
+        return EncoderShape(**given)
+    except ValueError as fault:
+        raise UserError(f"model: {fault}") from fault
+
+
+def describe_shape(shape: EncoderShape) -> ModelConfig:
+    """The configuration that `resolve_shape` makes `shape` of."""
+    named = [name for name, known in SHAPES.items() if known == shape]
+    if named:
+        return ModelConfig(name=named[0])
+    return ModelConfig(
+        name="custom",
+        embed_dim=shape.embed_dim,
+        depth=shape.depth,
+        num_heads=shape.num_heads,
+        global_layers=shape.global_layers,
+        image_size=shape.image_size,
+        window_size=shape.window_size,
+    )

@@ -1,4 +1,4 @@
-"""A run's folder: what was asked for, and whether a second start is the same run."""
+"""A run's folder: what was asked for, and whether a second start is the same run. No torch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from typing import Any
 from supersam import __version__
 from supersam.config import TrainRun, UserError, dump_run, load_run
 from supersam.data.manifest import read_manifest
-from supersam.model import resolve_shape
 from supersam.runtime.atomic import write_bytes, write_json
-from supersam.space import SearchSpace, build_space, read_space, space_yaml, subnet_cost
-from supersam.training.trained import read_subnet
+from supersam.space import (
+    SearchSpace,
+    build_space,
+    read_space,
+    read_subnet,
+    resolve_shape,
+    space_yaml,
+    subnet_cost,
+)
 
 COMMIT = "COMMIT"
 """File beside a copied package: the commit that it was copied from."""

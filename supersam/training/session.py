@@ -27,7 +27,7 @@ from supersam.runtime.memory import keep_freed_memory
 from supersam.runtime.metrics import MetricWriter
 from supersam.runtime.signals import StopFlag, stop_requested
 from supersam.runtime.watchdog import Watchdog
-from supersam.space import SearchSpace, read_space
+from supersam.space import SearchSpace, read_space, read_subnet
 from supersam.training.checkpoint import (
     CheckpointManager,
     Manifest,
@@ -40,7 +40,7 @@ from supersam.training.run_data import build_order, open_data
 from supersam.training.run_folder import SUBNET, git_commit, versions
 from supersam.training.sandwich import SandwichSampler
 from supersam.training.telemetry import Telemetry, memory_gib
-from supersam.training.trained import build_supernet, read_subnet
+from supersam.training.trained import build_supernet
 from supersam.training.trainer import InterruptedRunError, Trainer
 from supersam.training.validation import Validator
 

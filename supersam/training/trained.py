@@ -8,7 +8,7 @@ from pathlib import Path
 from supersam.config import TrainRun, UserError, load_run
 from supersam.model import SamSupernet, load_sam
 from supersam.runtime.distributed import World
-from supersam.space import SearchSpace, SubnetSpec
+from supersam.space import SearchSpace, SubnetSpec, read_subnet
 from supersam.training.checkpoint import (
     MANIFEST,
     CheckpointManager,
@@ -50,18 +50,6 @@ def choose_subnet(name: str, space: SearchSpace) -> SubnetSpec:
     if not path.is_file():
         raise UserError(f"--subnet {name}: not one of {', '.join(fixed)}, and no such file")
     return read_subnet(path, space)
-
-
-def read_subnet(path: Path, space: SearchSpace) -> SubnetSpec:
-    """The subnet that a JSON file holds. Raises UserError where it is none of `space`."""
-    try:
-        spec = SubnetSpec.read(path)
-    except ValueError as fault:
-        raise UserError(str(fault)) from fault
-    reason = space.misfit(spec)
-    if reason is not None:
-        raise UserError(f"{path} is not in this run's search space: {reason}")
-    return spec
 
 
 def find_weights(run: TrainRun, checkpoint: str) -> WeightSource:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -26,6 +28,21 @@ def _remove_leftovers() -> None:
             disk.rmdir()
 
 
+@contextlib.contextmanager
+def machine_to_oneself() -> Iterator[None]:
+    """Within the block no other session of tests on this machine starts or ends a cluster."""
+    with RUN_ROOT.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture
+def quiet_machine(machine_for_clusters: None) -> Iterator[None]:
+    """For tests that compare what there is on the machine before and after."""
+    with machine_to_oneself():
+        yield
+
+
 def _lives(pid: str) -> bool:
     return Path(f"/proc/{pid}").exists()
 
@@ -36,7 +53,8 @@ def machine_for_clusters() -> None:
     check = devcluster_command("check")
     if check.returncode != 0:
         pytest.skip(check.stderr.strip())
-    _remove_leftovers()
+    with machine_to_oneself():
+        _remove_leftovers()
 
 
 @pytest.fixture(scope="session")
@@ -51,13 +69,15 @@ def start_cluster(
         names.append(name)
         shared = str(tmp_path_factory.getbasetemp())
         size = ["--hosts", str(hosts), "--share", shared]
-        done = devcluster_command("up", "--name", name, *size, *options, timeout_s=300)
+        with machine_to_oneself():
+            done = devcluster_command("up", "--name", name, *size, *options, timeout_s=300)
         assert done.returncode == 0, done.stderr
         return DevCluster(name, [f"n{i}" for i in range(1, hosts + 1)])
 
     yield start
     for name in names:
-        done = devcluster_command("down", "--name", name)
+        with machine_to_oneself():
+            done = devcluster_command("down", "--name", name)
         assert done.returncode == 0, done.stderr
 
 
@@ -130,3 +150,17 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an unbroken tiny run of two ranks."""
     return reference_run(tmp_path_factory.mktemp("reference") / "two", 2)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Install stand-ins for Slurm's commands; there are no others on the PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin-without-slurm")
+
+    def install(name: str, script: str) -> None:
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        (folder / name).chmod(0o755)
+
+    return install

@@ -226,7 +226,7 @@ def test_accounting_remembers_a_finished_job(accounting_cluster: DevCluster) -> 
     wait_for(remembered, 20, what="the job in sacct")
 
 
-@pytest.mark.usefixtures("machine_for_clusters")
+@pytest.mark.usefixtures("quiet_machine")
 def test_up_and_down_leave_nothing_behind() -> None:
     before, name = machine_state(), f"pytest{os.getpid()}_down"
     assert devcluster_command("up", "--name", name, "--hosts", "2").returncode == 0
@@ -247,7 +247,7 @@ def test_up_and_down_leave_nothing_behind() -> None:
     assert devcluster_command("down", "--name", name).returncode == 0  # twice is fine
 
 
-@pytest.mark.usefixtures("machine_for_clusters")
+@pytest.mark.usefixtures("quiet_machine")
 @pytest.mark.parametrize("after_s", [0.2, 0.5, 0.9])
 def test_down_clears_what_a_killed_up_left(after_s: float) -> None:
     before, name = machine_state(), f"pytest{os.getpid()}_crash"
@@ -259,7 +259,7 @@ def test_down_clears_what_a_killed_up_left(after_s: float) -> None:
     assert machine_state() == before
 
 
-@pytest.mark.usefixtures("machine_for_clusters")
+@pytest.mark.usefixtures("quiet_machine")
 def test_a_terminated_up_takes_down_what_it_began() -> None:
     before, name = machine_state(), f"pytest{os.getpid()}_term"
     with subprocess.Popen([sys.executable, COMMAND, "up", "--name", name, "--hosts", "4"]) as up:
@@ -270,7 +270,7 @@ def test_a_terminated_up_takes_down_what_it_began() -> None:
     assert host_processes(name) == []
 
 
-@pytest.mark.usefixtures("machine_for_clusters")
+@pytest.mark.usefixtures("quiet_machine")
 def test_a_daemon_that_fails_is_named_with_its_log() -> None:
     before, name = machine_state(), f"pytest{os.getpid()}_fail"
     slurmd = os.path.realpath(shutil.which("slurmd", path="/usr/sbin") or "")
@@ -288,7 +288,7 @@ def test_a_daemon_that_fails_is_named_with_its_log() -> None:
     assert machine_state() == before
 
 
-@pytest.mark.usefixtures("machine_for_clusters")
+@pytest.mark.usefixtures("quiet_machine")
 def test_missing_packages_are_named_with_the_command_that_installs_them() -> None:
     hide = 'mount -t tmpfs none /usr/sbin && exec "$@"'  # in a mount namespace of its own
     done = subprocess.run(

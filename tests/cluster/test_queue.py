@@ -6,23 +6,7 @@ import os
 import time
 from pathlib import Path
 
-import pytest
-
 from supersam.cluster.queue import Job, Queue
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Install stand-ins for Slurm's commands; there are no others on the PATH."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin-without-slurm")
-
-    def install(name: str, script: str) -> None:
-        (folder / name).write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
-        (folder / name).chmod(0o755)
-
-    return install
 
 
 def test_squeue_comes_first_and_sacct_is_asked_for_the_rest(slurm) -> None:

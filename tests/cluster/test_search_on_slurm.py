@@ -1,4 +1,4 @@
-"""A search over four hosts of a real Slurm cluster, with hosts that die under it."""
+"""A search over three hosts of a real Slurm cluster, with hosts that die under it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from tests.search.tiny_search import make_run, make_shards, search
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1200)]
 
-SIZE = {"trials": 96, "population": 16, "chunk": 4, "protocol": {"images": 24}}
+SIZE = {"trials": 48, "population": 8, "chunk": 4, "protocol": {"images": 12}}
+LIMIT_MIN = 30
 START_S = 480
 
 
@@ -36,9 +37,9 @@ class Search:
     def __init__(self, cluster: DevCluster, run: Path, out: Path, *flags: str) -> None:
         self.out = out
         words = ["--run", run, "--out", out, "--trials", SIZE["trials"], "--chunk", SIZE["chunk"]]
-        words += ["--population", SIZE["population"], "--protocol.images", 24]
+        words += ["--population", SIZE["population"], "--protocol.images", 12]
         words += ["--protocol.images-per-batch", 2, "--threads", 1, "--device", "cpu"]
-        words += ["--nodes", 4, "--wait", "--time", "30:00", *flags]
+        words += ["--nodes", 3, "--wait", "--time", LIMIT_MIN, *flags]
         self.process = subprocess.Popen(
             [sys.executable, ROOT / "launch" / "search.py", *map(str, words)],
             env={**cluster.env, "PYTHONPATH": str(ROOT)},
@@ -67,15 +68,15 @@ class Search:
 def test_a_search_outlives_a_worker_and_the_head_and_finds_the_same(
     devcluster: DevCluster, searched_run, tmp_path
 ):
-    undisturbed = search(searched_run, tmp_path / "undisturbed", **SIZE)
     broken = Search(devcluster, searched_run.folder, tmp_path / "broken")
     broken.wait_for_trials(8)
     hosts = devcluster.run(["squeue", "--noheader", "--format=%N"]).strip()
-    assert hosts == "n[1-4]"
+    assert hosts == "n[1-3]"
     devcluster.kill("n3")
     before = broken.num_trials()
     broken.wait_for_trials(before + 8)  # it was requeued without n3, and went on
     devcluster.kill("n1")  # the driver and the head of the Ray
+    undisturbed = search(searched_run, tmp_path / "undisturbed", **SIZE)  # Slurm notices meanwhile
     broken.end()
     journal = read_journal(tmp_path / "broken" / "journal.jsonl")
     lines = (tmp_path / "broken" / "journal.jsonl").read_text().splitlines()
@@ -128,11 +129,15 @@ def test_a_sweep_is_one_array_and_one_comparison(devcluster: DevCluster, searche
 def test_a_search_out_of_time_goes_on_in_another_start(
     devcluster: DevCluster, searched_run, tmp_path
 ):
-    trials = 2000  # more than three minutes' worth
-    flags = ["--nodes", 2, "--time", "4:00", "--signal-delay-s", 60, "--trials", trials]
+    trials = 2000  # more than a minute's worth
+    flags = ["--nodes", 2, "--signal-delay-s", 110, "--trials", trials]
     cut = Search(devcluster, searched_run.folder, tmp_path / "t", *map(str, flags))
+    cut.wait_for_trials(4)
+    job = devcluster.run(["squeue", "--noheader", "--format=%i"]).strip()
+    devcluster.end_time_soon(job)
     restarts = ["squeue", "--noheader", "--Format=RestartCnt"]
     wait_for(lambda: devcluster.run(restarts).strip() == "1", START_S, what="a second start")
+    devcluster.set_limit(job, LIMIT_MIN)
     before = cut.num_trials()
     assert 0 < before < trials
     cut.wait_for_trials(before + 4)

@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 def test_each_rank_sees_the_gpus_that_were_asked_for(gpu_cluster: DevCluster, folder: Path):
     """Stand-ins: what Slurm is asked for and what a rank is given, not what a GPU computes."""
-    words = ("--nodes", "1", "--gpus-per-node", "2", *SLURM)
+    words = ("--nodes", "1", "--gpus-per-node", "2", "--optim.steps", "4", *SLURM)
     finish(launch(folder, *words, env=gpu_cluster.env), folder)
     job = gpu_cluster.job(job_of(folder))
     assert job["TresPerNode"] == "gres:gpu:2"

@@ -32,9 +32,10 @@ from tests.cluster.training import (
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 DEMO = PROJECT / "configs" / "train" / "demo.yaml"
-# Fewer steps, to save time; fp32, as bf16 rounds a batch of one otherwise than a batch of eight.
+# Less of it, to save time; fp32, as bf16 rounds a batch of one otherwise than a batch of eight.
 DEMO_FLAGS = (
-    *("--optim.steps", "6", "--engine.precision", "fp32", "--checkpoint.validate-images", "8"),
+    *("--optim.steps", "4", "--engine.precision", "fp32", "--checkpoint.validate-images", "8"),
+    *("--data.synthetic-train.images", "32", "--data.synthetic-val.images", "8"),
     *("--engine.log-every", "1", "--engine.log-sample-ids", "--data.workers", "0"),
 )
 
@@ -51,9 +52,9 @@ def test_the_demo_on_eight_hosts_trains_as_one_process_does(
     devcluster.wait_idle(timeout_s=10)
     (start, end) = read_attempts(folder)
     assert sorted(start.hosts) == devcluster.hosts
-    assert (start.world_size, end.step, end.exit_code) == (8, 6, 0)
+    assert (start.world_size, end.step, end.exit_code) == (8, 4, 0)
     alone = reference_run(tmp_path / "alone", 1, *DEMO_FLAGS, config=DEMO)
-    assert_same_losses(folder, alone, steps=6)
+    assert_same_losses(folder, alone, steps=4)
     assert samples_by_step(folder) == samples_by_step(alone)
 
 
@@ -65,14 +66,12 @@ def test_notice_costs_no_step_and_no_sample(devcluster: DevCluster, folder: Path
     wait_for_attempt(folder, 2)
     devcluster.run(["scontrol", "requeue", job])
     wait_for_attempt(folder, 3)
-    devcluster.run(["scontrol", "requeue", job])
-    wait_for_attempt(folder, 4)
     sleep = "#!/bin/sh\nsleep 2\n"
     (folder.parent / "urgent.sh").write_text(sleep)
     devcluster.submit(folder.parent / "urgent.sh", "-p", "urgent", "-N8", "--exclusive")
     finish(process, folder)
     reasons = [event.reason for event in ends(folder)]
-    assert reasons == ["signal USR2", "requeued", "requeued", "preempted", "finished"]
+    assert reasons == ["signal USR2", "requeued", "preempted", "finished"]
     steps = [(event.event, event.step) for event in read_attempts(folder)]
     assert [s for e, s in steps if e == "end"][:-1] == [s for e, s in steps if e == "start"][1:]
     assert samples_by_step(folder) == samples_by_step(reference)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from supersam.cluster.attempts import AttemptEvent
+from supersam.cluster.attempts import AttemptEvent, end_attempt, start_attempt
 from supersam.cluster.queue import Job, Queue
 from supersam.cluster.record import RunRecord, read_record
 from supersam.cluster.why import explain
@@ -124,6 +124,10 @@ def test_success_and_a_stop_on_request_are_no_failures(tmp_path: Path) -> None:
     assert why(tmp_path) == ("finished", "finished: 10 steps")
     run_ranks(tmp_path, "heart.enter('stopped')")
     assert why(tmp_path) == ("stopped", "stopped on request at step 3; saved at step 2")
+    started = start_attempt(tmp_path, job_id="7", hosts=["n1"], world_size=1)
+    end_attempt(tmp_path, started, "cancelled", 143)  # as after a scancel
+    assert why(tmp_path) == ("cancelled", "cancelled at step 3; saved at step 2")
+    (tmp_path / "attempts.jsonl").unlink()
     (tmp_path / "cancel").touch()
     assert why(tmp_path) == ("cancelled", "cancelled at step 3; saved at step 2")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -234,3 +236,21 @@ def test_clipping_is_said_to_deepspeed_even_when_off():
 def test_other_zero_stages_are_refused_with_the_reason(stage, reason):
     with pytest.raises(ValidationError, match=f"zero_stage={stage}: .*{reason}.*use 1"):
         EngineConfig(zero_stage=stage)
+
+
+def test_a_rank_starts_without_loading_a_compiler():
+    """Inductor takes longer to import than all of deepspeed."""
+    script = """
+import sys
+import torch
+from supersam.config import EngineConfig, OptimConfig
+from supersam.runtime.distributed import init_world
+from supersam.training.engine import Engine
+init_world(torch.device("cpu"))
+Engine(torch.nn.Linear(2, 2), OptimConfig(), EngineConfig(), world_size=1)
+assert "torch._inductor.compile_fx" not in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from supersam.config import TrainRun, UserError, load_run
@@ -89,3 +92,17 @@ def test_describing_a_run_writes_nothing(run):
     for part in ("largest: ", "smallest: ", "GFLOPs", "[1, 2, 4]", "global_batch: 4"):
         assert part in text
     assert not run.folder.exists()
+
+
+def test_a_run_is_prepared_and_submitted_without_torch():
+    """On a login node torch takes longer to import than all the rest of a submission."""
+    script = """
+import sys
+import supersam.cluster.submission, supersam.training.run_folder
+heavy = {"torch", "deepspeed", "ray", "h5py"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

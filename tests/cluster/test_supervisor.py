@@ -1,0 +1,92 @@
+"""What the supervisor makes of Slurm's answers, which stand-ins for its commands give here."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from supersam.cluster import steps
+from supersam.cluster.attempts import read_attempts
+from supersam.cluster.slurm import KilledCommandError, SlurmError, expand_hosts, patiently, requeue
+from supersam.cluster.submission import wait_for_end
+from supersam.cluster.supervisor import _Job
+from supersam.config import TrainRun, UserError
+from supersam.training.run_folder import prepare_run_folder
+
+Install = Callable[[str, str], None]
+NOT_AT_FIRST = 'if [ ! -e "$0.asked" ]; then : > "$0.asked"; kill -{signal} $$; fi'
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm: Install) -> Iterator[_Job]:
+    """Job 7 of a run that needs two nodes. Its requeue is noted in a file, and ends nothing."""
+    cluster = {"nodes": 2, "min_nodes": 2}
+    data = {"source": "synthetic"}
+    run = TrainRun.model_validate({"run": tmp_path / "run", "data": data, "cluster": cluster})
+    prepare_run_folder(run)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(steps, "GRACE_S", 0)
+    slurm("squeue", "echo n[1-2]")
+    slurm("scontrol", f'[ "$1" = show ] && echo n1 n2 || echo "$@" >> {tmp_path}/asked')
+    slurm("sbatch", f"echo usher >> {tmp_path}/asked")
+    signals = (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT)
+    before = [signal.getsignal(number) for number in signals]
+    yield _Job(run.folder)
+    for number, handler in zip(signals, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_an_allocation_with_a_dead_host_goes_back_into_the_queue(
+    job: _Job, slurm: Install, tmp_path: Path
+):
+    """Slurm may hand out a host before it knows that it is dead: no attempt, and no fault."""
+    slurm("sinfo", "echo n1 allocated; echo n2 down*")
+    assert job._attempt_all() == 1
+    assert (tmp_path / "asked").read_text().splitlines() == ["usher", "requeue 7"]
+    assert read_attempts(job.folder) == []
+
+
+def test_an_allocation_that_lives_and_is_too_small_is_the_users_to_mend(
+    job: _Job, slurm: Install, tmp_path: Path
+):
+    slurm("sinfo", "echo n1 allocated")
+    slurm("squeue", "echo n1")
+    slurm("scontrol", f'[ "$1" = show ] && echo n1 || echo "$@" >> {tmp_path}/asked')
+    with pytest.raises(UserError, match="the allocation holds none of"):
+        job._attempt_all()
+    assert not (tmp_path / "asked").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_a_signal_ended_is_asked_again_and_slurm_not_blamed(
+    slurm: Install, caplog: pytest.LogCaptureFixture, number: signal.Signals
+):
+    slurm("scontrol", f"{NOT_AT_FIRST.format(signal=number.value)}; echo n1 n2")
+    with caplog.at_level(logging.WARNING):
+        assert patiently(lambda: expand_hosts("n[1-2]")) == ["n1", "n2"]
+    assert caplog.text == ""
+
+
+def test_who_follows_a_job_reads_nothing_of_a_command_that_a_signal_ended(slurm: Install):
+    slurm("scontrol", f"{NOT_AT_FIRST.format(signal=15)}; echo JobId=7 JobState=COMPLETED")
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        facts = wait_for_end("7", lambda: None)
+    assert facts is not None
+    assert facts.state == "COMPLETED"
+    assert said.getvalue() == ""
+
+
+def test_a_signal_is_told_from_a_refusal(slurm: Install):
+    slurm("scontrol", "kill -TERM $$")
+    with pytest.raises(KilledCommandError, match="scontrol was ended by SIGTERM"):
+        requeue("7")
+    slurm("scontrol", "echo 'Access denied' >&2; exit 1")
+    with pytest.raises(SlurmError, match="Access denied"):
+        requeue("7")
