@@ -122,7 +122,7 @@ def _search(
 
     def on_trials(new: list[Trial]) -> None:
         trials, front = program.trials(), program.front()
-        board.show(trials, front)
+        board.show(trials, front, program.references())
         write_front(asked.folder, front)
         logger.info("%d of %d trials, %d on the front", len(trials), asked.trials, len(front))
 
@@ -132,7 +132,7 @@ def _search(
     finally:
         result = _result(asked, program, stop)
         _write_results(asked, basis, program, result, seconds=time.time() - started)
-        board.finish(program.trials(), result.front)
+        board.finish(program.trials(), result.front, result.references)
     return result
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -106,6 +107,8 @@ def test_the_page_holds_everything_and_needs_nothing(searched):
     assert not re.search(r"https?://(?!www\.w3\.org)", re.sub(r"base64,[^\"]+", "", text))
     for part in ("Pareto front", "chosen subnets", "Masks of three", "dimension contributes"):
         assert part in text
+    assert "random evaluated 26 subnets, the largest and the smallest among them" in text
+    assert f"--subnet '{searched[0]}#knee'" in unescape(text)
     for reference in ("largest", "smallest"):
         assert reference in text
     files = {file.name for file in (searched[0] / "figures").iterdir()}
