@@ -145,8 +145,14 @@ def test_what_a_user_names_is_escaped(searched, tmp_path):
 
 
 def test_a_folder_that_is_no_search_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"search\.json"):
+    with pytest.raises(UserError, match=r"holds no search\.json; name the folder of a search"):
         write_report(tmp_path)
+    (tmp_path / "results" / "one").mkdir(parents=True)
+    (tmp_path / "results" / "one" / "search.json").write_text("{")
+    with pytest.raises(UserError, match="it is a run; its searches are .*/results/one"):
+        write_report(tmp_path)
+    with pytest.raises(UserError, match=r"search\.json is damaged .*; restore it"):
+        write_report(tmp_path / "results" / "one")
 
 
 def test_contributions_find_the_dimension_that_matters(tiny_space):
