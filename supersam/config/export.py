@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from supersam.config.sections import Section
 
@@ -18,7 +18,8 @@ class ExportRun(Section):
     """Folder of a training run."""
     subnet: str = "largest"
     """largest, smallest, medium, a JSON file of a subnet, or a subnet of a search's front:
-    pareto.json#0 (its first), pareto.json#best (highest mIoU), pareto.json#knee."""
+    pareto.json#0 (its first), pareto.json#best (highest mIoU), pareto.json#knee,
+    pareto.json#cheapest (fewest FLOPs)."""
     out: Path
     """Folder to write; absent, empty, or this very export."""
     checkpoint: str = "last"
@@ -39,3 +40,12 @@ class ExportRun(Section):
     """auto takes a GPU where there is one."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")
     """Print the card as one JSON object on stdout."""
+
+    @model_validator(mode="after")
+    def _rate_has_steps(self) -> ExportRun:
+        if self.finetune_lr is not None and self.finetune_steps == 0:
+            raise ValueError(
+                f"finetune_lr={self.finetune_lr:g} is for a fine-tuning; say how long: "
+                "--finetune-steps N"
+            )
+        return self

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -24,7 +26,13 @@ LIMITABLE: tuple[str, ...] = ("params_m", "flops_g", "latency_ms", "peak_mem_mib
 """Metrics a constraint may name: known before a subnet is evaluated on images."""
 MEASURED = frozenset({"latency_ms", "peak_mem_mib"})
 """Metrics taken on the device; the other costs are closed formulas."""
-_CONSTRAINT = re.compile(r"\s*([A-Za-z_0-9]+)\s*(<=|>=)\s*([-+.\deE]+)\s*")
+_CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=|==|<|>|=)\s*(\S+)\s*")
+_UNITS = {
+    "params_m": "millions of parameters",
+    "flops_g": "GFLOPs",
+    "latency_ms": "milliseconds",
+    "peak_mem_mib": "MiB",
+}
 
 
 @dataclass(frozen=True)
@@ -38,21 +46,20 @@ class Constraint:
 
     @classmethod
     def parse(cls, text: str) -> Constraint:
-        """What `params_m<=45` means. Raises ValueError that names the known metrics."""
+        """What `params_m<=45` means. Raises ValueError with the fault and how to write it."""
         match = _CONSTRAINT.fullmatch(text)
         if match is None:
             raise ValueError(
                 f"constraint {text!r} is not METRIC<=NUMBER or METRIC>=NUMBER, such as params_m<=45"
             )
-        metric, sign, limit = match.groups()
-        if metric not in LIMITABLE:
-            close = difflib.get_close_matches(metric, LIMITABLE, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
+        metric, sign, number = match.groups()
+        _require_limitable(metric, text)
+        if sign not in ("<=", ">="):
             raise ValueError(
-                f"constraint {text!r} names an unknown metric; {hint}known are "
-                f"{', '.join(LIMITABLE)}"
+                f"constraint {text!r} has {sign}; a limit includes its number: write "
+                f"{metric}<={number} or {metric}>={number}"
             )
-        return cls(metric, sign == "<=", float(limit))
+        return cls(metric, sign == "<=", _limit(number, metric, text))
 
     def allows(self, value: float) -> bool:
         """Whether `value` keeps the limit."""
@@ -60,6 +67,33 @@ class Constraint:
 
     def __str__(self) -> str:
         return f"{self.metric} {'<=' if self.is_upper else '>='} {self.limit:g}"
+
+
+def _require_limitable(metric: str, text: str) -> None:
+    if metric in LIMITABLE:
+        return
+    known = ", ".join(LIMITABLE)
+    if metric in get_args(Metric):
+        raise ValueError(
+            f"constraint {text!r} limits what only evaluation tells; limits are on {known}, and "
+            f"{metric} is one of --objectives: choose from the front by it"
+        )
+    close = difflib.get_close_matches(metric, LIMITABLE, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise ValueError(f"constraint {text!r} names an unknown metric; {hint}known are {known}")
+
+
+def _limit(number: str, metric: str, text: str) -> float:
+    try:
+        limit = float(number)
+    except ValueError:
+        limit = math.nan
+    if not 0 < limit < math.inf:
+        raise ValueError(
+            f"constraint {text!r}: {number!r} is no number above 0; {metric} counts "
+            f"{_UNITS[metric]}, such as {metric}<=45"
+        )
+    return limit
 
 
 def _valid_constraint(text: str) -> str:
@@ -197,4 +231,16 @@ class SearchRun(Section):
     def _objectives_differ(self) -> SearchRun:
         if len(self.objectives) == 0 or len(set(self.objectives)) != len(self.objectives):
             raise ValueError(f"objectives={self.objectives} must be one or more different metrics")
+        return self
+
+    @model_validator(mode="after")
+    def _constraints_agree(self) -> SearchRun:
+        for extra in self.sweep.constraints or ("",):
+            limits = [Constraint.parse(text) for text in (*self.constraint, extra) if text]
+            for low, high in product(limits, limits):
+                contrary = low.metric == high.metric and low.limit > high.limit
+                if contrary and not low.is_upper and high.is_upper:
+                    raise ValueError(
+                        f"constraints {low} and {high} leave nothing between them; drop one of them"
+                    )
         return self

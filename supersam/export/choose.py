@@ -6,11 +6,11 @@ from pathlib import Path
 
 from supersam.config import UserError
 from supersam.search.journal import Trial
-from supersam.search.picks import best, knee, read_front
+from supersam.search.picks import best, cheapest, knee, read_front
 from supersam.space import SearchSpace, SubnetSpec
 from supersam.training.trained import choose_subnet
 
-_FORMS = "a number from 0, best or knee"
+_PICKS = {"best": best, "knee": knee, "cheapest": cheapest}
 
 
 def choose(name: str, space: SearchSpace) -> SubnetSpec:
@@ -26,12 +26,11 @@ def choose(name: str, space: SearchSpace) -> SubnetSpec:
 
 
 def _pick(front: list[Trial], place: str, name: str) -> Trial:
-    if place == "best":
-        return best(front)
-    if place == "knee":
-        return knee(front)
+    if place in _PICKS:
+        return _PICKS[place](front)
     if not place.isdigit():
-        raise UserError(f"--subnet {name}: after # comes {_FORMS}")
+        words = ", ".join(_PICKS)
+        raise UserError(f"--subnet {name}: after # comes a number from 0, or one of {words}")
     if int(place) >= len(front):
         raise UserError(
             f"--subnet {name}: the front has {len(front)} subnets, 0 to {len(front) - 1}"

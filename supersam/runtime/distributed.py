@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, TCPStore
 
+from supersam.config import UserError
+
 TIMEOUT_MIN = 10
 LOOPBACK = "127.0.0.1"
 _CPUINFO = Path("/proc/cpuinfo")
@@ -99,7 +101,12 @@ def close_world() -> None:
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device that `auto`, `cpu` or `cuda` means for this rank."""
+    """The device that `auto`, `cpu` or `cuda` means for this rank.
+
+    Raises UserError where it is a GPU and none is here.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda was asked for, and PyTorch sees no GPU here; take auto or cpu")
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     # One visible GPU each is the usual cluster set-up; several visible ones are taken in turn.

@@ -37,6 +37,18 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)
 
 
+def figure_pixels(figure: Figure) -> NDArray[np.uint8]:
+    """The figure as a picture, (H, W, 3) uint8 RGB."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels: NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    picture: NDArray[np.uint8] = pixels[..., :3].copy()
+    return picture
+
+
 def save_pixels(pixels: NDArray[np.uint8], path: Path) -> None:
     """Write a picture, (H, W, 3) uint8 RGB, as a PNG file, whole or not at all."""
     from matplotlib.image import imsave

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+_FLUSH_S = 10
+"""What is written shows after this time at most; TensorBoard's own two minutes are not live."""
+
+
 class MetricWriter:
     """Writes to one TensorBoard folder over all restarts of a run.
 
@@ -30,7 +34,9 @@ class MetricWriter:
 
         self._lines = folder / "metrics.jsonl"
         _drop_later_lines(self._lines, first_step)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+        self._board = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=first_step or None, flush_secs=_FLUSH_S
+        )
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write scalars named by paths such as `train/loss`."""

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from supersam.config import SearchRun
-from supersam.runtime.distributed import World
+from supersam.runtime.distributed import World, choose_device
 from supersam.runtime.logging import setup_logging
 from supersam.runtime.ray_address import RayAddress
 from supersam.runtime.signals import StopFlag, stop_requested
 from supersam.search.board import Board
 from supersam.search.comparison import write_comparison
+from supersam.search.costs import require_feasible
 from supersam.search.folder import Basis, find_basis, prepare_folder, write_record
 from supersam.search.journal import JOURNAL, Journal, Trial
 from supersam.search.objective import SubnetObjective, prepare_process
@@ -56,6 +57,8 @@ def run_search(asked: SearchRun, *, cluster: RayAddress | None = None) -> Search
     process without Ray. Raises UserError for what a user can mend; nothing is written then.
     """
     basis = find_basis(asked)
+    if cluster is None:
+        choose_device(asked.device)
     prepare_folder(asked, basis)
     setup_logging(World.single(), asked.folder / "logs" / "search.log")
     if basis.seen.seen:
@@ -76,6 +79,9 @@ def run_search_here(asked: SearchRun) -> int:
     if asked.sweep.is_empty:
         return finish(asked, run_search(asked))
     searches = expand(asked)
+    space = find_basis(searches[0]).space
+    for search in searches:  # all are checked before hours go into the first
+        require_feasible(space, search.constraints)
     for search in searches:
         print(f"search {search.name}")
         if not run_search(search).finished:
@@ -92,6 +98,9 @@ def finish(asked: SearchRun, result: SearchResult) -> int:
         print(format_front(result, asked.objectives))
     if result.finished and result.front:
         logger.info("report: %s", write_report(asked.folder))
+    elif result.finished:
+        logger.warning("no subnet that was tried keeps %s: no front, no report",
+                       ", ".join(map(str, asked.constraints)))  # fmt: skip
     if result.finished:
         return 0
     print("the search was stopped; run the same command to go on", file=sys.stderr)
@@ -122,7 +131,7 @@ def _search(
 
     def on_trials(new: list[Trial]) -> None:
         trials, front = program.trials(), program.front()
-        board.show(trials, front)
+        board.show(trials, front, program.references())
         write_front(asked.folder, front)
         logger.info("%d of %d trials, %d on the front", len(trials), asked.trials, len(front))
 
@@ -132,7 +141,7 @@ def _search(
     finally:
         result = _result(asked, program, stop)
         _write_results(asked, basis, program, result, seconds=time.time() - started)
-        board.finish(program.trials(), result.front)
+        board.finish(program.trials(), result.front, result.references)
     return result
 
 

@@ -86,7 +86,7 @@ def _by_searcher(
 
 def _introduction(search: SearchRun) -> Markup:
     text = (
-        f"{' against '.join(figures.SHORT[name] for name in search.objectives)}. Hypervolume "
+        f"{' against '.join(figures.NAMES[name] for name in search.objectives)}. Hypervolume "
         "is the share of the volume that a search's front dominates, of what the fronts of all "
         "searches dominate together; only searches under one constraint compete."
     )

@@ -8,11 +8,14 @@ import numpy as np
 
 from supersam.config import Constraint, UserError
 from supersam.config.search import MEASURED
+from supersam.search.journal import Trial
 from supersam.search.pareto import num_dominators
 from supersam.space import SearchSpace, SubnetSpec, subnet_cost
 
 _LOOKS = 2000
 """Random subnets looked at for one that keeps all limits together."""
+_NOISE = 1.2
+"""Times that two measurements of one subnet may differ by."""
 _FEWEST_SEEN = 8
 """Subnets a rung must have seen before it gives one up."""
 
@@ -44,6 +47,26 @@ def require_feasible(space: SearchSpace, limits: Sequence[Constraint]) -> None:
                 f"{limit.metric}={nearest:.6g}; set the limit at or beyond it"
             )
     _require_together(space, limits)
+
+
+def require_measured_feasible(
+    limits: Iterable[Constraint], *, smallest: Trial, largest: Trial
+) -> None:
+    """Raise UserError where a measured limit is far beyond what the cheapest subnet has.
+
+    A limit within the noise of a measurement is left to the search.
+    """
+    for limit in limits:
+        name, trial = ("smallest", smallest) if limit.is_upper else ("largest", largest)
+        found = trial.metrics.get(limit.metric)
+        if limit.metric not in MEASURED or found is None:
+            continue
+        ratio = found / limit.limit
+        if (ratio if limit.is_upper else 1 / ratio) > _NOISE:
+            raise UserError(
+                f"constraint {limit} is impossible on {trial.host}: the {name} subnet has "
+                f"{limit.metric}={found:.6g}; set it beyond that, under another --name"
+            )
 
 
 def _require_together(space: SearchSpace, limits: Sequence[Constraint]) -> None:

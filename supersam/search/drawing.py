@@ -11,9 +11,14 @@ _TOP, _LEFT = 8, 4
 _MLP, _EMPTY, _LINE, _GREY, _HEADS = "#2f6f9f", "#eef2f6", "#9aa5b1", "#52606d", "#d97706"
 
 
+def drawing_px(shape: EncoderShape) -> int:
+    """Width of a drawing."""
+    return 2 * _LEFT + shape.depth * (_COLUMN + _GAP)
+
+
 def draw_subnet(spec: SubnetSpec, shape: EncoderShape, *, name: str) -> str:
     """SVG text. Bars are MLP widths, dots are attention heads, dashed outlines removed layers."""
-    width = 2 * _LEFT + shape.depth * (_COLUMN + _GAP)
+    width = drawing_px(shape)
     columns = 3 if shape.num_heads > 8 else 2 if shape.num_heads > 4 else 1
     dots = -(-shape.num_heads // columns)
     height = _TOP + _TALL + 8 + dots * (_HEAD + 3) + 34
@@ -25,7 +30,7 @@ def draw_subnet(spec: SubnetSpec, shape: EncoderShape, *, name: str) -> str:
     parts.append(_text(_LEFT, height - 3, note, anchor="start"))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'width="{width}" height="{height}" '
+        f'width="{width}" height="{height}" style="min-width:{0.75 * width:g}px" '
         f'role="img" font-family="sans-serif">'
         f"<title>{escape(name)}</title>{''.join(parts)}</svg>"
     )

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
 
-from supersam.runtime.figures import new_figure, save_figure
+from supersam.runtime.figures import figure_pixels, new_figure, save_figure
 from supersam.search.contributions import Contribution
 from supersam.search.journal import Trial
 
@@ -26,9 +28,17 @@ SHORT = {
     "latency_ms": "latency ms",
     "peak_mem_mib": "memory MiB",
 }
+NAMES = {
+    "miou": "mIoU",
+    "params_m": "parameters",
+    "flops_g": "FLOPs",
+    "latency_ms": "latency",
+    "peak_mem_mib": "peak memory",
+}
 _WIDTH_IN, _HEIGHT_IN = 5.2, 3.6  # narrow: a phone scales it down, and letters with it
 _FRONT, _TRIAL = "#2f6f9f", "#9aa5b1"
 _MARKS = {"pretrained": ("*", "#7c3aed"), "largest": ("s", "#b45309"), "smallest": ("^", "#0f766e")}
+_OTHER = ("D", "#334155")
 
 
 def draw_trials(path: Path, trials: Sequence[Trial], objectives: Sequence[str]) -> None:
@@ -47,6 +57,26 @@ def draw_trials(path: Path, trials: Sequence[Trial], objectives: Sequence[str]) 
     save_figure(figure, path)
 
 
+def front_picture(
+    trials: Sequence[Trial],
+    front: Sequence[Trial],
+    references: Mapping[str, Trial],
+    objectives: Sequence[str],
+) -> NDArray[np.uint8]:
+    """The state of a search while it goes on, (H, W, 3) uint8."""
+    figure, (axes,) = new_figure(width_in=_WIDTH_IN, height_in=_HEIGHT_IN)
+    x, y = objectives[-1], objectives[0]
+    ordered = sorted(front, key=lambda trial: trial.metrics[x])
+    marks = [("trials", trials, ".", _TRIAL), ("front", ordered, "o-", _FRONT)]
+    marks += [(n, [trial], *_MARKS.get(n, _OTHER)) for n, trial in references.items()]
+    for name, some, mark, colour in marks:
+        values = ([trial.metrics[axis] for trial in some] for axis in (x, y))
+        axes.plot(*values, mark, color=colour, label=name)
+    _name(axes, x, y)
+    _legend(axes)
+    return figure_pixels(figure)
+
+
 def draw_front(
     path: Path,
     front: Sequence[Trial],
@@ -60,7 +90,7 @@ def draw_front(
     ordered = sorted(front, key=lambda trial: trial.metrics[x])
     _plot(axes, ordered, x, y, fmt="o-", color=_FRONT, label="front")
     for name, trial in references.items():
-        mark, colour = _MARKS.get(name, ("D", "#334155"))
+        mark, colour = _MARKS.get(name, _OTHER)
         _plot(axes, [trial], x, y, fmt=mark, color=colour, label=name)
     for index, (name, trial) in enumerate(picks.items()):
         axes.annotate(
@@ -70,10 +100,10 @@ def draw_front(
             textcoords="offset points",
             fontsize=8,
             color="#334155",
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )
     _name(axes, x, y)
-    # above the axes: intervals fill the frame, and nothing inside it stays free
-    axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+    _legend(axes)
     save_figure(figure, path)
 
 
@@ -132,6 +162,11 @@ def _plot(
         elinewidth=0.8,
         capsize=2,
     )
+
+
+def _legend(axes: Axes) -> None:
+    """Above the axes: intervals fill the frame, and nothing inside it stays free."""
+    axes.legend(frameon=False, fontsize=8, ncols=5, loc="lower left", bbox_to_anchor=(0, 1))
 
 
 def _name(axes: Axes, x: str, y: str) -> None:

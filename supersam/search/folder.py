@@ -141,10 +141,19 @@ def write_record(asked: SearchRun, basis: Basis, results: dict[str, Any]) -> Non
 
 def read_record(folder: Path) -> dict[str, Any]:
     """`search.json` of a search's folder. Raises UserError where it is missing or damaged."""
+    file = folder / SEARCH_JSON
+    if not file.is_file():
+        found = sorted(path.parent for path in (folder / "results").glob(f"*/{SEARCH_JSON}"))
+        hint = f"it is a run; its searches are {', '.join(map(str, found))}" if found else (
+            "name the folder of a search, such as RUN/results/search"
+        )  # fmt: skip
+        raise UserError(f"{folder} holds no {SEARCH_JSON}; {hint}")
     try:
-        values: dict[str, Any] = json.loads((folder / SEARCH_JSON).read_text(encoding="utf-8"))
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
-        raise UserError(f"{folder} holds no readable {SEARCH_JSON}: {fault}") from fault
+        raise UserError(
+            f"{file} is damaged ({fault}); restore it, or search again under another --name"
+        ) from fault
     return values
 
 
@@ -165,7 +174,9 @@ def _require_same(asked: SearchRun, basis: Basis, folder: Path) -> None:
     before = _fixed(load_run(SearchRun, folder / SEARCH_YAML))
     now = _fixed(asked)
     changed = [
-        f"{name}: {before[name]} -> {now[name]}" for name in now if before[name] != now[name]
+        f"{name}: {before.get(name)} -> {value}"
+        for name, value in now.items()
+        if before.get(name) != value
     ]
     if changed:
         raise UserError(
@@ -177,11 +188,13 @@ def _require_same(asked: SearchRun, basis: Basis, folder: Path) -> None:
 
 def _fixed(asked: SearchRun) -> dict[str, Any]:
     values = asked.model_dump(mode="json", by_alias=True)
-    return {
-        name: value
-        for name, value in values.items()
-        if name not in (*_CHANGEABLE, *_CHANGEABLE_SECTIONS, "data", "checkpoint")
-    }
+    fixed: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in (*_CHANGEABLE, *_CHANGEABLE_SECTIONS, "data", "checkpoint"):
+            continue
+        parts = value if isinstance(value, dict) else {"": value}
+        fixed |= {f"{name}.{part}".rstrip("."): each for part, each in parts.items()}
+    return fixed
 
 
 def seen_in_training(run: TrainRun, source: WeightSource, folders: tuple[Path, ...]) -> SeenData:

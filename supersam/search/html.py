@@ -21,7 +21,7 @@ img, svg { width: 100%; max-width: 42rem; height: auto; }
 .wide { overflow-x: auto; margin: .8rem 0; }
 .drawings { display: flex; flex-wrap: wrap; gap: 0 2.5rem; }
 .drawings figure { max-width: 100%; }
-.drawings svg { width: auto; max-width: none; }
+.drawings svg { max-width: none; }
 .masks { min-width: 40rem; }
 .masks .heads { display: flex; font-size: .85rem; color: #52606d; text-align: center; }
 .masks .heads span { flex: 1; padding: .2rem; overflow-wrap: anywhere; }
@@ -35,7 +35,7 @@ table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere;
 table.facts td:first-child { white-space: nowrap; color: #52606d; }
 .warning { border-left: 4px solid #c2410c; background: #fff7ed; padding: .5rem .9rem;
   max-width: 46rem; }
-code { font-size: .92em; }
+code { font-size: .92em; overflow-wrap: anywhere; }
 """
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from supersam.config import SearchRun
-from supersam.search.costs import keeps_limits
+from supersam.search.costs import keeps_limits, require_measured_feasible
 from supersam.search.folder import Basis
 from supersam.search.journal import Journal, Stage, Trial, trial_key
 from supersam.search.objective import Chunk, Job, protocol_of
@@ -75,6 +75,10 @@ class Program:
         told = [self._journal[j.key] for j in self._references if j.searcher != PRETRAINED]
         if self._schedule is None:
             asked, space = self._asked, self._basis.space
+            fixed = {job.searcher: self._journal[job.key] for job in self._references}
+            require_measured_feasible(
+                asked.constraints, smallest=fixed[SMALLEST], largest=fixed[LARGEST]
+            )
             problem = Problem(
                 space, asked.objectives, asked.constraints, asked.seed, asked.population
             )

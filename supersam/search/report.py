@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +15,18 @@ from supersam.runtime.figures import save_pixels
 from supersam.search import figures
 from supersam.search.comparison import REPORT, read_searches, write_comparison
 from supersam.search.contributions import Contribution, contributions
-from supersam.search.drawing import draw_subnet
+from supersam.search.drawing import draw_subnet, drawing_px
 from supersam.search.folder import SEARCH_YAML, read_record
 from supersam.search.html import Markup, facts, page, picture, table, tag
 from supersam.search.journal import JOURNAL, Trial, read_journal
 from supersam.search.masks import COLUMNS, draw_masks
 from supersam.search.picks import best, cheapest, knee, read_front
 from supersam.search.predictor import FEWEST
+from supersam.search.program import LARGEST, PRETRAINED, SMALLEST
 from supersam.space import EncoderShape, SearchSpace
 from supersam.training.trained import read_run
 
+_FIXED = (PRETRAINED, LARGEST, SMALLEST)
 _SHOWN = 12  # contributions in the table; the figure has all
 
 
@@ -37,7 +40,7 @@ class Report:
     """`search.json`."""
     space: SearchSpace
     trials: list[Trial]
-    """Complete trials of the searcher, in the order they were proposed."""
+    """Complete trials in the order they were proposed, after the largest and the smallest."""
     front: list[Trial]
     references: Mapping[str, Trial]
 
@@ -92,17 +95,20 @@ def read_report(folder: Path) -> Report:
     shape = resolve_shape(read_run(asked.run).model)
     space = {k: v for k, v in record["space"].items() if k != "num_subnets"}
     journal = read_journal(folder / JOURNAL)
-    found = [t for t in journal if t.stage == "search" and t.status == "complete"]
+    # the largest and the smallest are evaluated first, and not again where a searcher asks
+    found = [t for t in journal if t.stage != "final" and t.status == "complete"]
     references = {t.searcher: t for t in journal if t.stage == "reference"}
-    final = record.get("references", {})
+    references |= {n: Trial.from_dict(v) for n, v in record.get("references", {}).items()}
     return Report(
         folder=folder,
         asked=asked,
         record=record,
         space=SearchSpace.from_dict(space, shape),
-        trials=sorted(found, key=lambda t: (t.batch, t.index)),
+        trials=sorted(
+            (t for t in found if t.searcher != PRETRAINED), key=lambda t: (t.batch, t.index)
+        ),
         front=read_front(folder),
-        references=references | {n: Trial.from_dict(values) for n, values in final.items()},
+        references={n: references[n] for n in _FIXED if n in references},
     )
 
 
@@ -110,25 +116,17 @@ def _summary(report: Report) -> Markup:
     record, asked = report.record, report.asked
     seen = record["data"]["seen_in_training"]
     text = (
-        f"{len(report.trials)} subnets of {record['space']['num_subnets']:,} were evaluated by "
-        f"{asked.searcher}; {len(report.front)} are on the Pareto front of "
-        f"{' against '.join(figures.SHORT[name] for name in asked.objectives)}"
+        f"{asked.searcher} evaluated {len(report.trials):,} subnets, the largest and the smallest "
+        f"among them, of {record['space']['num_subnets']:,}; {len(report.front)} are on the Pareto "
+        f"front of {' against '.join(figures.NAMES[name] for name in asked.objectives)}"
         + (f", under {', '.join(map(str, asked.constraints))}." if asked.constraints else ".")
     )
-    parts = [tag("p", text)]
+    warnings = []
     if not record.get("finished", False):
-        parts.append(
-            tag(
-                "p",
-                "The search is not finished: the front is as the search saw it.",
-                class_="warning",
-            )
-        )
+        warnings.append("The search is not finished: the front is as the search saw it.")
     if seen["seen"]:
-        parts.append(
-            tag("p", f"Training saw the evaluation data: {seen['detail']}.", class_="warning")
-        )
-    return Markup("\n".join(parts))
+        warnings.append(f"Training saw the evaluation data: {seen['detail']}.")
+    return Markup(tag("p", text) + "".join(tag("p", each, class_="warning") for each in warnings))
 
 
 def _front(report: Report, place: Path) -> list[Markup]:
@@ -144,10 +142,11 @@ def _front(report: Report, place: Path) -> list[Markup]:
             f"resampled. {_protocol(report.front[0])}",
         ),
         _table(report),
+        _how_to_export(report),
     ]
     if report.trials:
         figures.draw_trials(place / "trials.svg", report.trials, objectives)
-        caption = f"All trials as the search saw them. {_protocol(report.trials[0])}"
+        caption = f"All subnets as the search saw them. {_protocol(report.trials[0])}"
         parts.append(_figure(place / "trials.svg", caption))
     return parts
 
@@ -167,6 +166,16 @@ def _table(report: Report) -> Markup:
     return table(head, rows)
 
 
+def _how_to_export(report: Report) -> Markup:
+    words = ("python launch/export.py --run", shlex.quote(str(report.record["run"])), "--subnet",
+             shlex.quote(f"{report.folder}#knee"), "--out DIR")  # fmt: skip
+    return tag(
+        "p",
+        "A line of the table as a model of its own, here the knee: ",
+        tag("code", " ".join(words)),
+    )
+
+
 def _cells(trial: Trial, costs: Sequence[str]) -> list[str]:
     metrics = trial.metrics
     interval = (
@@ -182,9 +191,9 @@ def _subnets(report: Report, place: Path) -> list[Markup]:
         tag("h2", "The chosen subnets"),
         tag(
             "p",
-            "A column is a layer of the supernet, g marks global attention. Blue is the width of "
-            "the MLP, of a full one; squares below are attention heads; a dashed column is a "
-            "removed layer.",
+            "A column is a layer of the supernet; g marks global attention. Blue is the part of "
+            "the MLP's width that is kept, squares below are attention heads, and a dashed column "
+            "is a removed layer.",
         ),
     ]
     chosen = {**report.picks, **_fixed(report)}
@@ -200,7 +209,12 @@ def _drawing(name: str, trial: Trial, shape: EncoderShape, place: Path) -> Marku
         f"{name}: mIoU {metrics['miou']:.4f}, {metrics['params_m']:.2f} M parameters, "
         f"{metrics['flops_g']:.2f} GFLOPs"
     )
-    return tag("figure", tag("div", Markup(svg), class_="wide"), tag("figcaption", caption))
+    return tag(
+        "figure",
+        tag("div", Markup(svg), class_="wide"),
+        tag("figcaption", caption),
+        style=f"width:{drawing_px(shape)}px",
+    )
 
 
 def _fixed(report: Report) -> dict[str, Trial]:
@@ -209,7 +223,7 @@ def _fixed(report: Report) -> dict[str, Trial]:
     return {
         name: trial
         for name, trial in report.references.items()
-        if name in ("largest", "smallest") and trial.spec not in picked
+        if name != PRETRAINED and trial.spec not in picked
     }
 
 
@@ -224,8 +238,9 @@ def _masks(report: Report, place: Path, images: int) -> list[Markup]:
         "div", tag("div", *heads, class_="heads"), picture(file, alt="masks"), class_="masks"
     )
     caption = (
-        "The same held-out images for each subnet: crowded ones, spread over the set, at most "
-        "twelve objects each, at the model's input size. The single mask of each prompt."
+        "The single mask of each prompt, on the same held-out images for each subnet. Images are "
+        "spread over the set, of neighbours the one with most objects, and twelve objects at most "
+        "are shown."
     )
     return [
         tag("h2", "Masks of three subnets"),

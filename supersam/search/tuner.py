@@ -23,7 +23,7 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from supersam.config import SearchRun
+from supersam.config import SearchRun, UserError
 from supersam.runtime.signals import StopFlag
 from supersam.search.journal import Trial
 from supersam.search.objective import Chunk, SubnetObjective, prepare_process
@@ -95,6 +95,8 @@ def evaluate_on_ray(
                 log_to_file=False,
             ),
         ).fit()
+    if clerk.fault is not None:
+        raise clerk.fault
     if clerk.failure is not None or not (program.is_finished or stop):
         raise RuntimeError(clerk.failure or "every evaluator was lost; see Ray's messages above")
 
@@ -195,6 +197,8 @@ class _Clerk(tune.Callback):  # type: ignore[misc]  # Ray is untyped
         self._closed = False
         self._failures: Counter[str] = Counter()
         self.failure: str | None = None
+        self.fault: UserError | None = None
+        """What a user can mend; ends the search."""
         self._hand_out()
 
     @property
@@ -216,7 +220,10 @@ class _Clerk(tune.Callback):  # type: ignore[misc]  # Ray is untyped
             return
         self._desk.finish.remote(trial.trial_id, found[0].key)
         self._under_way -= 1
-        self._on_trials(self._program.complete(found))
+        try:
+            self._on_trials(self._program.complete(found))
+        except UserError as fault:  # Tune would bury it under a traceback of its own
+            self.fault = fault
         self._hand_out()
 
     def on_trial_recover(
@@ -233,7 +240,9 @@ class _Clerk(tune.Callback):  # type: ignore[misc]  # Ray is untyped
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **_: Any) -> None:
         """Close when there is no more to do, or when a stop is requested."""
-        if not self._closed and (self._stop or self.failure or self._program.is_finished):
+        if not self._closed and (
+            self._stop or self.failure or self.fault or self._program.is_finished
+        ):
             self._under_way -= ray.get(self._desk.close.remote())
             self._closed = True
 

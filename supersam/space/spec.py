@@ -72,8 +72,7 @@ class SubnetSpec:
         """The inverse of `to_dict`. Raises ValueError that names the wrong field."""
         names = ("layers", "mlp_widths", "heads", "embed_dim")
         if not isinstance(values, dict) or set(values) != set(names):
-            got = sorted(values) if isinstance(values, dict) else type(values).__name__
-            raise ValueError(f"a subnet has the fields {', '.join(names)}; got {got}")
+            raise ValueError(f"a subnet has the fields {', '.join(names)}; {_amiss(values, names)}")
         lists = {name: _ints(name, values[name]) for name in names[:3]}
         return cls(**lists, embed_dim=_ints("embed_dim", [values["embed_dim"]])[0])
 
@@ -93,6 +92,16 @@ class SubnetSpec:
         """16 hex digits that name this subnet in journals and folders; equal for equal subnets."""
         canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _amiss(values: Any, names: tuple[str, ...]) -> str:
+    """Which fields are missing or too many."""
+    if not isinstance(values, dict):
+        return f"this is a {type(values).__name__}"
+    missing = [name for name in names if name not in values]
+    unknown = sorted(set(values) - set(names))
+    parts = (("missing", missing), ("unknown", unknown))
+    return ", ".join(f"{word}: {', '.join(found)}" for word, found in parts if found)
 
 
 def _ints(name: str, values: Any) -> tuple[int, ...]:

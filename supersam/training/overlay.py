@@ -1,4 +1,7 @@
-"""Pictures of what subnets make of a few images: prompts, truth and masks side by side."""
+"""Pictures of what subnets make of a few images: prompts, truth and masks side by side.
+
+The padding below and right of an image is white, whatever a model makes of it: it does not count.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,9 @@ def _row(image: EvalImage, predictors: Sequence[Predictor]) -> NDArray[np.uint8]
         )
         masks = F.interpolate(logits[0, :, :1].cpu(), pixels.shape[:2], mode="bilinear")
         panels.append(_with_masks(pixels, masks[:, 0] > 0))
+    height, width = image.size
+    for panel in panels:
+        panel[height:] = panel[:, width:] = 255
     return _stack(panels, axis=1)
 
 

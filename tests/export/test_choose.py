@@ -28,7 +28,8 @@ def front(tiny_space, tmp_path):
 
 def test_places_on_a_front(tiny_space, front):
     folder, specs = front
-    expected = {"0": specs[0], "2": specs[2], "best": specs[2], "knee": specs[1]}
+    expected = {"0": specs[0], "2": specs[2], "best": specs[2], "knee": specs[1],
+                "cheapest": specs[0]}  # fmt: skip
     for place, spec in expected.items():
         assert choose(f"{folder / 'pareto.json'}#{place}", tiny_space) == spec
         assert choose(f"{folder}#{place}", tiny_space) == spec
@@ -43,7 +44,7 @@ def test_words_and_files(tiny_space, tmp_path):
 
 def test_other_places_are_refused(tiny_space, front):
     folder, _ = front
-    for place, expected in (("3", "has 3 subnets, 0 to 2"), ("x", "best or knee")):
+    for place, expected in (("3", "has 3 subnets, 0 to 2"), ("x", "best, knee, cheapest")):
         with pytest.raises(UserError, match=expected):
             choose(f"{folder}#{place}", tiny_space)
     with pytest.raises(UserError, match="is not a front"):

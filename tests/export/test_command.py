@@ -133,8 +133,9 @@ def test_a_subnet_outside_the_space_is_named_with_what_is_allowed(trained, space
         wrong.write(tmp_path / "spec.json")
         with pytest.raises(UserError, match=expected):
             run_export(export_of(trained, tmp_path / "out", subnet=str(tmp_path / "spec.json")))
-    (tmp_path / "spec.json").write_text('{"layers": [0]}')
-    with pytest.raises(UserError, match="has the fields layers, mlp_widths"):
+    (tmp_path / "spec.json").write_text('{"layers": [0], "heads": [3], "mlp_width": [96]}')
+    missing = "has the fields .*; missing: mlp_widths, embed_dim, unknown: mlp_width"
+    with pytest.raises(UserError, match=missing):
         run_export(export_of(trained, tmp_path / "out", subnet=str(tmp_path / "spec.json")))
     assert not (tmp_path / "out").exists()
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -106,6 +107,8 @@ def test_the_page_holds_everything_and_needs_nothing(searched):
     assert not re.search(r"https?://(?!www\.w3\.org)", re.sub(r"base64,[^\"]+", "", text))
     for part in ("Pareto front", "chosen subnets", "Masks of three", "dimension contributes"):
         assert part in text
+    assert "random evaluated 26 subnets, the largest and the smallest among them" in text
+    assert f"--subnet '{searched[0]}#knee'" in unescape(text)
     for reference in ("largest", "smallest"):
         assert reference in text
     files = {file.name for file in (searched[0] / "figures").iterdir()}
@@ -142,8 +145,14 @@ def test_what_a_user_names_is_escaped(searched, tmp_path):
 
 
 def test_a_folder_that_is_no_search_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"search\.json"):
+    with pytest.raises(UserError, match=r"holds no search\.json; name the folder of a search"):
         write_report(tmp_path)
+    (tmp_path / "results" / "one").mkdir(parents=True)
+    (tmp_path / "results" / "one" / "search.json").write_text("{")
+    with pytest.raises(UserError, match="it is a run; its searches are .*/results/one"):
+        write_report(tmp_path)
+    with pytest.raises(UserError, match=r"search\.json is damaged .*; restore it"):
+        write_report(tmp_path / "results" / "one")
 
 
 def test_contributions_find_the_dimension_that_matters(tiny_space):

@@ -4,10 +4,12 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from supersam.config import UserError, load_run
 from supersam.config.search import SearchRun
 from supersam.search import Trial, pareto_front, read_journal
+from supersam.search.command import run_search_here
 from supersam.search.objective import SubnetObjective
 from tests.search.tiny_search import make_run, make_shards, search, tiny_search
 
@@ -129,6 +131,36 @@ def test_what_cannot_be_searched_is_refused_and_nothing_is_written(run, tmp_path
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        ("peak_mem_mib<=0.5", "is impossible on .*: the smallest subnet has peak_mem_mib="),
+        ("latency_ms>=1e9", "the largest subnet has latency_ms=.*set it beyond that"),
+    ],
+)
+def test_an_impossible_measured_limit_ends_the_search_when_the_references_are_known(
+    run, tmp_path, limit, words
+):
+    with pytest.raises(UserError, match=words):
+        search(run, tmp_path / "s", constraint=[limit])
+    assert len(read_journal(tmp_path / "s" / "journal.jsonl")) == 2
+
+
+def test_a_device_that_is_not_here_is_refused(run, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(UserError, match="PyTorch sees no GPU here; take auto or cpu"):
+        search(run, tmp_path / "s", device="cuda")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_sweep_is_checked_whole_before_its_first_search(run, tmp_path):
+    sweep = {"constraints": ["params_m<=5", "params_m<=1"]}
+    with pytest.raises(UserError, match="params_m <= 1 is impossible"):
+        run_search_here(tiny_search(run, tmp_path / "s", sweep=sweep))
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_run_without_a_checkpoint_is_refused(run, shards, tmp_path):
     shutil.copytree(run.folder, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
@@ -143,7 +175,7 @@ def test_a_folder_of_another_search_is_left_alone(run, shards, tmp_path, undistu
     make_shards(tmp_path / "val", images=4, seed=5)
     for changed, words in (
         ({"seed": 1}, "seed: 0 -> 1"),
-        ({"protocol": {"images": 5}}, "protocol"),
+        ({"protocol": {"images": 5}}, r"in\n  protocol\.images: 6 -> 5\nChoose"),
         ({"run": str(other.folder)}, "another checkpoint"),
         ({"data": [str(tmp_path / "val")]}, "other evaluation data"),
     ):

@@ -1,0 +1,47 @@
+"""What TensorBoard shows of a search while it goes on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from supersam.search.board import front_volume
+from supersam.search.pareto import pareto_front
+from tests.search.tiny_search import search
+from tests.search.trials import make_trial
+
+OBJECTIVES = ("miou", "params_m")
+CORNERS = [make_trial(0, miou=0.6, params_m=10.0), make_trial(1, miou=0.3, params_m=5.0)]
+
+
+def test_the_volume_of_a_front_is_the_best_miou_on_average_over_the_budgets():
+    assert front_volume(CORNERS, CORNERS, OBJECTIVES) == pytest.approx(0.3)
+    better = [make_trial(1, miou=0.3, params_m=5.0), make_trial(2, miou=0.5, params_m=7.0)]
+    assert front_volume(better, CORNERS, OBJECTIVES) == pytest.approx(0.4 * 0.3 + 0.6 * 0.5)
+
+
+def test_the_volume_never_falls_while_trials_come():
+    trials = [make_trial(i, miou=0.3 + 0.01 * (i * 7 % 20), params_m=5 + i) for i in range(5)]
+    trials.append(make_trial(9, miou=0.05, params_m=30.0))  # a larger box of all trials
+    volumes = [
+        front_volume(pareto_front(trials[:count], OBJECTIVES), CORNERS, OBJECTIVES)
+        for count in range(1, len(trials) + 1)
+    ]
+    assert volumes == sorted(volumes)
+    assert 0 < volumes[0] <= volumes[-1] <= 1
+
+
+def test_a_search_leaves_its_front_and_a_line_of_settings(run, tmp_path):
+    result = search(run, tmp_path / "search")
+    board = EventAccumulator(str(result.folder / "tensorboard")).Reload()
+    assert board.Tags()["images"] == ["search/front"]
+    volumes = [event.value for event in board.Scalars("search/hypervolume")]
+    assert volumes == sorted(volumes)
+    (hparams,) = (result.folder / "tensorboard").glob("hparams*")
+    shown = EventAccumulator(str(hparams)).Reload()
+    best = max(trial.metrics["miou"] for trial in result.front)
+    assert shown.Scalars("search/best_miou")[0].value == pytest.approx(best)
+    last = json.loads((result.folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == result.num_trials
