@@ -25,7 +25,7 @@ from supersam.cluster.sbatch import (
     supervisor_python,
 )
 from supersam.cluster.snapshot import snapshot_code
-from supersam.cluster.steps import step_environment
+from supersam.cluster.steps import GRACE_S, step_environment
 from supersam.cluster.submission import JOB_FILE, submitted_job, wait_for_end
 from supersam.config import SearchRun, UserError, dump_run, load_run
 from supersam.config.io import USAGE_ERROR
@@ -192,7 +192,9 @@ class SearchSupervisor:
             print(f"error: {fault}", file=sys.stderr)
             raise SystemExit(USAGE_ERROR) from None
         if code == 128 + signal.SIGUSR2:  # out of time; another allocation goes on
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(code))
             slurm.patiently(lambda: slurm.requeue(slurm.own_job_id()))
+            time.sleep(GRACE_S)  # Slurm ends this process; an exit of its own could come first
         _compare_sweep(home)
         raise SystemExit(code)
 
