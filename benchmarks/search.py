@@ -32,6 +32,7 @@ from supersam.model import extract_subnet
 from supersam.search.folder import find_basis
 from supersam.search.images import chosen_images
 from supersam.search.journal import trial_key
+from supersam.search.kept import kept_bytes
 from supersam.search.objective import (
     Chunk,
     Job,
@@ -57,7 +58,7 @@ def main():
 def sharing(args):
     """Times to encode a population one by one and with shared layers, interleaved.
 
-    `cached`: in chunks, by an evaluator that has evaluated the parents and keeps --cache-gib.
+    `cached`: in chunks, by an evaluator that has evaluated the parents and keeps outputs.
     """
     asked, basis, objective = prepare(args)
     supernet, space = objective._supernet, basis.space
@@ -67,7 +68,11 @@ def sharing(args):
         "random": random_specs(space, args.subnets),
         "generation": children(parents, space, args.subnets),
     }
-    share = args.cache_gib * 2**30 * args.batch / args.cache_images
+    images = args.cache_images
+    kept = kept_bytes(asked.model_copy(update={"cache_gib": args.cache_gib}), space.shape,
+                      images=images, device=torch.device("cpu"))  # fmt: skip
+    print(f"keeping up to {kept / 2**30:.2f} GiB for {images} images")
+    share = kept * args.batch / images
     table = {}
     for name, specs in populations.items():
         flops = encoder_ratios(supernet, pixels, specs, parents, args, share, cost=count_flops)
@@ -256,7 +261,7 @@ def parse_args():
     parser.add_argument("--objects", type=int, default=16, help="objects of an image; 0 is all")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--chunk", type=int, default=8)
-    parser.add_argument("--cache-gib", type=float, default=4)
+    parser.add_argument("--cache-gib", type=float, help="without it what a search takes by itself")
     parser.add_argument("--cache-images", type=int, default=128, help="that share it")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="auto")

@@ -191,9 +191,10 @@ class SearchRun(Section):
     """Subnets proposed at a time; parents of an evolution."""
     chunk: PositiveInt = 8
     """Subnets an evaluator takes at a time; they share their common leading layers."""
-    cache_gib: float = Field(1.0, ge=0)
+    cache_gib: float | None = Field(None, ge=0)
     """Memory of each evaluator for outputs of layers that later subnets may share, GiB; besides the
-    model and the images."""
+    model and the images. Null takes what a generation can fill, at most a quarter of what is free
+    on its host or GPU, in equal parts; 0 keeps none."""
     data: tuple[Path, ...] = ()
     """Folders of held-out shards; empty takes the run's validation sets."""
     checkpoint: str = "last"

@@ -156,6 +156,7 @@ def _evaluate(
     if cluster is None and asked.cluster.cluster == "inline":
         prepare_process(asked, 1)
         objective = SubnetObjective(asked, basis.source)
+        logger.info("keeping up to %.2f GiB of layers' outputs", objective.kept_bytes / 2**30)
         while not stop and not program.is_finished:
             chunk = program.next_chunk()
             assert chunk is not None  # this is the only evaluator

@@ -24,6 +24,7 @@ from supersam.runtime.memory import keep_freed_memory
 from supersam.search.costs import is_hopeless, keeps_limits, known_costs
 from supersam.search.images import ImageBatch, load_images
 from supersam.search.journal import Stage, Status, Trial
+from supersam.search.kept import kept_bytes
 from supersam.search.measure import measure_latency, measure_peak_memory
 from supersam.search.pareto import Costs, cost_row
 from supersam.search.prefix import PrefixCache, encode_each
@@ -82,8 +83,13 @@ class _Running:
 class SubnetObjective:
     """Evaluates subnets of one supernet on one set of images, on one device."""
 
-    def __init__(self, asked: SearchRun, source: WeightSource, *, local_rank: int = 0) -> None:
-        """asked: the search; source: the verified weights; local_rank: which GPU of the host."""
+    def __init__(
+        self, asked: SearchRun, source: WeightSource, *, local_rank: int = 0, sharers: int = 1
+    ) -> None:
+        """asked: the search; source: the verified weights; local_rank: which GPU of the host.
+
+        sharers: evaluators in the memory of this host or GPU.
+        """
         self._asked = asked
         self._source = source
         self._run = read_run(asked.run)
@@ -92,12 +98,15 @@ class SubnetObjective:
         self._bf16 = asked.protocol.precision == "bf16"
         self._supernet = self._load(source)
         self._batches = self._load_images(originals=asked.protocol.resolution == "original")
+        images = sum(len(batch.sizes) for batch in self._batches)
+        self.kept_bytes = kept_bytes(
+            asked, self._space.shape, images=images, device=self._device, sharers=sharers
+        )
+        """Most memory for outputs of layers, besides model and images."""
+        layers = asked.population * self._space.shape.depth
         self._caches = [
-            PrefixCache(
-                asked.cache_gib * 2**30 / len(self._batches),
-                generation_layers=asked.population * self._space.shape.depth,
-            )
-            for _ in self._batches
+            PrefixCache(self.kept_bytes * len(batch.sizes) / images, generation_layers=layers)
+            for batch in self._batches
         ]
 
     @torch.no_grad()

@@ -11,6 +11,8 @@ loggers, its experiment state on shared storage.
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import os
 import tempfile
 from collections import Counter, deque
@@ -21,6 +23,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.result import HOSTNAME
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from supersam.config import SearchRun, UserError
@@ -30,9 +33,11 @@ from supersam.search.objective import Chunk, SubnetObjective, prepare_process
 from supersam.search.program import Program
 from supersam.training.trained import WeightSource
 
+logger = logging.getLogger(__name__)
+
 _MAX_FAILURES = 3
 """Times that one evaluator is started again, and that one chunk may fail."""
-_TRIALS = "trials"
+_TRIALS, _KEPT = "trials", "kept_bytes"
 
 OnTrials = Callable[[list[Trial]], None]
 
@@ -45,6 +50,11 @@ class Evaluators:
     per_node: int
     cpus: float
     gpus: float
+
+    @property
+    def sharers(self) -> int:
+        """Evaluators in the memory of one host, or of one GPU."""
+        return self.per_node if self.gpus == 0 else math.ceil(1 / self.gpus)
 
 
 def plan_evaluators(asked: SearchRun) -> Evaluators:
@@ -104,6 +114,8 @@ def evaluate_on_ray(
 class Evaluator(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
     """A `SubnetObjective` that takes one chunk after another from the desk."""
 
+    kept_bytes = 0.0
+
     def setup(
         self,
         config: dict[str, Any],
@@ -117,12 +129,14 @@ class Evaluator(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
         os.chdir(place)  # relative paths of the run start there
         self._desk = desk
         prepare_process(asked, evaluators.per_node)
-        self._objective = SubnetObjective(asked, source)
+        self._objective = SubnetObjective(asked, source, sharers=evaluators.sharers)
+        self.kept_bytes = self._objective.kept_bytes
 
     def step(self) -> dict[str, Any]:
         """Evaluate the next chunk; the last step has none."""
         chunk: Chunk | None = ray.get(self._desk.take.remote(self.trial_id))
-        return {_TRIALS: [] if chunk is None else self.evaluate(chunk)}
+        trials = [] if chunk is None else self.evaluate(chunk)
+        return {_TRIALS: trials, _KEPT: self.kept_bytes}
 
     def evaluate(self, chunk: Chunk) -> list[Trial]:
         """The trials of a chunk."""
@@ -196,6 +210,7 @@ class _Clerk(tune.Callback):  # type: ignore[misc]  # Ray is untyped
         self._under_way = 0
         self._closed = False
         self._failures: Counter[str] = Counter()
+        self._heard: set[str] = set()
         self.failure: str | None = None
         self.fault: UserError | None = None
         """What a user can mend; ends the search."""
@@ -215,6 +230,10 @@ class _Clerk(tune.Callback):  # type: ignore[misc]  # Ray is untyped
         **_: Any,
     ) -> None:
         """Write what an evaluator delivered, and hand out what follows from it."""
+        if trial.trial_id not in self._heard:
+            self._heard.add(trial.trial_id)
+            logger.info("an evaluator on %s keeps up to %.2f GiB of layers' outputs",
+                        result[HOSTNAME], result[_KEPT] / 2**30)  # fmt: skip
         found: list[Trial] = result[_TRIALS]
         if not found:
             return
