@@ -1,4 +1,4 @@
-"""A search over three hosts of a real Slurm cluster, with hosts that die under it."""
+"""A search over four hosts of a real Slurm cluster, with hosts that die under it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Search:
         words = ["--run", run, "--out", out, "--trials", SIZE["trials"], "--chunk", SIZE["chunk"]]
         words += ["--population", SIZE["population"], "--protocol.images", 12]
         words += ["--protocol.images-per-batch", 2, "--threads", 1, "--device", "cpu"]
-        words += ["--nodes", 3, "--wait", "--time", LIMIT_MIN, *flags]
+        words += ["--nodes", 4, "--wait", "--time", LIMIT_MIN, *flags]
         self.process = subprocess.Popen(
             [sys.executable, ROOT / "launch" / "search.py", *map(str, words)],
             env={**cluster.env, "PYTHONPATH": str(ROOT)},
@@ -71,7 +71,7 @@ def test_a_search_outlives_a_worker_and_the_head_and_finds_the_same(
     broken = Search(devcluster, searched_run.folder, tmp_path / "broken")
     broken.wait_for_trials(8)
     hosts = devcluster.run(["squeue", "--noheader", "--format=%N"]).strip()
-    assert hosts == "n[1-3]"
+    assert hosts == "n[1-4]"
     devcluster.kill("n3")
     before = broken.num_trials()
     broken.wait_for_trials(before + 8)  # it was requeued without n3, and went on

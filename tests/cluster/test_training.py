@@ -66,12 +66,14 @@ def test_notice_costs_no_step_and_no_sample(devcluster: DevCluster, folder: Path
     wait_for_attempt(folder, 2)
     devcluster.run(["scontrol", "requeue", job])
     wait_for_attempt(folder, 3)
+    devcluster.run(["scontrol", "requeue", job])
+    wait_for_attempt(folder, 4)
     sleep = "#!/bin/sh\nsleep 2\n"
     (folder.parent / "urgent.sh").write_text(sleep)
     devcluster.submit(folder.parent / "urgent.sh", "-p", "urgent", "-N8", "--exclusive")
     finish(process, folder)
     reasons = [event.reason for event in ends(folder)]
-    assert reasons == ["signal USR2", "requeued", "preempted", "finished"]
+    assert reasons == ["signal USR2", "requeued", "requeued", "preempted", "finished"]
     steps = [(event.event, event.step) for event in read_attempts(folder)]
     assert [s for e, s in steps if e == "end"][:-1] == [s for e, s in steps if e == "start"][1:]
     assert samples_by_step(folder) == samples_by_step(reference)
