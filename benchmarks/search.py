@@ -118,10 +118,13 @@ def whole_ratio(objective, specs):
 
 
 def loop(args):
-    """Subnets a minute: one evaluator, the same work without it, and the published way."""
+    """Subnets a minute: one evaluator, the same work without it, and the published way.
+
+    In turn, a chunk of the same subnets each: they differ in size, and the machine is not alone.
+    """
     asked, basis, objective = prepare(args)
     specs = random_specs(basis.space, args.subnets)
-    some = specs[: max(2, args.subnets // 8)]
+    chunks = [chunk.jobs for chunk in cut_chunks(jobs_of(specs), args.chunk)]
     with tempfile.TemporaryDirectory() as folder:
         published = PublishedSearch(
             extract_subnet(objective._supernet, basis.space.largest()),
@@ -130,19 +133,22 @@ def loop(args):
             prompt=asked.protocol.prompt,
             objects=asked.protocol.objects_per_image,
         )
-        seconds = {
-            "this search": clock(lambda: objective.evaluate(Chunk(jobs_of(specs)))) / len(specs),
-            "extracted, same work": clock(lambda: [extracted(objective, s) for s in some])
-            / len(some),
-            "published way": clock(lambda: [published.evaluate(s) for s in some]) / len(some),
+        ways = {
+            "this search": lambda jobs: objective.evaluate(Chunk(jobs)),
+            "extracted, same work": lambda jobs: [extracted(objective, j.spec) for j in jobs],
+            "published way": lambda jobs: [published.evaluate(j.spec) for j in jobs],
         }
-    ours = seconds["this search"]
-    for name, each in seconds.items():
-        print(f"{name:24}{60 / each:8.2f} subnets/min, {each / ours:.2f} of this search's time")
-    return {
-        "per_min": {name: 60 / each for name, each in seconds.items()},
-        "ratio": {name: each / ours for name, each in seconds.items()},
-    }
+        seconds = {name: [] for name in ways}
+        for jobs in chunks:
+            for name, way in ways.items():
+                seconds[name].append(clock(partial(way, jobs)))
+    ours = np.array(seconds["this search"])
+    ratios = {name: (np.array(each) / ours).tolist() for name, each in seconds.items()}
+    per_min = {name: 60 * len(specs) / sum(each) for name, each in seconds.items()}
+    for name, each in ratios.items():
+        print(f"{name:24}{per_min[name]:8.2f} subnets/min; a chunk takes {np.median(each):.2f} "
+              f"({min(each):.2f} to {max(each):.2f}) of this search's time")  # fmt: skip
+    return {"per_min": per_min, "ratio": ratios}
 
 
 @torch.no_grad()

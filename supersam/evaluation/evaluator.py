@@ -162,7 +162,7 @@ def _score_objects(
         window = upscaler.window(logits[some], target)
         # outside the window all masks are empty, so every score is that of the whole frame
         yield _score_masks(
-            upscaler.upscale(logits[some], window) > 0,
+            upscaler.masks(logits[some], window),
             target[:, window[0], window[1]],
             estimates=estimates[some],
             sample_id=image.sample_id,

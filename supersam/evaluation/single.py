@@ -32,7 +32,7 @@ def single_mask_ious(logits: Tensor, image: EvalImage) -> Tensor:
     for some in slices(len(logits), objects_at_a_time(logits.device, image.original_size)):
         target = image.masks[some].to(logits.device)
         window = upscaler.window(logits[some, None])
-        pred = upscaler.upscale(logits[some], window) > 0
+        pred = upscaler.masks(logits[some], window)
         overlap = mask_area(pred & target[:, window[0], window[1]])
         union = mask_area(pred) + mask_area(target) - overlap
         ious.append(torch.where(union == 0, 1.0, overlap / union))

@@ -8,6 +8,7 @@ which neither autocast nor TF32 touches: no setting of the training around them 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from supersam.evaluation.metrics import occupancy
+
+_ROWS_ON_CPU = 256
+"""Rows at a time on a CPU: of 32 to 256 the fastest, 0.68 of the time of all 1024 at once."""
 
 Window = tuple[slice, slice]
 """Rows and columns of the original image."""
@@ -56,10 +60,22 @@ class MaskUpscaler:
 
     def upscale(self, logits: Tensor, window: Window) -> Tensor:
         """Logits of the pixels of `window`. logits: (..., s, s). Returns (..., h, w) float64."""
+        return torch.cat(list(self._row_blocks(logits, window)), dim=-2)
+
+    def masks(self, logits: Tensor, window: Window) -> Tensor:
+        """Pixels of `window` whose logit is above 0. Returns (..., h, w) bool."""
+        return torch.cat([rows > 0 for rows in self._row_blocks(logits, window)], dim=-2)
+
+    def _row_blocks(self, logits: Tensor, window: Window) -> Iterator[Tensor]:
+        """Logits of `window`, a few rows at a time: those need few of the rows of `logits`."""
         rows, columns = self.rows[window[0]], self.columns[window[1]]
-        used_rows, used_columns = _span(rows.amax(0)), _span(columns.amax(0))
-        used = logits[..., used_rows, used_columns].double()
-        return rows[:, used_rows] @ used @ columns[:, used_columns].T
+        used = _span(columns.amax(0))
+        widened = logits[..., used].double() @ columns[:, used].T
+        step = _ROWS_ON_CPU if rows.device.type == "cpu" else len(rows)
+        for first in range(0, len(rows), step):
+            block = rows[first : first + step]
+            cells = _span(block.amax(0))
+            yield block[:, cells] @ widened[..., cells, :]
 
 
 def _axis_weights(cells: int, *, side: int, size: int, original: int) -> Tensor:

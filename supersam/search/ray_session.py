@@ -10,9 +10,7 @@ import functools
 import logging
 import os
 import secrets
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +22,7 @@ from supersam.runtime.ray_address import (
     ray_environment,
     require_short,
 )
+from supersam.runtime.scratch import scratch_folder
 from supersam.runtime.signals import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
@@ -40,28 +39,31 @@ def _token() -> str:
 
 @contextlib.contextmanager
 def local_ray(asked: SearchRun) -> Iterator[None]:
-    """A Ray of this process's own, on loopback; nothing of it is left afterwards."""
-    folder = tempfile.mkdtemp(prefix="ss-")
-    require_short(folder)
+    """A Ray of this process's own, on loopback; nothing of it is left afterwards.
+
+    Where this process is killed, Ray ends by itself within minutes, and the next search removes its
+    folder.
+    """
     os.environ.update(ray_environment(_token(), loopback=True))
     import ray
 
     cores = len(os.sched_getaffinity(0))
-    try:
-        with _joining():
-            ray.init(
-                address="local",
-                num_cpus=max(cores, asked.cluster.evaluators_per_node or 1),
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=folder,
-            )
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    with scratch_folder("ss-") as folder:
+        require_short(str(folder))
+        try:
+            with _joining():
+                ray.init(
+                    address="local",
+                    num_cpus=max(cores, asked.cluster.evaluators_per_node or 1),
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _temp_dir=str(folder),
+                )
+            yield
+        finally:
+            ray.shutdown()
 
 
 @contextlib.contextmanager

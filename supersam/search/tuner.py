@@ -14,7 +14,6 @@ import asyncio
 import logging
 import math
 import os
-import tempfile
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from ray.tune.result import HOSTNAME
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from supersam.config import SearchRun, UserError
+from supersam.runtime.scratch import scratch_folder
 from supersam.runtime.signals import StopFlag
 from supersam.search.journal import Trial
 from supersam.search.objective import Chunk, SubnetObjective, prepare_process
@@ -90,13 +90,13 @@ def evaluate_on_ray(
         tune.with_parameters(evaluator or Evaluator, place=os.getcwd(), **parameters),
         {"cpu": evaluators.cpus, "gpu": evaluators.gpus},
     )
-    with tempfile.TemporaryDirectory(prefix="ss-tune-") as scratch:
+    with scratch_folder("ss-tune-") as scratch:
         tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(num_samples=evaluators.count),
             run_config=tune.RunConfig(
                 name="search",
-                storage_path=scratch,
+                storage_path=str(scratch),
                 stop=_Stopper(clerk),
                 callbacks=[clerk],
                 failure_config=tune.FailureConfig(max_failures=_MAX_FAILURES),

@@ -25,7 +25,7 @@ def test_masks_are_those_of_segment_anything(side, size, original_size):
     torch.testing.assert_close(
         upscaler.upscale(logits, frame), expected.double(), rtol=0, atol=2e-6
     )
-    assert torch.equal(upscaler.upscale(logits, frame) > 0, expected > 0)
+    assert torch.equal(upscaler.masks(logits, frame), expected > 0)
 
 
 @pytest.mark.parametrize(("side", "size", "original_size"), GEOMETRIES)
@@ -38,7 +38,7 @@ def test_window_holds_every_positive_pixel_and_every_annotated_one(side, size, o
     for one, mask in zip(logits.split(1), masks.split(1), strict=True):
         rows, columns = upscaler.window(one, mask)
         rest = (sam_postprocess(one, **geometry) > 0).any(1) | mask
-        inside = upscaler.upscale(one, (rows, columns)) > 0
+        inside = upscaler.masks(one, (rows, columns))
         torch.testing.assert_close(
             inside, (sam_postprocess(one, **geometry) > 0)[..., rows, columns], rtol=0, atol=0
         )
