@@ -43,8 +43,8 @@ def figure_pixels(figure: Figure) -> NDArray[np.uint8]:
 
     figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]
-    pixels: NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    canvas.draw()  # type: ignore[no-untyped-call]  # no type in matplotlib
+    pixels: NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]  # no type in matplotlib
     picture: NDArray[np.uint8] = pixels[..., :3].copy()
     return picture
 

@@ -94,7 +94,7 @@ def test_the_same_export_again_changes_nothing(trained, exported, capsys):
     ],
 )
 def test_another_export_is_not_overwritten(trained, exported, changes, expected):
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime", reason="it comes with supersam[onnx]")
     before = content(exported)
     with pytest.raises(UserError, match=f"(?s){expected}"):
         run_export(export_of(trained, exported, **changes))
@@ -151,7 +151,7 @@ def test_evaluation_data_that_training_saw_is_warned_of_and_written_down(
 
 
 def test_onnx_files_come_with_their_parity(trained, tmp_path):
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime", reason="it comes with supersam[onnx]")
     out = tmp_path / "out"
     assert run_export(export_of(trained, out, onnx=True, images=2)) == 0
     parity = card_of(out)["onnx"]

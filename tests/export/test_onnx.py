@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("onnx")
+WHY = "it comes with supersam[onnx]"
+onnxruntime = pytest.importorskip("onnxruntime", reason=WHY)
+pytest.importorskip("onnx", reason=WHY)
 
 from segment_anything import SamPredictor  # noqa: E402  skips come before imports of them
-from segment_anything.utils.onnx import SamOnnxModel  # noqa: E402
+from segment_anything.utils.onnx import SamOnnxModel  # noqa: E402  after the skips
 
-from supersam.config import UserError  # noqa: E402
-from supersam.export import onnx as door  # noqa: E402
-from supersam.export.check import check_images  # noqa: E402
-from supersam.export.checkpoint import DECODER_ONNX, ENCODER_ONNX  # noqa: E402
-from supersam.model import extract_subnet  # noqa: E402
+from supersam.config import UserError  # noqa: E402  after the skips
+from supersam.export import onnx as door  # noqa: E402  after the skips
+from supersam.export.check import check_images  # noqa: E402  after the skips
+from supersam.export.checkpoint import DECODER_ONNX, ENCODER_ONNX  # noqa: E402  after the skips
+from supersam.model import extract_subnet  # noqa: E402  after the skips
 
 
 @pytest.fixture(scope="module")
