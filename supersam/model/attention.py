@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -136,13 +137,14 @@ def choose_kernel(name: str, device: torch.device) -> AttentionKernel:
     took 0.87 CPU seconds where sdpa took 1.15 (a training step of vit_t, 4 images, 8 prompts, bf16,
     one core).
     """
-    if name == "auto":
-        name = "in_kernel" if device.type != "cuda" or _runs_triton(device) else "sdpa"
-    if name == "in_kernel" and device.type != "cuda":
-        name = "reference"
+    if device.type != "cuda":
+        name = "reference" if name in ("auto", "in_kernel") else name
+    elif name == "auto":
+        name = "in_kernel" if _runs_triton(device) else "sdpa"
     return KERNELS[name]
 
 
+@functools.cache  # every layer of every step asks
 def _runs_triton(device: torch.device) -> bool:
     """PyTorch brings triton on Linux alone, and it has bfloat16 from Ampere on."""
     return find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from supersam.config import SpaceConfig
-from supersam.model import Prediction, SamSupernet
+from supersam.model import Prediction, SamSupernet, attention
 from supersam.model.attention import KERNELS, choose_kernel
 from supersam.model.stem import common_layers
 from supersam.space import SearchSpace, SubnetSpec, build_space
@@ -187,4 +187,8 @@ def test_positions_go_into_the_kernel_on_a_gpu_that_can(
     name, device, capability, kernel, monkeypatch
 ):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert choose_kernel(name, torch.device(device)) is KERNELS[kernel]
+    attention._runs_triton.cache_clear()
+    try:
+        assert choose_kernel(name, torch.device(device)) is KERNELS[kernel]
+    finally:
+        attention._runs_triton.cache_clear()
