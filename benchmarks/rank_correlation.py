@@ -19,8 +19,7 @@ import torch
 from scipy.stats import kendalltau
 from trained import HeldOut, Journal, load_trained, provenance, table, train
 
-from supersam.model import resolve_shape
-from supersam.space import read_space, subnet_cost
+from supersam.space import read_space, resolve_shape, subnet_cost
 from supersam.training.run_data import validation_folders
 from supersam.training.trained import read_run
 

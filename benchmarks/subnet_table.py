@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from trained import HeldOut, provenance, table
 
-from supersam.model import resolve_shape
 from supersam.runtime.distributed import choose_device
-from supersam.space import read_space, subnet_cost
+from supersam.space import read_space, resolve_shape, subnet_cost
 from supersam.training.run_data import validation_folders
 from supersam.training.trained import find_weights, load_supernet, read_run
 

@@ -19,9 +19,9 @@ from supersam.data.sample import LABEL_PAD
 from supersam.data.shards import ShardReader
 from supersam.design.calibration import load_calibration
 from supersam.evaluation import SubnetPredictor, evaluate
-from supersam.model import SamSupernet, resolve_shape
+from supersam.model import SamSupernet
 from supersam.runtime.distributed import World, choose_device
-from supersam.space import published_space
+from supersam.space import published_space, resolve_shape
 from supersam.training.losses import subnet_loss
 from supersam.training.run_folder import git_commit
 from supersam.training.trained import build_supernet

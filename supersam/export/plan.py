@@ -15,9 +15,8 @@ from supersam.export.choose import choose
 from supersam.export.finetune import peak_rate
 from supersam.export.onnx import require_onnx
 from supersam.export.writer import damaged_files, require_free
-from supersam.model import resolve_shape
 from supersam.search.folder import SeenData, seen_in_training, weights_id
-from supersam.space import SearchSpace, SubnetSpec, read_space, read_subnet
+from supersam.space import SearchSpace, SubnetSpec, read_space, read_subnet, resolve_shape
 from supersam.training.run_data import validation_folders
 from supersam.training.run_folder import SUBNET
 from supersam.training.trained import WeightSource, find_weights, read_run

@@ -3,7 +3,6 @@
 from supersam.model.extract import extract_subnet
 from supersam.model.sam import load_sam
 from supersam.model.supernet import Prediction, SamSupernet, normalize_images
-from supersam.space import resolve_shape
 
 __all__ = [
     "Prediction",
@@ -11,5 +10,4 @@ __all__ = [
     "extract_subnet",
     "load_sam",
     "normalize_images",
-    "resolve_shape",
 ]

@@ -13,11 +13,10 @@ import numpy as np
 from supersam.config import SearchRun, TrainRun, UserError, dump_run, load_run
 from supersam.data.manifest import read_manifest
 from supersam.data.shards import ShardReader
-from supersam.model import resolve_shape
 from supersam.runtime.atomic import write_bytes, write_json
 from supersam.search.costs import require_feasible
 from supersam.search.images import data_id
-from supersam.space import SearchSpace, read_space
+from supersam.space import SearchSpace, read_space, resolve_shape
 from supersam.training.run_data import validation_folders
 from supersam.training.run_folder import git_commit, versions
 from supersam.training.trained import WeightSource, find_weights, read_run

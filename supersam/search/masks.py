@@ -12,9 +12,8 @@ from supersam.data.dataset import EvalDataset
 from supersam.data.sample import EvalImage
 from supersam.data.shards import ShardReader
 from supersam.evaluation import Predictor, SubnetPredictor
-from supersam.model import resolve_shape
 from supersam.runtime.distributed import choose_device
-from supersam.space import SubnetSpec, read_space
+from supersam.space import SubnetSpec, read_space, resolve_shape
 from supersam.training.overlay import draw_overlays
 from supersam.training.run_data import validation_folders
 from supersam.training.trained import find_weights, load_supernet, read_run

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from supersam.config import SearchRun
 from supersam.evaluation import bootstrap_interval, mask_iou, single_mask_ious
-from supersam.model import SamSupernet, resolve_shape
+from supersam.model import SamSupernet
 from supersam.runtime.distributed import choose_device
 from supersam.runtime.memory import keep_freed_memory
 from supersam.search.costs import is_hopeless, keeps_limits, known_costs
@@ -28,7 +28,7 @@ from supersam.search.kept import kept_bytes
 from supersam.search.measure import measure_latency, measure_peak_memory
 from supersam.search.pareto import Costs, cost_row
 from supersam.search.prefix import PrefixCache, encode_each
-from supersam.space import SubnetSpec, read_space
+from supersam.space import SubnetSpec, read_space, resolve_shape
 from supersam.training.run_data import validation_folders
 from supersam.training.trained import WeightSource, load_supernet, read_run
 

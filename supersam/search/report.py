@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from supersam.config import ReportRun, SearchRun, load_run
-from supersam.model import resolve_shape
 from supersam.runtime.atomic import write_bytes
 from supersam.runtime.figures import save_pixels
 from supersam.search import figures
@@ -23,7 +22,7 @@ from supersam.search.masks import COLUMNS, draw_masks
 from supersam.search.picks import best, cheapest, knee, read_front
 from supersam.search.predictor import FEWEST
 from supersam.search.program import LARGEST, PRETRAINED, SMALLEST
-from supersam.space import EncoderShape, SearchSpace
+from supersam.space import EncoderShape, SearchSpace, resolve_shape
 from supersam.training.trained import read_run
 
 _FIXED = (PRETRAINED, LARGEST, SMALLEST)

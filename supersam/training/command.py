@@ -11,10 +11,9 @@ from supersam.data.dataset import EvalDataset
 from supersam.data.loader import build_eval_loader
 from supersam.data.shards import ShardReader
 from supersam.evaluation import EvalResult, SubnetPredictor, evaluate, format_table
-from supersam.model import resolve_shape
 from supersam.runtime.atomic import write_json
 from supersam.runtime.distributed import World, choose_device
-from supersam.space import SearchSpace, SubnetSpec, read_space, subnet_cost
+from supersam.space import SearchSpace, SubnetSpec, read_space, resolve_shape, subnet_cost
 from supersam.training.run_data import validation_folders
 from supersam.training.trained import choose_subnet, find_weights, load_supernet, read_run
 

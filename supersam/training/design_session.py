@@ -24,7 +24,7 @@ from supersam.design.designer import design_space
 from supersam.design.importance import embedding_loss
 from supersam.design.score_cache import cached_scores
 from supersam.design.sensitivity import cache_content
-from supersam.model import Prediction, SamSupernet, load_sam, resolve_shape
+from supersam.model import Prediction, SamSupernet, load_sam
 from supersam.model.sam import infer_model, infer_shape, read_checkpoint
 from supersam.runtime.distributed import (
     World,
@@ -35,7 +35,7 @@ from supersam.runtime.distributed import (
     share_cores,
 )
 from supersam.runtime.logging import setup_logging
-from supersam.space import SHAPES, describe_shape, published_space
+from supersam.space import SHAPES, describe_shape, published_space, resolve_shape
 from supersam.training.design_files import Evidence, write_design
 from supersam.training.losses import subnet_loss
 from supersam.training.trained import build_supernet

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from supersam.config import TrainRun, UserError, dump_run
 from supersam.data.dataset import EvalDataset, ShardDataset
 from supersam.data.loader import TrainLoader, build_eval_loader, build_loader
-from supersam.model import SamSupernet, resolve_shape
+from supersam.model import SamSupernet
 from supersam.runtime.distributed import (
     World,
     choose_device,
@@ -27,7 +27,7 @@ from supersam.runtime.memory import keep_freed_memory
 from supersam.runtime.metrics import MetricWriter
 from supersam.runtime.signals import StopFlag, stop_requested
 from supersam.runtime.watchdog import Watchdog
-from supersam.space import SearchSpace, read_space, read_subnet
+from supersam.space import SearchSpace, read_space, read_subnet, resolve_shape
 from supersam.training.checkpoint import (
     CheckpointManager,
     Manifest,

@@ -22,7 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from supersam.config import TrainRun
 from supersam.data.sample import Batch
 from supersam.data.transforms import LOGIT_STRIDE
-from supersam.model import SamSupernet, resolve_shape
+from supersam.model import SamSupernet
 from supersam.model.attention import (
     AttentionKernel,
     join_heads,
@@ -33,7 +33,7 @@ from supersam.model.attention import (
 from supersam.model.fused_attention import fused_attention
 from supersam.model.sam import build_sam
 from supersam.runtime.distributed import computes_bf16
-from supersam.space import EncoderShape, build_space
+from supersam.space import EncoderShape, build_space, resolve_shape
 from supersam.training.engine import freeze_untrained, trainable_parameters
 from supersam.training.losses import subnet_loss
 

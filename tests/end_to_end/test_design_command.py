@@ -12,8 +12,8 @@ import torch
 import yaml
 
 from supersam.config import TrainRun, load_run
-from supersam.model import extract_subnet, load_sam, resolve_shape
-from supersam.space import read_space
+from supersam.model import extract_subnet, load_sam
+from supersam.space import read_space, resolve_shape
 from supersam.training.session import build_supernet
 from tests.conftest import TINY
 from tests.paths import ROOT

@@ -16,9 +16,8 @@ from supersam.evaluation import SubnetPredictor, evaluate
 from supersam.export import load_subnet
 from supersam.export.card import Card
 from supersam.export.command import run_export
-from supersam.model import resolve_shape
 from supersam.runtime.distributed import World
-from supersam.space import SubnetSpec, read_space
+from supersam.space import SubnetSpec, read_space, resolve_shape
 from supersam.training.checkpoint import CheckpointManager, read_tensors
 from supersam.training.trained import find_weights, load_supernet
 from tests.export.runs import export_of

@@ -12,9 +12,9 @@ from segment_anything.build_sam import build_sam_vit_b, build_sam_vit_h, build_s
 from torch import nn
 
 from supersam.config import ModelConfig, UserError
-from supersam.model import load_sam, resolve_shape
+from supersam.model import load_sam
 from supersam.model.sam import build_sam
-from supersam.space import SHAPES
+from supersam.space import SHAPES, resolve_shape
 
 OFFICIAL = {"vit_b": build_sam_vit_b, "vit_l": build_sam_vit_l, "vit_h": build_sam_vit_h}
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from supersam.model import resolve_shape
 from supersam.runtime.memory import free_bytes
 from supersam.search.folder import find_basis
 from supersam.search.kept import generation_bytes, kept_bytes
 from supersam.search.objective import SubnetObjective
+from supersam.space import resolve_shape
 from tests.search.tiny_search import tiny_search
 
 CPU = torch.device("cpu")

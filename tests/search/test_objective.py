@@ -9,13 +9,13 @@ import torch
 from supersam.data.dataset import EvalDataset
 from supersam.data.shards import ShardReader
 from supersam.evaluation import SubnetPredictor, evaluate
-from supersam.model import resolve_shape
 from supersam.search.costs import is_hopeless
 from supersam.search.folder import find_basis
 from supersam.search.images import chosen_images, scale_masks
 from supersam.search.journal import trial_key
 from supersam.search.objective import Chunk, Job, SubnetObjective
 from supersam.search.prefix import PrefixCache, encode_each, path_of
+from supersam.space import resolve_shape
 from supersam.training.trained import load_supernet
 from tests.search.tiny_search import tiny_search
 

@@ -11,10 +11,9 @@ from supersam.config import SearchRun, SourceConfig, SyntheticConfig, TrainRun, 
 from supersam.config.sections import CheckpointConfig
 from supersam.data.convert import convert
 from supersam.data.shards import ShardReader
-from supersam.model import resolve_shape
 from supersam.runtime.distributed import World
 from supersam.search.command import SearchResult, run_search
-from supersam.space import read_space
+from supersam.space import read_space, resolve_shape
 from supersam.training.checkpoint import CheckpointManager, TrainState
 from supersam.training.run_folder import prepare_run_folder
 from supersam.training.trained import build_supernet

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from supersam.config import TrainRun, merge
-from supersam.model import SamSupernet, load_sam, resolve_shape
-from supersam.space import build_space
+from supersam.model import SamSupernet, load_sam
+from supersam.space import build_space, resolve_shape
 from supersam.training import step_memory
 from supersam.training.engine import freeze_untrained
 from supersam.training.step_memory import (
