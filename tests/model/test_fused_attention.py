@@ -29,11 +29,15 @@ def relative_errors(mine: tuple[Tensor, ...], reference: tuple[Tensor, ...]) -> 
     return [float((a.double() - b).norm() / b.norm()) for a, b in pairs]
 
 
-# side: tiles of several rows of keys (3, 5, 14, 16) and of one (33); of odd and of exact columns.
+# side: tiles of several rows of keys (3, 5, 14, 16, keys of 20) and of one (20, 33); of odd and of
+# exact columns.
 # dim: whole, and cut into two powers of two.
 @pytest.mark.parametrize(
     ("side", "dim"),
-    [(3, 16), (5, 48), (14, 16), (16, 16), pytest.param(33, 16, marks=pytest.mark.slow)],
+    [
+        *((3, 16), (5, 48), (14, 16), (16, 16)),
+        *(pytest.param(side, 16, marks=pytest.mark.slow) for side in (20, 33)),
+    ],
 )
 @pytest.mark.skipif(HAS_GPU, reason="a GPU takes other kernels in float32, and has its own test")
 def test_fused_attention_is_the_references_with_all_gradients(side, dim):
