@@ -42,7 +42,9 @@ TINY: dict[str, Any] = {
     "watchdog": {"heartbeat_s": 0.5, "stall_s": 60, "stall_steps": 5},
 }
 START_S = 280
-ENDLESS = ("--optim.steps", "100000", "--checkpoint.every-steps", "100000")
+ENDLESS = ("--optim.steps", "100000", "--checkpoint.every-steps", "100000",
+           "--checkpoint.validate-every-steps", "100000")  # fmt: skip
+"""Steps and nothing else: whatever happens to a rank happens while it trains."""
 
 
 class Training:
