@@ -92,6 +92,7 @@ def main():
     if "widths" in args.only:
         results["widths"] = widths(device, args)
     for name in args.models:
+        torch._dynamo.reset()  # or one model's graphs count towards the next one's limit
         for part, measure in (("encoder", encoder), ("sandwich", sandwich), ("latency", latency)):
             if part in args.only:
                 results.setdefault(part, {})[name] = measure(name, device, args, results)
@@ -273,7 +274,7 @@ def build(name, device, args, *, attention):
         with torch.no_grad():
             for parameter in supernet.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.02)
-    return supernet
+    return supernet.to(device.device)
 
 
 def compile_pieces(supernet, args):

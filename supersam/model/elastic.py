@@ -18,6 +18,10 @@ from supersam.model.attention import AttentionKernel, WindowGeometry
 from supersam.space import EncoderShape
 from supersam.standalone import NORM_EPS
 
+ALIGNMENT = 16
+"""Units. A GPU's matrix units want rows of whole 16 bytes at least: on an H200 an MLP of 1020 units
+took 1.45 times as long as one of 1024, forward and backward, in bfloat16."""
+
 
 def active_linear(layer: nn.Linear, x: Tensor, out_features: int) -> Tensor:
     """The first outputs of `layer` from the active input channels.
@@ -74,8 +78,18 @@ class ElasticMLP(nn.Module):
 
     def forward(self, x: Tensor, width: int) -> Tensor:
         """x: (..., c). Returns (..., c) through the first `width` hidden units."""
+        if x.is_cuda and width % ALIGNMENT:
+            return self.padded(x, width)
         hidden = F.gelu(active_linear(self.lin1, x, width))
         return active_linear(self.lin2, hidden, x.shape[-1])
+
+    def padded(self, x: Tensor, width: int) -> Tensor:
+        """`forward` with zero weights for some units more, which make a fast matrix product."""
+        dim, spare = x.shape[-1], -width % ALIGNMENT
+        rows = F.pad(self.lin1.weight[:width, :dim], (0, 0, 0, spare))
+        hidden = F.gelu(F.linear(x, rows, F.pad(self.lin1.bias[:width], (0, spare))))
+        columns = F.pad(self.lin2.weight[:dim, :width], (0, spare))
+        return F.linear(hidden, columns, self.lin2.bias[:dim])
 
 
 class ElasticBlock(nn.Module):

@@ -1,9 +1,11 @@
 """Benchmarks of a GPU run as far as they can without one: none may fail when one is at hand."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +25,15 @@ def test_every_part_runs_at_toy_size_without_a_failure(tmp_path):
     assert len(rows) == 13
     assert [row["failed"] for row in rows.values() if "failed" in row] == []
     assert all(row["images_per_s"] > 0 and row["share_of_ceiling"] > 0 for row in rows.values())
+
+
+def test_the_model_is_whole_on_the_device(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    gpu = importlib.import_module("gpu")
+    device, args = SimpleNamespace(device=torch.device("meta")), SimpleNamespace(toy=True)
+    model = gpu.build("vit_b", device, args, attention="sdpa")
+    tensors = [*model.parameters(), *model.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounter
 from supersam.config import SpaceConfig
 from supersam.model import Prediction, SamSupernet, attention
 from supersam.model.attention import KERNELS, choose_kernel
+from supersam.model.elastic import ALIGNMENT, ElasticMLP
 from supersam.model.stem import common_layers
 from supersam.space import SearchSpace, SubnetSpec, build_space
 from tests.model.scenes import Scene, random_scene
@@ -192,3 +193,17 @@ def test_positions_go_into_the_kernel_on_a_gpu_that_can(
         assert choose_kernel(name, torch.device(device)) is KERNELS[kernel]
     finally:
         attention._runs_triton.cache_clear()
+
+
+def test_units_for_the_matrix_unit_change_neither_values_nor_gradients(tiny_shape):
+    torch.manual_seed(0)
+    mlp = ElasticMLP(tiny_shape).double()
+    x = torch.randn(2, 3, tiny_shape.embed_dim, dtype=torch.float64)
+    width = ALIGNMENT + 3
+    found = []
+    for path in (mlp, mlp.padded):
+        values = path(x.requires_grad_(), width)
+        direction = torch.linspace(-1, 1, values.numel(), dtype=values.dtype).view_as(values)
+        found.append([values, *torch.autograd.grad(values, (x, *mlp.parameters()), direction)])
+    for plain, padded in zip(*found, strict=True):
+        torch.testing.assert_close(padded, plain, rtol=1e-12, atol=1e-12)
