@@ -2,7 +2,9 @@
 
 A checkpoint is a folder `step-000300`: tensors by name in safetensors files, one pair for each
 rank that wrote, and `MANIFEST.json` with the hash of every file and everything else that resuming
-needs. It is written beside its place and renamed into it when every rank has finished.
+needs. Each rank writes a part of the weights and its own share of the optimizer's moments, so that
+nothing is exchanged. It is written beside its place and renamed into it when every rank has
+finished.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -32,6 +35,16 @@ MANIFEST = "MANIFEST.json"
 PROGRESS = "progress.json"
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{6,})")
+
+
+class Share(NamedTuple):
+    """A run of consecutive elements of a tensor, what one rank has of it."""
+
+    name: str
+    first: int
+    """Where it begins in the flattened tensor."""
+    values: Tensor
+    """(n,) elements."""
 
 
 @dataclass
@@ -74,12 +87,12 @@ class CheckpointManager:
         self._run = folder
         self._folder = folder / "checkpoints"
         self._config = config
-        self._world = world
+        self.world = world
 
     def save(
         self,
         model: nn.Module,
-        moments: Iterator[tuple[str, Tensor]],
+        moments: Iterable[Share],
         state: TrainState,
         *,
         order: Mapping[str, object],
@@ -88,21 +101,20 @@ class CheckpointManager:
     ) -> Path:
         """Write the checkpoint of `state.step` and delete those no longer kept. A collective.
 
-        Returns its folder. Raises OSError on every rank where one of them could not write.
+        moments: this rank's shares; all ranks' together are whole. Returns the checkpoint's folder.
+        Raises OSError on every rank where one of them could not write.
         """
         final = self.path(state.step)
         partial = final.with_name(f".{final.name}.partial")
-        fault = self._make_room(partial) if self._world.is_first else None
+        fault = self._make_room(partial) if self.world.is_first else None
         self._agree(fault, partial)
         fault = self._write_share(partial, model, moments)
         self._agree(fault, partial)
-        if self._world.is_first:
-            manifest = Manifest(
-                state, dict(order), data, self._world.world_size, {}, dict(versions)
-            )
+        if self.world.is_first:
+            manifest = Manifest(state, dict(order), data, self.world.world_size, {}, dict(versions))
             fault = self._finish(partial, final, manifest)
         self._agree(fault, partial)
-        if self._world.is_first:
+        if self.world.is_first:
             self._delete_old(state)
         barrier()
         return final
@@ -149,15 +161,12 @@ class CheckpointManager:
         return None
 
     def _write_share(
-        self, folder: Path, model: nn.Module, moments: Iterator[tuple[str, Tensor]]
+        self, folder: Path, model: nn.Module, moments: Iterable[Share]
     ) -> OSError | None:
-        """Write every R-th tensor. All ranks must iterate `moments` to its end."""
-        rank, size = self._world.rank, self._world.world_size
+        """Write every R-th weight, and the shares of moments that this rank has."""
+        rank, size = self.world.rank, self.world.world_size
         weights = {n: t for i, (n, t) in enumerate(model.state_dict().items()) if i % size == rank}
-        mine = {}
-        for index, (name, tensor) in enumerate(moments):
-            if index % size == rank:
-                mine[name] = tensor.cpu()
+        mine = {f"{share.name}@{share.first}": share.values for share in moments}
         try:
             for kind, tensors in (("weights", weights), ("moments", mine)):
                 path = folder / f"{kind}-{rank:05d}-of-{size:05d}.safetensors"
@@ -184,7 +193,7 @@ class CheckpointManager:
         """Raise on every rank where one of them failed; a barrier otherwise."""
         if all_reduce_max(float(fault is not None)) == 0.0:
             return
-        if self._world.is_first:
+        if self.world.is_first:
             shutil.rmtree(partial, ignore_errors=True)
         reason = fault or "another rank failed; see its log"
         raise OSError(f"checkpoint {partial.parent} could not be written: {reason}") from fault
@@ -227,8 +236,21 @@ def verify(path: Path) -> Manifest:
     return manifest
 
 
-def read_tensors(path: Path, manifest: Manifest, kind: str) -> dict[str, Tensor]:
-    """All tensors of a kind, `weights` or `moments`, of a verified checkpoint."""
+def read_weights(path: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """The weights of a verified checkpoint, by name."""
+    return _read(path, manifest, "weights")
+
+
+def read_moments(path: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """The optimizer's moments of a verified checkpoint, by name, flattened."""
+    shares: dict[str, dict[int, Tensor]] = {}
+    for key, values in _read(path, manifest, "moments").items():
+        name, _, first = key.partition("@")  # whole tensors of older checkpoints have none
+        shares.setdefault(name, {})[int(first or 0)] = values.flatten()
+    return {name: torch.cat([found[i] for i in sorted(found)]) for name, found in shares.items()}
+
+
+def _read(path: Path, manifest: Manifest, kind: str) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name in manifest.files:
         if name.startswith(f"{kind}-"):

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from supersam.config import DataConfig, EngineConfig, OptimConfig
 from supersam.model import SamSupernet
 from supersam.space import SubnetSpec
+from supersam.training.checkpoint import Share
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's running averages of gradient and squared gradient."""
@@ -159,8 +160,18 @@ class Engine:
             for key in MOMENTS:
                 yield f"{key}/{name}", safe_get_full_optimizer_state(parameter, key)
 
-    def restore(self, moments: dict[str, Tensor], *, step: int) -> None:
-        """Continue after `step` optimizer steps with `moments`, as `moments()` gave them.
+    def moment_shares(self) -> Iterator[Share]:
+        """What this rank holds of AdamW's moments; all ranks' together are `moments()`."""
+        self._link_moments()
+        for name, parameter in trainable_parameters(self.supernet):
+            mine = parameter._hp_mapping  # type: ignore[attr-defined]  # DeepSpeed's
+            if mine is not None:
+                for key in MOMENTS:
+                    values = mine.get_optim_state_fragment(key)
+                    yield Share(f"{key}/{name}", mine.lp_fragment_address.start, values)
+
+    def restore(self, moments: Mapping[str, Tensor], *, step: int) -> None:
+        """Continue after `step` optimizer steps with `moments`, flattened, by `moments()`'s names.
 
         The weights must have been in the supernet when this engine was built.
         """

@@ -32,7 +32,8 @@ from supersam.training.checkpoint import (
     CheckpointManager,
     Manifest,
     TrainState,
-    read_tensors,
+    read_moments,
+    read_weights,
 )
 from supersam.training.engine import Engine, freeze_untrained, trainable_parameters
 from supersam.training.prioritizer import Prioritizer
@@ -89,13 +90,13 @@ class _Session:
         found = _agree_on_checkpoint(self.checkpoints, self.world)
         if found is not None:
             self._check_same_data(*found)
-            supernet.load_state_dict(read_tensors(*found, "weights"))
+            supernet.load_state_dict(read_weights(*found))
         engine = Engine(supernet, self.run.optim, self.run.engine, world_size=self.world.world_size)
         state = TrainState()
         if found is not None:
             path, manifest = found
             state = manifest.state
-            engine.restore(read_tensors(path, manifest, "moments"), step=state.step)
+            engine.restore(read_moments(path, manifest), step=state.step)
             logger.info("resumed at step %d from %s (verified)", state.step, path)
         self._announce(supernet)
         self.heart.begin(state.step)
@@ -148,7 +149,7 @@ class _Session:
     def _save(self, supernet: SamSupernet, engine: Engine, state: TrainState) -> None:
         path = self.checkpoints.save(
             supernet,
-            engine.moments(),
+            engine.moment_shares(),
             state,
             order=self.order.describe(),
             data=[reader.fingerprint for reader in self.train_readers],

@@ -13,7 +13,7 @@ from supersam.training.checkpoint import (
     MANIFEST,
     CheckpointManager,
     Manifest,
-    read_tensors,
+    read_weights,
     verify,
 )
 
@@ -75,7 +75,7 @@ def load_supernet(run: TrainRun, space: SearchSpace, source: WeightSource) -> Sa
     """The supernet with those weights, on the CPU, in evaluation mode."""
     supernet = build_supernet(run, space).eval()
     if source.path is not None and source.manifest is not None:
-        supernet.load_state_dict(read_tensors(source.path, source.manifest, "weights"))
+        supernet.load_state_dict(read_weights(source.path, source.manifest))
     return supernet
 
 
@@ -104,7 +104,7 @@ def _load_run_weights(supernet: SamSupernet, other_run: Path, run: TrainRun) -> 
         found = CheckpointManager(other_run, run.checkpoint, World.single()).latest()
     if found is None:
         raise UserError(f"model.checkpoint {other_run} is a folder without checkpoints of a run")
-    weights = read_tensors(*found, "weights")
+    weights = read_weights(*found)
     shapes = {name: tensor.shape for name, tensor in supernet.state_dict().items()}
     if {name: tensor.shape for name, tensor in weights.items()} != shapes:
         raise UserError(

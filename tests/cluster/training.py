@@ -14,7 +14,7 @@ import yaml
 
 from supersam.cluster.attempts import AttemptEvent, read_attempts, saved_step
 from supersam.cluster.submission import submitted_job
-from supersam.training.checkpoint import read_tensors, verify
+from supersam.training.checkpoint import read_weights, verify
 from tests.cluster.handle import PROJECT, wait_for
 
 STEPS = 20
@@ -154,7 +154,7 @@ def losses(folder: Path) -> dict[int, float]:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     path = folder / "checkpoints" / f"step-{STEPS:06d}"
-    return read_tensors(path, verify(path), "weights")
+    return read_weights(path, verify(path))
 
 
 def sample_lines(folder: Path) -> list[tuple[int, list[int]]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from supersam.config import TrainRun
 from supersam.runtime.distributed import World
-from supersam.training.checkpoint import CheckpointManager, read_tensors
+from supersam.training.checkpoint import CheckpointManager, read_moments, read_weights
 from supersam.training.run_folder import prepare_run_folder
 from supersam.training.session import train
 from supersam.training.trainer import InterruptedRunError, Trainer
@@ -54,7 +54,7 @@ def newest(run: TrainRun):
 
 
 def tensors(run: TrainRun) -> dict[str, Tensor]:
-    return read_tensors(*newest(run), "weights") | read_tensors(*newest(run), "moments")
+    return read_weights(*newest(run)) | read_moments(*newest(run))
 
 
 def losses(run: TrainRun) -> dict[int, dict[str, float]]:

@@ -18,7 +18,7 @@ from supersam.export.card import Card
 from supersam.export.command import run_export
 from supersam.runtime.distributed import World
 from supersam.space import SubnetSpec, read_space, resolve_shape
-from supersam.training.checkpoint import CheckpointManager, read_tensors
+from supersam.training.checkpoint import CheckpointManager, read_weights
 from supersam.training.trained import find_weights, load_supernet
 from tests.export.runs import export_of
 from tests.paths import ROOT
@@ -181,9 +181,7 @@ def test_fine_tuning_trains_the_subnet_alone_and_is_written_down(trained, space,
     assert [line["step"] for line in losses if "train/loss/subnet" in line] == [1, 2]
     assert not any("train/loss/largest" in line for line in losses)
     before, after = (
-        read_tensors(
-            *CheckpointManager(run, trained.checkpoint, World.single()).latest(), "weights"
-        )
+        read_weights(*CheckpointManager(run, trained.checkpoint, World.single()).latest())
         for run in (trained.folder, folder)
     )
     kept = [f"image_encoder.blocks.{layer}." for layer in space.smallest().layers]

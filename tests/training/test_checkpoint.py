@@ -13,16 +13,20 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from supersam.config import CheckpointConfig, UserError
+from supersam.runtime.atomic import file_sha256
 from supersam.runtime.distributed import World, barrier, close_world, init_world
 from supersam.training import checkpoint
 from supersam.training.checkpoint import (
     MANIFEST,
     CheckpointManager,
+    Share,
     TrainState,
-    read_tensors,
+    read_moments,
+    read_weights,
     verify,
 )
 from tests.distributed.forked import run_ranks
@@ -38,14 +42,23 @@ def model(value: float, *, size: int = 64) -> nn.Module:
     return made
 
 
-def moments(value: float) -> Iterator[tuple[str, Tensor]]:
-    for name in ("exp_avg/weight", "exp_avg/bias", "exp_avg_sq/weight"):
-        yield name, torch.full((3,), value)
+def moments(value: float) -> dict[str, Tensor]:
+    names = ("exp_avg/weight", "exp_avg/bias", "exp_avg_sq/weight")
+    return {name: torch.arange(12.0) + value for name in names}
+
+
+def shares(value: float, world: World) -> Iterator[Share]:
+    """Of both ranks, or of one alone: the first has the two ends."""
+    for name, whole in moments(value).items():
+        cuts = [(0, 2), (2, 10), (10, 12)]
+        for index, (first, end) in enumerate(cuts):
+            if index % world.world_size == world.rank:
+                yield Share(name, first, whole[first:end])
 
 
 def save(manager: CheckpointManager, step: int, **changes: Any) -> Path:
-    given: dict[str, Any] = {"model": model(step), "moments": moments(step), "best_step": None}
-    given |= changes
+    given: dict[str, Any] = {"model": model(step), "best_step": None}
+    given |= {"moments": shares(step, manager.world), **changes}
     state = TrainState(step=step, best_score=0.5, best_step=given["best_step"])
     return manager.save(
         given["model"], given["moments"], state, order={"seed": 1}, data=["d"], versions={"x": "1"}
@@ -68,11 +81,25 @@ def test_a_checkpoint_gives_back_what_it_was_given(tmp_path):
     assert path == tmp_path / "checkpoints" / "step-000007"
     assert manifest.state == TrainState(step=7, best_score=0.5, best_step=3)
     assert (manifest.order, manifest.data, manifest.world_size) == ({"seed": 1}, ["d"], 1)
-    weights = read_tensors(path, manifest, "weights")
+    weights = read_weights(path, manifest)
     assert all(torch.equal(weights[n], t) for n, t in model(7).state_dict().items())
-    restored = read_tensors(path, manifest, "moments")
-    assert all(torch.equal(restored[n], t) for n, t in moments(7))
-    assert restored.keys() == dict(moments(7)).keys()
+    assert_moments(7, read_moments(path, manifest))
+
+
+def assert_moments(value: float, found: dict[str, Tensor]) -> None:
+    assert found.keys() == moments(value).keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in moments(value).items())
+
+
+def test_whole_moments_of_an_older_checkpoint_are_read(tmp_path):
+    whole = [Share(name, 0, tensor) for name, tensor in moments(7).items()]
+    path = save(manager_of(tmp_path), 7, moments=whole)
+    (file,) = path.glob("moments-*")
+    save_file({name: tensor.view(3, 4) for name, tensor in moments(7).items()}, file)
+    known = json.loads((path / MANIFEST).read_text())
+    known["files"][file.name] = file_sha256(file)
+    (path / MANIFEST).write_text(json.dumps(known))
+    assert_moments(7, read_moments(path, verify(path)))
 
 
 def test_the_newest_the_best_and_the_pinned_are_kept(tmp_path):
@@ -139,8 +166,8 @@ def die(*_: Any, **__: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def dying_moments() -> Iterator[tuple[str, Tensor]]:
-    yield "exp_avg/weight", torch.zeros(3)
+def dying_moments() -> Iterator[Share]:
+    yield Share("exp_avg/weight", 0, torch.zeros(3))
     die()
 
 
@@ -191,7 +218,7 @@ def save_on_a_small_disk(run: Path) -> None:
     if world.rank == 1:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
-    large = ((f"exp_avg/{i}", torch.zeros(LARGE)) for i in range(4))
+    large = (Share(f"exp_avg/{i}", 0, torch.zeros(LARGE)) for i in range(4))
     try:
         save(manager, 2, moments=large)
     except OSError as fault:
@@ -213,7 +240,7 @@ def test_a_full_disk_raises_on_every_rank_and_leaves_the_old_checkpoint(tmp_path
     manager = manager_of(tmp_path)
     path, manifest = manager.latest()
     assert (manifest.state.step, manifest.world_size) == (1, 2)
-    weights = read_tensors(path, manifest, "weights")
+    weights = read_weights(path, manifest)
     assert weights.keys() == model(1).state_dict().keys()
-    assert read_tensors(path, manifest, "moments").keys() == dict(moments(1)).keys()
+    assert_moments(1, read_moments(path, manifest))
     assert not list((tmp_path / "checkpoints").glob(".*"))

@@ -10,7 +10,7 @@ import torch
 
 from supersam.config import TrainRun, load_run
 from supersam.runtime.distributed import World, close_world, init_world
-from supersam.training.checkpoint import CheckpointManager, read_tensors
+from supersam.training.checkpoint import CheckpointManager, read_moments, read_weights
 from supersam.training.run_folder import prepare_run_folder
 from supersam.training.session import train
 from tests.distributed.forked import run_ranks
@@ -42,8 +42,7 @@ def trained(run: TrainRun, ranks: int = 1) -> dict[str, torch.Tensor]:
 def last_state(run: TrainRun) -> dict[str, torch.Tensor]:
     found = CheckpointManager(run.folder, run.checkpoint, World.single()).latest()
     assert found is not None
-    weights, moments = (read_tensors(*found, kind) for kind in ("weights", "moments"))
-    return weights | moments
+    return read_weights(*found) | read_moments(*found)
 
 
 def losses(run: TrainRun) -> list[float]:
