@@ -231,12 +231,16 @@ class _Job:
     def _requeue(self) -> int:
         avoided = self._avoided()
         send_usher(self.run, self.id, self.restarts)
+        self.ending = False
         slurm.patiently(lambda: slurm.requeue(self.id))
         if avoided:  # only now, as Slurm takes it of no running job
             logger.info("without %s, where ranks hung", ", ".join(avoided))
             hosts = merge_hosts(self.run.cluster.exclude, avoided)
             slurm.patiently(lambda: slurm.exclude_hosts(self.id, hosts))
-        time.sleep(steps.GRACE_S)  # Slurm ends this process; an exit of its own could come first
+        # An exit before Slurm's TERM would be the job's own; to stay after it costs KillWait.
+        leave_at = time.monotonic() + steps.GRACE_S
+        while not self.ending and time.monotonic() < leave_at:
+            time.sleep(_POLL_S)
         return 1
 
     def _exit(self, ending: Ending) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from supersam.runtime.memory import free_bytes
+from supersam.search.command import describe_search
 from supersam.search.folder import find_basis
 from supersam.search.kept import generation_bytes, kept_bytes
 from supersam.search.objective import SubnetObjective
@@ -33,3 +34,11 @@ def test_outputs_of_every_layer_of_a_generation_fit(run, tmp_path):
     asked = tiny_search(run, tmp_path)
     objective = SubnetObjective(asked, find_basis(asked).source)
     assert objective.kept_bytes == generation_bytes(asked, resolve_shape(run.model), images=6)
+
+
+def test_a_dry_run_says_how_much_and_touches_nothing(run, tmp_path):
+    told = describe_search(tiny_search(run, tmp_path / "search"))
+    needed = generation_bytes(tiny_search(run, tmp_path), resolve_shape(run.model), images=6)
+    assert f"{needed / 2**30:.2g} GiB of layers' outputs" in told
+    assert "up to 0.5 GiB" in describe_search(tiny_search(run, tmp_path / "search", cache_gib=0.5))
+    assert not (tmp_path / "search").exists()
