@@ -78,7 +78,7 @@ def candidates(kernel, side):
     if side > 32:
         rows, queries, warps, stages = (1,), (64, 128), (4, 8), (2, 3, 4)
     else:
-        rows, queries, warps, stages = (2, 4, 8), (32, 64, 128), (4, 8), (2, 3)
+        rows, queries, warps, stages = (2, 4, 8, 16), (32, 64, 128), (4, 8), (2, 3)
     if kernel == "keys" and side > 32:
         rows, queries, stages = (1, 2), (32, 64, 128), (1, 2, 3)
     in_use = tiles_of(kernel, side, torch.cuda.get_device_capability()[0])
