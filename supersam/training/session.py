@@ -85,7 +85,7 @@ class _Session:
         freeze_untrained(supernet, self.run.optim, self.run.data, only=self.sandwich.only)
         supernet.prepare_training(
             checkpoint_activations=self.run.engine.checkpoint_activations,
-            compiled=self.run.engine.compile,
+            compiled=self.run.engine.compile and self.device.type == "cuda",
         )
         found = _agree_on_checkpoint(self.checkpoints, self.world)
         if found is not None:
