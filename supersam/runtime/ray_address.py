@@ -14,6 +14,8 @@ _ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AUTH_MODE": "token",
+    # Ray runs workers at niceness 15: beside other work they would get a thirtieth of a core.
+    "RAY_worker_niceness": "0",
     # Tune's own copies of the results, and its warnings that they take time.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
