@@ -16,6 +16,8 @@ _ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     # Ray runs workers at niceness 15: beside other work they would get a thirtieth of a core.
     "RAY_worker_niceness": "0",
+    # Ctrl-C is ours: Tune would drop the chunks under way.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # Tune's own copies of the results, and its warnings that they take time.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
