@@ -55,10 +55,9 @@ def subnet_loss(
 def distillation_loss(
     student: Prediction, teacher: Prediction, batch: Batch, config: LossConfig
 ) -> Tensor:
-    """How far a subnet is from the largest one: image embedding and single-mask logits."""
+    """How far a subnet is from the largest one in image embedding and single mask; 0 if not."""
     embedding = F.mse_loss(student.embedding.float(), teacher.embedding.float().detach())
-    soft = teacher.masks[:, :, :1].detach().sigmoid()
-    masks = _per_mask(config)(student.masks[:, :, :1], soft)[..., 0]
+    masks = divergence(student.masks[:, :, 0], teacher.masks[:, :, 0].detach())
     return (
         config.distill_embedding_weight * embedding
         + config.distill_mask_weight * mean_over_objects(masks, batch.valid)
@@ -103,6 +102,18 @@ def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     cross_entropy = F.softplus(logits) - logits * target
     loss = (alpha * (1 - hit) ** _FOCAL_GAMMA * cross_entropy).sum(dim=(-2, -1))
     return loss / target.sum(dim=(-2, -1)).clamp(min=1)
+
+
+def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of a mask from the teacher's, in pixels over the teacher's area.
+
+    Least where both agree, which losses for true masks are not: dice makes a soft mask hard, and a
+    balanced cross-entropy widens it. logits, teacher: (..., s, s). Returns (...).
+    """
+    chance = teacher.sigmoid()
+    cross_entropy = F.softplus(logits) - logits * chance
+    entropy = F.softplus(teacher) - teacher * chance
+    return (cross_entropy - entropy).sum(dim=(-2, -1)) / chance.sum(dim=(-2, -1)).clamp(min=1)
 
 
 def mask_iou(logits: Tensor, target: Tensor) -> Tensor:

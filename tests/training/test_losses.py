@@ -13,6 +13,7 @@ from supersam.model import Prediction
 from supersam.training.losses import (
     balanced_bce_loss,
     dice_loss,
+    divergence,
     focal_loss,
     mask_iou,
     mean_over_objects,
@@ -206,17 +207,29 @@ def test_what_an_invalid_object_holds_changes_nothing():
     assert vars(subnet_loss(prediction, batch, LossConfig(), teacher=None)) == vars(before)
 
 
-def test_a_subnet_that_agrees_with_its_teacher_has_the_least_distillation_loss():
+@pytest.mark.parametrize("mask", ["dice_bce", "dice_focal", "dice"])
+def test_a_subnet_that_agrees_with_its_teacher_has_no_distillation_loss_and_no_pull(mask):
     prediction, batch = random_case()
-    config = LossConfig(distill=True)
-    same = subnet_loss(prediction, batch, config, teacher=prediction)
-    masks = prediction.masks.clone().requires_grad_(True)
-    student = Prediction(masks, prediction.ious, prediction.embedding + 0.1)
-    other = subnet_loss(student, batch, config, teacher=prediction)
-    assert 0 < same.distill < other.distill
-    assert same.distill.item() == pytest.approx(
-        (same.total - same.mask).item() - 0.1 * same.iou.item(), rel=1e-4
-    )
+    config = LossConfig(mask=mask, distill=True)
+    student = Prediction(**{n: t.clone().requires_grad_() for n, t in vars(prediction).items()})
+    same = subnet_loss(student, batch, config, teacher=prediction).distill
+    assert same.item() == pytest.approx(0, abs=1e-6)
+    same.backward()
+    assert student.masks.grad.abs().max() < 1e-6
+    assert student.embedding.grad.abs().max() < 1e-6
+    moved = Prediction(prediction.masks + 0.1, prediction.ious, prediction.embedding + 0.1)
+    other = subnet_loss(moved, batch, config, teacher=prediction)
+    assert other.distill > 0.01
+    parts = other.mask + config.iou_weight * other.iou + other.distill
+    assert other.total.item() == pytest.approx(parts.item(), rel=1e-5)
+
+
+def test_the_divergence_from_a_teacher_is_that_of_its_chances():
+    student, teacher = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    p, q = teacher.sigmoid(), student.sigmoid()
+    expected = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    expected = expected.sum(dim=(-2, -1)) / p.sum(dim=(-2, -1))
+    torch.testing.assert_close(divergence(student, teacher), expected)
 
 
 def test_the_teacher_gets_no_gradient():
