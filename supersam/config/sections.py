@@ -144,7 +144,7 @@ class LossConfig(Section):
     distill_embedding_weight: float = Field(1.0, ge=0)
     """Weight of the squared error of the image embedding against the largest subnet's."""
     distill_mask_weight: float = Field(1.0, ge=0)
-    """Weight of the divergence of the single mask from the largest subnet's, pixel by pixel."""
+    """Weight of how far the single mask is from the largest subnet's, in [0, 1]."""
 
 
 class EngineConfig(Section):

@@ -134,8 +134,8 @@ def compile_halves(backend: CompilerBackend = "inductor", *, limit: int = 8) -> 
     All layers share the two functions, so that their graphs are as few as their shapes; removed
     layers need none. limit: shapes of one half that may come.
     """
-    # Beyond its limit the compiler quietly goes back to plain execution, and it counts the graphs of
-    # all models of a process. (PyTorch 2.6 knows this name alone.)
+    # Beyond its limit the compiler quietly goes back to plain execution. The limit is on the graphs
+    # of all models of a process; PyTorch 2.6 knows it by this name alone.
     torch._dynamo.config.cache_size_limit += limit
     return Halves(
         attend=torch.compile(ElasticBlock.attend, backend=backend, dynamic=False),

@@ -57,7 +57,7 @@ def distillation_loss(
 ) -> Tensor:
     """How far a subnet is from the largest one in image embedding and single mask; 0 if not."""
     embedding = F.mse_loss(student.embedding.float(), teacher.embedding.float().detach())
-    masks = divergence(student.masks[:, :, 0], teacher.masks[:, :, 0].detach())
+    masks = disagreement(student.masks[:, :, 0], teacher.masks[:, :, 0].detach())
     return (
         config.distill_embedding_weight * embedding
         + config.distill_mask_weight * mean_over_objects(masks, batch.valid)
@@ -104,16 +104,16 @@ def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     return loss / target.sum(dim=(-2, -1)).clamp(min=1)
 
 
-def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of a mask from the teacher's, in pixels over the teacher's area.
+def disagreement(logits: Tensor, teacher: Tensor) -> Tensor:
+    """How far a soft mask is from the teacher's, in [0, 1]: squared differences over squared sizes.
 
-    Least where both agree, which losses for true masks are not: dice makes a soft mask hard, and a
-    balanced cross-entropy widens it. logits, teacher: (..., s, s). Returns (...).
+    1 - the dice coefficient with squared sizes (Milletari et al., arXiv 1606.04797), which is least
+    where both agree. The other losses are not: dice_loss makes a soft mask hard, and a balanced
+    cross-entropy widens it. logits, teacher: (..., s, s). Returns (...).
     """
-    chance = teacher.sigmoid()
-    cross_entropy = F.softplus(logits) - logits * chance
-    entropy = F.softplus(teacher) - teacher * chance
-    return (cross_entropy - entropy).sum(dim=(-2, -1)) / chance.sum(dim=(-2, -1)).clamp(min=1)
+    mask, wanted = logits.sigmoid(), teacher.sigmoid()
+    apart = (mask - wanted).square().sum(dim=(-2, -1))
+    return apart / (mask.square() + wanted.square()).sum(dim=(-2, -1)).clamp(min=_SMOOTH)
 
 
 def mask_iou(logits: Tensor, target: Tensor) -> Tensor:

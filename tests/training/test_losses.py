@@ -13,7 +13,7 @@ from supersam.model import Prediction
 from supersam.training.losses import (
     balanced_bce_loss,
     dice_loss,
-    divergence,
+    disagreement,
     focal_loss,
     mask_iou,
     mean_over_objects,
@@ -224,12 +224,14 @@ def test_a_subnet_that_agrees_with_its_teacher_has_no_distillation_loss_and_no_p
     assert other.total.item() == pytest.approx(parts.item(), rel=1e-5)
 
 
-def test_the_divergence_from_a_teacher_is_that_of_its_chances():
+def test_the_disagreement_with_a_teacher_is_one_minus_dice_with_squared_sizes():
     student, teacher = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
     p, q = teacher.sigmoid(), student.sigmoid()
-    expected = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
-    expected = expected.sum(dim=(-2, -1)) / p.sum(dim=(-2, -1))
-    torch.testing.assert_close(divergence(student, teacher), expected)
+    shared, sizes = (p * q).sum(dim=(-2, -1)), (p * p + q * q).sum(dim=(-2, -1))
+    torch.testing.assert_close(disagreement(student, teacher), 1 - 2 * shared / sizes)
+    far = torch.full((1, 8, 8), 30.0)
+    assert disagreement(far, -far).item() == pytest.approx(1)
+    assert disagreement(-far, -far).item() == pytest.approx(0)
 
 
 def test_the_teacher_gets_no_gradient():
