@@ -53,7 +53,6 @@ def main():
     if "widths" in args.only:
         results["widths"] = widths(device, args)
     for name in args.models:
-        torch._dynamo.reset()  # or one model's graphs count towards the next one's limit
         for part, measure in (("encoder", encoder), ("sandwich", sandwich), ("latency", latency)):
             if part in args.only:
                 results.setdefault(part, {})[name] = measure(name, device, args, results)

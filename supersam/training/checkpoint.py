@@ -33,7 +33,9 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "MANIFEST.json"
 PROGRESS = "progress.json"
-FORMAT = 1
+FORMAT = 2
+_READABLE = (1, FORMAT)
+"""Format 1 had whole moments, gathered by all ranks."""
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -225,8 +227,8 @@ def verify(path: Path) -> Manifest:
         manifest = Manifest(**{**values, "state": TrainState(**values["state"])})
     except (OSError, ValueError, KeyError, TypeError) as fault:
         raise UserError(f"{path / MANIFEST} is missing or damaged ({fault})") from None
-    if version != FORMAT:
-        raise UserError(f"{path} has format {version}; this software reads {FORMAT}")
+    if version not in _READABLE:
+        raise UserError(f"{path} has format {version}; this software reads 1 to {FORMAT}")
     for name, digest in manifest.files.items():
         file = path / name
         if not file.is_file():
@@ -245,7 +247,7 @@ def read_moments(path: Path, manifest: Manifest) -> dict[str, Tensor]:
     """The optimizer's moments of a verified checkpoint, by name, flattened."""
     shares: dict[str, dict[int, Tensor]] = {}
     for key, values in _read(path, manifest, "moments").items():
-        name, _, first = key.partition("@")  # whole tensors of older checkpoints have none
+        name, _, first = key.partition("@")  # format 1 has none
         shares.setdefault(name, {})[int(first or 0)] = values.flatten()
     return {name: torch.cat([found[i] for i in sorted(found)]) for name, found in shares.items()}
 

@@ -21,6 +21,7 @@ from supersam.runtime.atomic import file_sha256
 from supersam.runtime.distributed import World, barrier, close_world, init_world
 from supersam.training import checkpoint
 from supersam.training.checkpoint import (
+    FORMAT,
     MANIFEST,
     CheckpointManager,
     Share,
@@ -91,15 +92,18 @@ def assert_moments(value: float, found: dict[str, Tensor]) -> None:
     assert all(torch.equal(found[name], tensor) for name, tensor in moments(value).items())
 
 
-def test_whole_moments_of_an_older_checkpoint_are_read(tmp_path):
+def test_whole_moments_of_format_1_are_read_and_later_formats_refused(tmp_path):
     whole = [Share(name, 0, tensor) for name, tensor in moments(7).items()]
     path = save(manager_of(tmp_path), 7, moments=whole)
     (file,) = path.glob("moments-*")
     save_file({name: tensor.view(3, 4) for name, tensor in moments(7).items()}, file)
-    known = json.loads((path / MANIFEST).read_text())
-    known["files"][file.name] = file_sha256(file)
-    (path / MANIFEST).write_text(json.dumps(known))
+    edit_manifest(
+        path, format=1, files={f.name: file_sha256(f) for f in path.glob("*.safetensors")}
+    )
     assert_moments(7, read_moments(path, verify(path)))
+    edit_manifest(path, format=FORMAT + 1)
+    with pytest.raises(UserError, match="has format 3; this software reads 1 to 2"):
+        verify(path)
 
 
 def test_the_newest_the_best_and_the_pinned_are_kept(tmp_path):
@@ -130,7 +134,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "no manifest": lambda p: (p / MANIFEST).unlink(),
     "half a manifest": lambda p: os.truncate(p / MANIFEST, 30),
     "another manifest": lambda p: (p / MANIFEST).write_text("[]"),
-    "another format": lambda p: edit_manifest(p, format=2),
+    "another format": lambda p: edit_manifest(p, format=FORMAT + 1),
 }
 
 
