@@ -52,7 +52,7 @@ def machine_for_clusters() -> None:
     """Skip where no cluster can be started, with what is missing."""
     check = devcluster_command("check")
     if check.returncode != 0:
-        pytest.skip(check.stderr.strip())
+        pytest.skip(check.stderr.strip())  # says what is missing: root, or packages
     with machine_to_oneself():
         _remove_leftovers()
 
