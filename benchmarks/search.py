@@ -159,7 +159,8 @@ def extracted(objective, spec):
     ious = []
     for batch in objective._batches:
         pixels = objective._supernet.normalize(batch.images, batch.sizes)
-        ious.append(score(objective._supernet, sam.image_encoder(pixels), batch)[0])
+        decode = objective._supernet.decode_single
+        ious.append(score(decode, sam.image_encoder(pixels), batch)[0])
     return float(np.concatenate(ious).mean())
 
 

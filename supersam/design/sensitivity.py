@@ -108,8 +108,8 @@ class DamageMeter:
         reference = self._reference(index, batch)
         with self._supernet.activated(without(self._supernet, removed)):
             embedding = self._supernet.encode(batch.images, batch.sizes)
-            masks, _ = self._supernet.decode(embedding, batch.points, batch.labels)
-        iou = mask_iou(masks[:, :, 0] > 0, batch.masks > 127)[batch.valid]
+            masks = self._supernet.decode_single(embedding, batch.points, batch.labels)
+        iou = mask_iou(masks > 0, batch.masks > 127)[batch.valid]
         distance = (embedding - reference).flatten(1).norm(dim=1)
         relative = distance / reference.flatten(1).norm(dim=1)
         return _BatchScore(

@@ -76,8 +76,8 @@ def decode_masks(
     with torch.autocast(embedding.device.type, enabled=False):
         position = encoder.get_dense_pe()
 
-    attend = _exact_attend if exact else F.scaled_dot_product_attention
-    seen, image_tokens = _transform(decoder.transformer, image, position, tokens, attend)
+    mix = exact_mix if exact else F.scaled_dot_product_attention
+    seen, image_tokens = _transform(decoder.transformer, image, position, tokens, mix)
     masks_out = seen[:, 1 : 1 + decoder.num_mask_tokens]
     weights = torch.stack(
         [mlp(masks_out[:, i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
@@ -87,18 +87,18 @@ def decode_masks(
         upscaled = decoder.output_upscaling(image_tokens.mT.view(pairs, -1, grid, grid))
         masks = (weights @ upscaled.flatten(2)).view(pairs, -1, *upscaled.shape[2:])
     else:
-        cells = _upscale(decoder.output_upscaling, image_tokens)
-        masks = _in_order(weights @ cells.mT, grid)
+        cells = upscale(decoder.output_upscaling, image_tokens)
+        masks = cells_in_order(weights @ cells.mT, grid)
     ious = decoder.iou_prediction_head(seen[:, 0])
     return masks.view(batch, count, *masks.shape[1:]), ious.view(batch, count, -1)
 
 
-def _upscale(layers: nn.Sequential, tokens: Tensor) -> Tensor:
+def upscale(layers: nn.Sequential, tokens: Tensor) -> Tensor:
     """`decoder.output_upscaling` of (P, g * g, C) image tokens.
 
     A transposed convolution whose stride is its kernel's size makes four cells of each token by
     four matrices. Here the channels stay last, where matrix products and norms want them, and the
-    cells keep the order in which they arise. Returns (P, 16 * g * g, C / 8); see `_in_order`.
+    cells keep the order in which they arise. Returns (P, 16 * g * g, C / 8); see `cells_in_order`.
     """
     first, norm, _, second, _ = layers  # segment-anything's have GELU between them
     assert isinstance(first, nn.ConvTranspose2d)
@@ -117,8 +117,8 @@ def _four_cells(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:
     return cells.reshape(len(x), -1, layer.out_channels)
 
 
-def _in_order(masks: Tensor, grid: int) -> Tensor:
-    """(P, M, 16 * g * g) cells as `_upscale` makes them to (P, M, 4g, 4g)."""
+def cells_in_order(masks: Tensor, grid: int) -> Tensor:
+    """(P, M, 16 * g * g) cells as `upscale` makes them to (P, M, 4g, 4g)."""
     pairs, count = masks.shape[:2]
     cells = masks.view(pairs, count, grid, grid, 2, 2, 2, 2)  # row, column; of a token, of a cell
     ordered = cells.permute(0, 1, 2, 4, 6, 3, 5, 7)
@@ -130,7 +130,7 @@ def _transform(
     image: Tensor,
     position: Tensor,
     tokens: Tensor,
-    attend: AttentionCore,
+    mix: AttentionCore,
 ) -> tuple[Tensor, Tensor]:
     """`transformer.forward` for several prompts on each image.
 
@@ -140,9 +140,9 @@ def _transform(
     image, position = (x.flatten(2).permute(0, 2, 1) for x in (image, position))
     queries, keys = tokens, image
     for layer in transformer.layers:
-        queries, keys = _two_way(layer, queries, keys, tokens, position, attend)
+        queries, keys = _two_way(layer, queries, keys, tokens, position, mix)
     final = transformer.final_attn_token_to_image
-    queries = queries + _attend(final, queries + tokens, keys + position, keys, attend)
+    queries = queries + attend(final, queries + tokens, keys + position, keys, mix)
     return transformer.norm_final_attn(queries), keys
 
 
@@ -152,28 +152,28 @@ def _two_way(
     keys: Tensor,
     tokens: Tensor,
     position: Tensor,
-    attend: AttentionCore,
+    mix: AttentionCore,
 ) -> tuple[Tensor, Tensor]:
     """`layer.forward`; what depends on the image alone, before the first layer, once an image.
 
     keys: (B, g * g, C) before the first layer, (B * N, g * g, C) after it.
     """
     if layer.skip_first_layer_pe:
-        queries = _attend(layer.self_attn, queries, queries, queries, attend)
+        queries = attend(layer.self_attn, queries, queries, queries, mix)
     else:
         placed = queries + tokens
-        queries = queries + _attend(layer.self_attn, placed, placed, queries, attend)
+        queries = queries + attend(layer.self_attn, placed, placed, queries, mix)
     queries = layer.norm1(queries)
     placed_keys = keys + position
     to_image, to_tokens = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
-    queries = queries + _attend(to_image, queries + tokens, placed_keys, keys, attend)
+    queries = queries + attend(to_image, queries + tokens, placed_keys, keys, mix)
     queries = layer.norm2(queries)
     queries = layer.norm3(queries + layer.mlp(queries))
-    seen = _attend(to_tokens, placed_keys, queries + tokens, queries, attend)
+    seen = attend(to_tokens, placed_keys, queries + tokens, queries, mix)
     return queries, layer.norm4(_repeated(keys, len(queries)) + seen)
 
 
-def _attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor, attend: AttentionCore) -> Tensor:
+def attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor, mix: AttentionCore) -> Tensor:
     """`attention.forward` where some of q, k, v are given once for several rows of the others."""
     rows = max(len(q), len(k))
     projected = (attention.q_proj(q), attention.k_proj(k), attention.v_proj(v))
@@ -181,11 +181,12 @@ def _attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor, attend: Atten
         _repeated(x.view(*x.shape[:2], attention.num_heads, -1).transpose(1, 2), rows)
         for x in projected
     )
-    seen: Tensor = attention.out_proj(attend(q, k, v).transpose(1, 2).flatten(2))
+    seen: Tensor = attention.out_proj(mix(q, k, v).transpose(1, 2).flatten(2))
     return seen
 
 
-def _exact_attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def exact_mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """An `AttentionCore` of segment-anything's own operations."""
     return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(dim=-1) @ v
 
 

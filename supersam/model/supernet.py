@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from supersam.model.decoder import decode_masks, embed_prompts
 from supersam.model.elastic import CompilerBackend, compile_halves
 from supersam.model.encoder import ElasticImageEncoder
+from supersam.model.single_mask import decode_single_masks
 from supersam.model.stem import SharedStem, common_layers
 from supersam.space import SearchSpace, SubnetSpec
 
@@ -127,17 +128,30 @@ class SamSupernet(nn.Module):
 
     def decode(self, embedding: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mask logits (B, N, 4, s, s) and predicted IoUs (B, N, 4), both float32."""
-        batch, count = points.shape[:2]
-        tokens = embed_prompts(self.prompt_encoder, points.flatten(0, 1), labels.flatten(0, 1))
         decode = self._training_decode if torch.is_grad_enabled() else decode_masks
         masks, ious = decode(
             self.mask_decoder,
             self.prompt_encoder,
             embedding,
-            tokens.view(batch, count, *tokens.shape[1:]),
+            self._prompt_tokens(points, labels),
             exact=self.image_encoder.is_exact(embedding.device),
         )
         return masks.float(), ious.float()
+
+    def decode_single(self, embedding: Tensor, points: Tensor, labels: Tensor) -> Tensor:
+        """The single mask alone, (B, N, s, s) float32 logits: those of `decode` but for rounding.
+
+        In two thirds of its time on a CPU, for a search that looks at thousands of subnets.
+        """
+        masks = decode_single_masks(
+            self.mask_decoder, self.prompt_encoder, embedding, self._prompt_tokens(points, labels)
+        )
+        return masks.float()
+
+    def _prompt_tokens(self, points: Tensor, labels: Tensor) -> Tensor:
+        """(B, N, K, 256)."""
+        tokens = embed_prompts(self.prompt_encoder, points.flatten(0, 1), labels.flatten(0, 1))
+        return tokens.view(*points.shape[:2], *tokens.shape[1:])
 
     def normalize(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Normalised pixels (B, 3, S, S) float32, zero in the padding as in segment-anything."""

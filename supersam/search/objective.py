@@ -6,9 +6,9 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -163,7 +163,6 @@ class SubnetObjective:
         """Look at the images, rung by rung; give up what is hopeless."""
         final = stage == "final"
         batches = self._batches_with_originals if final else self._batches
-        original = final or self._asked.protocol.resolution == "original"
         rungs = self._asked.protocol.rungs if stage == "search" else ()
         ends = [max(1, round(share * len(batches))) for share in rungs]
         first = 0
@@ -171,7 +170,7 @@ class SubnetObjective:
             alive = [r for r in running if r.status == "complete"]
             for place in range(first, end):
                 cache = self._caches[place] if batches is self._batches and self._caches else None
-                self._score_batch(alive, batches[place], cache, original=original)
+                self._score_batch(alive, batches[place], cache, exact=final)
             first = end
             if rung < len(ends):
                 for r in alive:
@@ -190,13 +189,17 @@ class SubnetObjective:
         batch: ImageBatch,
         cache: PrefixCache | None,
         *,
-        original: bool,
+        exact: bool,
     ) -> None:
-        """Add the IoUs of one batch of images to every subnet still in the race."""
+        """Add the IoUs of one batch of images to every subnet still in the race.
+
+        exact: decode by segment-anything's own sequence of operations, as `evaluate` does.
+        """
+        score = _score_originals if batch.originals else _score_logits
+        decode = _decode_exactly if exact else SamSupernet.decode_single
         for place, embedding in self._embeddings(batch, [r.job.spec for r in running], cache):
-            score = _score_originals if original else _score_logits
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
-                ious, image_ids = score(self._supernet, embedding, batch)
+                ious, image_ids = score(partial(decode, self._supernet), embedding, batch)
             running[place].ious.append(ious)
             running[place].image_ids.append(image_ids)
             running[place].num_images += len(batch.sizes)
@@ -243,39 +246,40 @@ def prepare_process(asked: SearchRun, evaluators_here: int) -> None:
     keep_freed_memory()
 
 
+_Decode = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Embeddings, points and labels to logits of the single masks; see `SamSupernet.decode_single`."""
+
+
+def _decode_exactly(
+    supernet: SamSupernet, embedding: Tensor, points: Tensor, labels: Tensor
+) -> Tensor:
+    return supernet.decode(embedding, points, labels)[0][:, :, 0]
+
+
 def _score_logits(
-    supernet: SamSupernet, embedding: Tensor, batch: ImageBatch
+    decode: _Decode, embedding: Tensor, batch: ImageBatch
 ) -> tuple[Floats, NDArray[np.int64]]:
     """IoU of the single mask on the grid of its logits: (M,) and the images, (M,)."""
-    masks, _ = supernet.decode(embedding, batch.points, batch.labels)
-    ious = mask_iou((masks[:, :, 0] > 0) & batch.inside, batch.targets)
+    masks = decode(embedding, batch.points, batch.labels)
+    ious = mask_iou((masks > 0) & batch.inside, batch.targets)
     valid = batch.valid.cpu()
     image_ids = batch.sample_ids[:, None].expand(valid.shape)[valid]
     return ious.cpu()[valid].double().numpy(), image_ids.numpy()
 
 
 def _score_originals(
-    supernet: SamSupernet, embedding: Tensor, batch: ImageBatch
+    decode: _Decode, embedding: Tensor, batch: ImageBatch
 ) -> tuple[Floats, NDArray[np.int64]]:
     """IoU of the single mask at the original resolution: (M,) and the images, (M,)."""
     ious, image_ids = [], []
     for row, image in enumerate(batch.originals):
         count = len(image.masks)
         prompts = batch.points[row, :count], batch.labels[row, :count]
-        ious.append(
-            single_mask_ious(_single_masks(supernet, embedding[row, None], *prompts), image)
-        )
+        parts = zip(*(torch.split(x, _PROMPTS_AT_A_TIME) for x in prompts), strict=True)
+        masks = [decode(embedding[row, None], p[None], kinds[None])[0] for p, kinds in parts]
+        ious.append(single_mask_ious(torch.cat(masks), image))
         image_ids += [image.sample_id] * count
     return torch.cat(ious).double().numpy(), np.array(image_ids)
-
-
-def _single_masks(
-    supernet: SamSupernet, embedding: Tensor, points: Tensor, labels: Tensor
-) -> Tensor:
-    """Logits of the single masks of M prompts on one image, (M, s, s)."""
-    parts = zip(*(torch.split(x, _PROMPTS_AT_A_TIME) for x in (points, labels)), strict=True)
-    masks = [supernet.decode(embedding, some[None], kinds[None])[0] for some, kinds in parts]
-    return torch.cat([mask[0, :, 0] for mask in masks])
 
 
 def protocol_of(

@@ -1,11 +1,14 @@
 """Batched prompts and masks against segment-anything's own, one image at a time."""
 
+import copy
+
 import pytest
 import torch
 
 from supersam.data.sample import LABEL_BOX_MIN
 from supersam.model import load_sam
 from supersam.model.decoder import decode_masks, embed_prompts
+from supersam.model.single_mask import decode_single_masks
 from tests.model.scenes import Scene, random_scene, sam_masks, sam_prompt_tokens
 
 
@@ -57,6 +60,24 @@ def test_masks_of_a_batch_are_segment_anythings_image_by_image(sam, scene, exact
     assert masks.shape == (3, 4, 4, 20, 20)
     torch.testing.assert_close(masks, expected_masks, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ious, expected_ious, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_the_single_mask_alone_is_segment_anythings(sam, images):
+    sam = copy.deepcopy(sam)
+    for name, bias in sam.mask_decoder.transformer.named_parameters():
+        if name.endswith("_proj.bias"):  # as large as what they are added to
+            torch.nn.init.normal_(bias)
+    scene = random_scene(80, images=images, prompts=4)
+    embedding = torch.randn(images, 256, 5, 5, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        tokens = embed_prompts(
+            sam.prompt_encoder, scene.points.flatten(0, 1), scene.labels.flatten(0, 1)
+        ).unflatten(0, (images, 4))
+        masks = decode_single_masks(sam.mask_decoder, sam.prompt_encoder, embedding, tokens)
+        expected, _ = sam_masks(sam, embedding, scene)
+    assert masks.shape == (images, 4, 20, 20)
+    torch.testing.assert_close(masks, expected[:, :, 0], rtol=1e-5, atol=1e-5)
 
 
 def test_masks_of_an_image_do_not_depend_on_its_neighbours(make_supernet, tiny_shape):
