@@ -12,17 +12,13 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from supersam.config import SearchRun
-from supersam.runtime.ray_address import (
-    OBJECT_STORE_BYTES,
-    RayAddress,
-    ray_environment,
-    require_short,
-)
-from supersam.runtime.scratch import scratch_folder
+from supersam.runtime.local_ray import read_address, started_ray
+from supersam.runtime.ray_address import RayAddress, ray_environment
 from supersam.runtime.signals import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
@@ -39,31 +35,11 @@ def _token() -> str:
 
 @contextlib.contextmanager
 def local_ray(asked: SearchRun) -> Iterator[None]:
-    """A Ray of this process's own, on loopback; nothing of it is left afterwards.
-
-    Where this process is killed, Ray ends by itself within minutes, and the next search removes its
-    folder.
-    """
+    """A Ray of this search's own, on loopback; nothing of it is left afterwards."""
     os.environ.update(ray_environment(_token(), loopback=True))
-    import ray
-
-    cores = len(os.sched_getaffinity(0))
-    with scratch_folder("ss-") as folder:
-        require_short(str(folder))
-        try:
-            with _joining():
-                ray.init(
-                    address="local",
-                    num_cpus=max(cores, asked.cluster.evaluators_per_node or 1),
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    _temp_dir=str(folder),
-                )
-            yield
-        finally:
-            ray.shutdown()
+    cpus = max(len(os.sched_getaffinity(0)), asked.cluster.evaluators_per_node or 1)
+    with started_ray(cpus, _token()) as process, _joined(partial(read_address, process)):
+        yield
 
 
 @contextlib.contextmanager
@@ -73,12 +49,19 @@ def joined_ray(cluster: RayAddress, *, nodes: tuple[int, int]) -> Iterator[None]
     Waits for the most of `nodes` hosts; after a while the fewest are enough.
     """
     os.environ.update(ray_environment(cluster.token))
+    with _joined(lambda: cluster.address):
+        _wait_for_nodes(cluster, nodes)
+        yield
+
+
+@contextlib.contextmanager
+def _joined(address: Callable[[], str]) -> Iterator[None]:
+    """address: asked once Ray is imported, which takes as long as a Ray's start."""
     import ray
 
     with _joining():
-        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=address(), log_to_driver=False, logging_level=logging.ERROR)
     try:
-        _wait_for_nodes(cluster, nodes)
         yield
     finally:
         ray.shutdown()

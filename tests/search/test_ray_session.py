@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from supersam.config import TrainRun
@@ -28,6 +32,13 @@ with local_ray(SimpleNamespace(cluster=cluster)):
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder whose name is short enough for Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
 def test_evaluators_have_the_priority_of_the_search():
     """Ray's own choice lets whatever else runs on the machine go first."""
     done = subprocess.run(
@@ -36,29 +47,71 @@ def test_evaluators_have_the_priority_of_the_search():
     assert done.stdout.strip() == "0", done.stderr
 
 
-def test_ctrl_c_finishes_what_is_under_way_and_says_how_to_go_on(run: TrainRun, tmp_path: Path):
-    command = [sys.executable, ROOT / "launch/search.py", "--run", run.folder, "--out", tmp_path]
+@contextlib.contextmanager
+def endless_search(run: TrainRun, out: Path, place: Path) -> Iterator[subprocess.Popen[str]]:
+    """A search, in a group of its own, that has delivered something; its Ray lives in `place`."""
+    command = [sys.executable, ROOT / "launch/search.py", "--run", run.folder, "--out", out]
     command += ["--trials", "10000", "--device", "cpu", "--protocol.images", "2"]
-    search = subprocess.Popen(
+    journal = out / "journal.jsonl"
+    known = journal.stat().st_size if journal.exists() else 0
+    with subprocess.Popen(
         [str(word) for word in command],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(place)},
         text=True,
         start_new_session=True,
-    )
-    journal = tmp_path / "journal.jsonl"
-    try:
-        deadline = time.monotonic() + 200
-        while not (journal.exists() and journal.stat().st_size > 0):
-            assert search.poll() is None, search.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        os.killpg(search.pid, signal.SIGINT)  # a terminal's: to everyone in the group
-        said = search.communicate(timeout=90)[1]
-    finally:
+    ) as search:
+        try:
+            deadline = time.monotonic() + 200
+            while not (journal.exists() and journal.stat().st_size > known):
+                assert search.poll() is None, search.stderr.read()
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            yield search
+        finally:
+            search.kill()
+
+
+def test_ctrl_c_finishes_what_is_under_way_and_says_how_to_go_on(run, tmp_path, place):
+    with endless_search(run, tmp_path, place) as search:
+        check_end(search, signal.SIGINT)  # a terminal's: to everyone in the group
+    check_journal(tmp_path)
+
+
+def test_a_killed_search_leaves_nothing_running_and_goes_on(run, tmp_path, place):
+    with endless_search(run, tmp_path, place) as search:
+        assert children_in(place)
         search.kill()
-    assert search.returncode == 128 + signal.SIGINT, said
+        deadline = time.monotonic() + 60
+        while children_in(place) or any(place.glob("ss-[!t]*")):
+            assert time.monotonic() < deadline, (children_in(place), list(place.iterdir()))
+            time.sleep(0.2)
+    with endless_search(run, tmp_path, place) as search:
+        check_end(search, signal.SIGTERM)  # that of `timeout`: to everyone in the group
+    assert not any(place.iterdir())  # what the killed one left is gone as well
+    check_journal(tmp_path)
+
+
+def check_end(search: subprocess.Popen[str], number: int) -> None:
+    os.killpg(search.pid, number)
+    said = search.communicate(timeout=90)[1]
+    assert search.returncode == 128 + number, said
     assert "Traceback" not in said
     assert "the search was stopped; run the same command to go on" in said
-    keys = [json.loads(line)["trial"]["key"] for line in journal.read_text().splitlines()]
+
+
+def check_journal(out: Path) -> None:
+    lines = (out / "journal.jsonl").read_text().splitlines()
+    keys = [json.loads(line)["trial"]["key"] for line in lines]
     assert len(set(keys)) == len(keys) > 0
+
+
+def children_in(place: Path) -> list[str]:
+    """Command lines of processes that have files in that folder."""
+    lines = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or ())
+        if str(place) in line:
+            lines.append(line)
+    return lines
