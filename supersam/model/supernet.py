@@ -10,10 +10,10 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from supersam.model.decoder import decode_masks, embed_prompts
+from supersam.model.decoder import decode_masks, decode_single_masks, embed_prompts
+from supersam.model.decoder_kernels import EXACT, FOLDED, FUSED, DecoderKernels
 from supersam.model.elastic import CompilerBackend, compile_halves
 from supersam.model.encoder import ElasticImageEncoder
-from supersam.model.single_mask import decode_single_masks
 from supersam.model.stem import SharedStem, common_layers
 from supersam.space import SearchSpace, SubnetSpec
 
@@ -134,7 +134,7 @@ class SamSupernet(nn.Module):
             self.prompt_encoder,
             embedding,
             self._prompt_tokens(points, labels),
-            exact=self.image_encoder.is_exact(embedding.device),
+            kernels=self._decoder_kernels(embedding.device),
         )
         return masks.float(), ious.float()
 
@@ -144,9 +144,18 @@ class SamSupernet(nn.Module):
         In two thirds of its time on a CPU, for a search that looks at thousands of subnets.
         """
         masks = decode_single_masks(
-            self.mask_decoder, self.prompt_encoder, embedding, self._prompt_tokens(points, labels)
+            self.mask_decoder,
+            self.prompt_encoder,
+            embedding,
+            self._prompt_tokens(points, labels),
+            kernels=FOLDED,
         )
         return masks.float()
+
+    def _decoder_kernels(self, device: torch.device) -> DecoderKernels:
+        if not self.image_encoder.is_exact(device):
+            return FUSED
+        return FOLDED if torch.is_grad_enabled() else EXACT
 
     def _prompt_tokens(self, points: Tensor, labels: Tensor) -> Tensor:
         """(B, N, K, 256)."""

@@ -7,9 +7,13 @@ import torch
 
 from supersam.data.sample import LABEL_BOX_MIN
 from supersam.model import load_sam
-from supersam.model.decoder import decode_masks, embed_prompts
-from supersam.model.single_mask import decode_single_masks
+from supersam.model.decoder import decode_masks, decode_single_masks, embed_prompts
+from supersam.model.decoder_kernels import EXACT, FOLDED, FUSED
 from tests.model.scenes import Scene, random_scene, sam_masks, sam_prompt_tokens
+
+KERNELS = pytest.mark.parametrize(
+    "kernels", [EXACT, FUSED, FOLDED], ids=["exact", "fused", "folded"]
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,42 +46,71 @@ def test_a_mixed_batch_has_the_tokens_of_each_kind_alone(sam, scene):
             torch.testing.assert_close(together[i, None], alone, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_masks_of_a_batch_are_segment_anythings_image_by_image(sam, scene, exact):
-    embedding = torch.randn(3, 256, 5, 5, generator=torch.Generator().manual_seed(0))
+@pytest.fixture(scope="module")
+def biased_sam(sam):
+    """With biases as large as what they are added to."""
+    sam = copy.deepcopy(sam)
+    torch.manual_seed(0)
+    for name, bias in sam.mask_decoder.transformer.named_parameters():
+        if name.endswith("_proj.bias"):
+            torch.nn.init.normal_(bias)
+    return sam
+
+
+def asked(sam, images):
+    """A scene, its prompts' tokens, and embeddings of its images."""
+    scene = random_scene(80, images=images, prompts=4)
+    points, labels = scene.points.flatten(0, 1), scene.labels.flatten(0, 1)
     with torch.no_grad():
-        tokens = embed_prompts(
-            sam.prompt_encoder, scene.points.flatten(0, 1), scene.labels.flatten(0, 1)
+        tokens = embed_prompts(sam.prompt_encoder, points, labels).unflatten(0, (images, 4))
+    embedding = torch.randn(images, 256, 5, 5, generator=torch.Generator().manual_seed(0))
+    return scene, tokens, embedding
+
+
+@KERNELS
+@pytest.mark.parametrize("images", [1, 3])
+def test_masks_of_a_batch_are_segment_anythings_image_by_image(biased_sam, images, kernels):
+    sam = biased_sam
+    scene, tokens, embedding = asked(sam, images)
+    with torch.no_grad():
+        masks, ious = decode_masks(
+            sam.mask_decoder, sam.prompt_encoder, embedding, tokens, kernels=kernels
         )
+        single = decode_single_masks(
+            sam.mask_decoder, sam.prompt_encoder, embedding, tokens, kernels=kernels
+        )
+        expected_masks, expected_ious = sam_masks(sam, embedding, scene)
+    assert masks.shape == (images, 4, 4, 20, 20)
+    torch.testing.assert_close(masks, expected_masks, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ious, expected_ious, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(single, expected_masks[:, :, 0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernels", [FUSED, FOLDED], ids=["fused", "folded"])
+def test_gradients_are_those_of_segment_anythings_operations(biased_sam, kernels):
+    sam = copy.deepcopy(biased_sam)
+    _, tokens, embedding = asked(sam, 2)
+    weights = torch.randn(2, 4, 4, 20, 20, generator=torch.Generator().manual_seed(1))
+    found = {}
+    for each in (EXACT, kernels):
+        inputs = {"tokens": tokens.clone(), "embedding": embedding.clone()}
+        leaves = inputs | dict(sam.mask_decoder.named_parameters())
+        for leaf in leaves.values():
+            leaf.requires_grad_().grad = None
         masks, ious = decode_masks(
             sam.mask_decoder,
             sam.prompt_encoder,
-            embedding,
-            tokens.unflatten(0, (3, 4)),
-            exact=exact,
+            inputs["embedding"],
+            inputs["tokens"],
+            kernels=each,
         )
-        expected_masks, expected_ious = sam_masks(sam, embedding, scene)
-    assert masks.shape == (3, 4, 4, 20, 20)
-    torch.testing.assert_close(masks, expected_masks, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ious, expected_ious, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("images", [1, 3])
-def test_the_single_mask_alone_is_segment_anythings(sam, images):
-    sam = copy.deepcopy(sam)
-    for name, bias in sam.mask_decoder.transformer.named_parameters():
-        if name.endswith("_proj.bias"):  # as large as what they are added to
-            torch.nn.init.normal_(bias)
-    scene = random_scene(80, images=images, prompts=4)
-    embedding = torch.randn(images, 256, 5, 5, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        tokens = embed_prompts(
-            sam.prompt_encoder, scene.points.flatten(0, 1), scene.labels.flatten(0, 1)
-        ).unflatten(0, (images, 4))
-        masks = decode_single_masks(sam.mask_decoder, sam.prompt_encoder, embedding, tokens)
-        expected, _ = sam_masks(sam, embedding, scene)
-    assert masks.shape == (images, 4, 20, 20)
-    torch.testing.assert_close(masks, expected[:, :, 0], rtol=1e-5, atol=1e-5)
+        ((masks * weights).sum() + ious.sum()).backward()
+        found[each] = {name: leaf.grad for name, leaf in leaves.items()}
+    for name, expected in found[EXACT].items():
+        scale = expected.norm()
+        if name.endswith("k_proj.bias"):  # a softmax over keys does not see it: rounding alone
+            scale = found[EXACT][name.replace("k_proj", "q_proj")].norm()
+        assert (found[kernels][name] - expected).norm() <= 1e-4 * scale, name
 
 
 def test_masks_of_an_image_do_not_depend_on_its_neighbours(make_supernet, tiny_shape):

@@ -63,7 +63,7 @@ def test_weights_of_every_subnet_are_views_of_the_supernets(make_supernet, tiny_
         assert used.storages <= storages(supernet)
 
 
-def test_forward_of_a_subnet_copies_no_weights():
+def test_encoding_by_a_subnet_copies_no_weights():
     """Wide layers and a 2 x 2 grid: activations are small, any copy of a weight would show."""
     shape = EncoderShape(768, 1, 12, (), image_size=32, window_size=2)
     config = SpaceConfig(
@@ -74,7 +74,7 @@ def test_forward_of_a_subnet_copies_no_weights():
     scene = random_scene(32, images=1, prompts=1)
     smallest_matrix = 4 * 384 * 192  # bytes of the smallest of its sliced matrices
     with supernet.activated(space.smallest()), LargestAllocation(storages(supernet)) as largest:
-        supernet(*scene.inputs())
+        supernet.encode(scene.images, scene.sizes)
     assert 0 < largest.bytes < smallest_matrix / 2
 
 
