@@ -41,6 +41,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     `path` must be absent or an empty folder. A failed block leaves nothing.
     """
     temporary = path.with_name(f".{path.name}.tmp.{socket.gethostname()}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had this number
     temporary.mkdir(parents=True)
     try:
         yield temporary

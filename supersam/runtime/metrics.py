@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from supersam.runtime.atomic import write_bytes
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -83,4 +85,4 @@ def _drop_later_lines(path: Path, first_step: int) -> None:
                 kept.append(line)
         except ValueError:
             continue
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    write_bytes(path, "".join(line + "\n" for line in kept).encode())

@@ -132,7 +132,7 @@ class Watchdog:
         try:
             self._dump_stacks()
             self._over.wait(2 * self._pause_s)  # the others notice, and write their stacks too
-            if self._over.is_set():
+            if self._over.is_set() or self._heart.idle_s <= limit_s:
                 return  # it went on after all
             self._record()
             self._heart.enter("stuck")

@@ -119,7 +119,9 @@ class Journal:
         """Add trials, and wait for the disk. Returns those whose key is new."""
         new = [trial for trial in trials if trial.key not in self._trials]
         if new:
-            os.write(self._file, b"".join(_line(trial) for trial in new))
+            lines = memoryview(b"".join(_line(trial) for trial in new))
+            while lines:  # a full disk raises only when nothing more can be written
+                lines = lines[os.write(self._file, lines) :]
             os.fsync(self._file)
             self._trials |= {trial.key: trial for trial in new}
         return new

@@ -33,7 +33,6 @@ from supersam.training.checkpoint import (
     Manifest,
     TrainState,
     read_moments,
-    read_weights,
 )
 from supersam.training.engine import Engine, freeze_untrained, trainable_parameters
 from supersam.training.prioritizer import Prioritizer
@@ -41,7 +40,7 @@ from supersam.training.run_data import build_order, open_data
 from supersam.training.run_folder import SUBNET, git_commit, versions
 from supersam.training.sandwich import SandwichSampler
 from supersam.training.telemetry import Telemetry, memory_gib
-from supersam.training.trained import build_supernet
+from supersam.training.trained import build_supernet, restore_supernet
 from supersam.training.trainer import InterruptedRunError, Trainer
 from supersam.training.validation import Validator
 
@@ -81,16 +80,18 @@ class _Session:
 
     def train(self, stop: StopFlag) -> None:
         """Start or resume, train to the end, report."""
-        supernet = build_supernet(self.run, self.space).to(self.device)
+        found = _agree_on_checkpoint(self.checkpoints, self.world)
+        if found is None:
+            supernet = build_supernet(self.run, self.space)
+        else:
+            self._check_same_data(*found)
+            supernet = restore_supernet(self.run, self.space, *found)
+        supernet.to(self.device)
         freeze_untrained(supernet, self.run.optim, self.run.data, only=self.sandwich.only)
         supernet.prepare_training(
             checkpoint_activations=self.run.engine.checkpoint_activations,
             compiled=self.run.engine.compile and self.device.type == "cuda",
         )
-        found = _agree_on_checkpoint(self.checkpoints, self.world)
-        if found is not None:
-            self._check_same_data(*found)
-            supernet.load_state_dict(read_weights(*found))
         engine = Engine(supernet, self.run.optim, self.run.engine, world_size=self.world.world_size)
         state = TrainState()
         if found is not None:

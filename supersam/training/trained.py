@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from supersam.config import TrainRun, UserError, load_run
 from supersam.model import SamSupernet, load_sam
+from supersam.model.sam import build_sam
 from supersam.runtime.distributed import World
 from supersam.space import SearchSpace, SubnetSpec, read_subnet
 from supersam.training.checkpoint import (
@@ -73,10 +76,9 @@ def find_weights(run: TrainRun, checkpoint: str) -> WeightSource:
 
 def load_supernet(run: TrainRun, space: SearchSpace, source: WeightSource) -> SamSupernet:
     """The supernet with those weights, on the CPU, in evaluation mode."""
-    supernet = build_supernet(run, space).eval()
-    if source.path is not None and source.manifest is not None:
-        supernet.load_state_dict(read_weights(source.path, source.manifest))
-    return supernet
+    if source.path is None or source.manifest is None:
+        return build_supernet(run, space).eval()
+    return restore_supernet(run, space, source.path, source.manifest).eval()
 
 
 def _step_number(text: str) -> int:
@@ -93,6 +95,17 @@ def build_supernet(run: TrainRun, space: SearchSpace) -> SamSupernet:
     supernet = SamSupernet(sam, space, attention=run.model.attention)
     if other_run is not None:
         _load_run_weights(supernet, other_run, run)
+    return supernet
+
+
+def restore_supernet(
+    run: TrainRun, space: SearchSpace, path: Path, manifest: Manifest
+) -> SamSupernet:
+    """The supernet at a checkpoint. What training began from is not read: it may be gone."""
+    with torch.random.fork_rng(devices=[]):
+        sam = build_sam(space.shape)
+    supernet = SamSupernet(sam, space, attention=run.model.attention)
+    supernet.load_state_dict(read_weights(path, manifest))
     return supernet
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from supersam.runtime.atomic import (
     atomic_file,
+    atomic_folder,
     file_sha256,
     stale_temporaries,
     temporaries,
@@ -40,6 +41,17 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         fail_half_way()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_left_by_a_killed_process_of_the_same_number_is_replaced(tmp_path):
+    """Containers begin with the same host name and the same few processes."""
+    left = tmp_path / f".done.tmp.{socket.gethostname()}.{os.getpid()}"
+    left.mkdir()
+    (left / "half").touch()
+    with atomic_folder(tmp_path / "done") as temporary:
+        (temporary / "whole").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["done"]
+    assert [path.name for path in (tmp_path / "done").iterdir()] == ["whole"]
 
 
 def test_json_keeps_order_and_letters(tmp_path):

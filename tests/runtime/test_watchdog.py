@@ -6,15 +6,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from supersam.config import WatchdogConfig
+from supersam.runtime.heartbeat import Heart
 from supersam.runtime.strikes import count_strikes
 from supersam.runtime.vitals import Beat, read_beats
-from supersam.runtime.watchdog import STALLED, Blame, blame, find_culprit
+from supersam.runtime.watchdog import STALLED, Blame, Watchdog, blame, find_culprit
 
 STALL_S = 1.5
 PATIENCE_S = 90  # on a machine with far more to do than it can
@@ -159,6 +162,22 @@ def beat(rank: int, **changes: object) -> Beat:
         host_free_gib=10.0,
     )
     return replace(plain, **changes)
+
+
+def test_a_rank_that_goes_on_while_it_is_looked_at_is_let_be(folder: Path, monkeypatch) -> None:
+    ends: list[int] = []
+    monkeypatch.setattr("os._exit", ends.append)
+    config = WatchdogConfig(heartbeat_s=0.05, stall_s=0.2, other_s=0.2)
+    looked_at = threading.Event()
+    with (
+        Heart(folder, rank=0, world_size=1, nodes=1, interval_s=0.05, steps=9) as heart,
+        Watchdog(heart, config) as watchdog,
+    ):
+        monkeypatch.setattr(watchdog, "_dump_stacks", lambda: (looked_at.set(), heart.mark()))
+        assert looked_at.wait(PATIENCE_S)
+        time.sleep(3 * config.heartbeat_s)
+    assert not ends
+    assert blame(folder) is None
 
 
 def test_blame_prefers_the_absent_then_the_silent_then_the_least_far() -> None:
