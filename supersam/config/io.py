@@ -43,6 +43,8 @@ def parse_cli(
     try:
         paths, flags = _split_config(words)
         recalled = _run_yaml(flags) if recall else None
+        if recall and not recalled and not paths:
+            _require_more_than_a_run(flags)
         if not paths and (recalled or default_config):
             paths = [path for path in (recalled or default_config,) if path is not None]
         defaults = _lenient(run_type, merge(*(read_yaml(path) for path in paths)))
@@ -105,7 +107,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's top-level mapping. Raises UserError that names the file and the fault."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
+    except OSError as fault:
+        raise UserError(f"cannot read {path}: {fault.strerror}") from fault
+    except (UnicodeDecodeError, yaml.YAMLError) as fault:
         raise UserError(f"cannot read {path}: {fault}") from fault
     if not isinstance(values, dict):
         kind = "empty" if values is None else f"a {type(values).__name__}"
@@ -157,6 +161,13 @@ def _run_yaml(flags: list[str]) -> Path | None:
         if name == "--run" and (folder / "run.yaml").is_file():
             return folder / "run.yaml"
     return None
+
+
+def _require_more_than_a_run(flags: list[str]) -> None:
+    """`--run DIR` alone goes on with a run; where there is none, that is a slip of the fingers."""
+    words = [part for flag in flags for part in flag.split("=", 1)]
+    if len(words) == 2 and words[0] == "--run":
+        raise UserError(f"no run {words[1]} to go on with; --config FILE --run DIR begins one")
 
 
 def _lenient(run_type: type[Run], values: dict[str, Any]) -> Run:

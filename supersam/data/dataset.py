@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from supersam.config import UserError
 from supersam.config.data import DataConfig
 from supersam.data.images import BadImageError, decode_rgb
 from supersam.data.partition import AUGMENT_STREAM, SampleKey, philox
@@ -163,7 +164,7 @@ class ShardDataset(Dataset[TrainSample]):
 class EvalDataset(Dataset[EvalImage]):
     """Every image of the held-out folders, in order, with all its objects and fixed prompts.
 
-    A damaged record raises: a score without it would not be the score of the set.
+    A damaged record raises UserError: a score without it would not be the score of the set.
     """
 
     def __init__(
@@ -181,7 +182,16 @@ class EvalDataset(Dataset[EvalImage]):
     def __getitem__(self, index: int) -> EvalImage:
         """The image `index`, counted through all folders."""
         which = int(np.searchsorted(self._first, index, side="right")) - 1
-        record = _Record(self._readers[which], int(index - self._first[which]))
+        reader = self._readers[which]
+        try:
+            return self._load(_Record(reader, int(index - self._first[which])))
+        except (BadRecordError, BadImageError, BadMaskError) as error:
+            raise UserError(
+                f"{reader.folder}: {error}; launch/shard.py --verify {reader.folder} --full names "
+                "all that is damaged"
+            ) from error
+
+    def _load(self, record: _Record) -> EvalImage:
         meta = record.meta
         whole = Window(0, 0, meta.width, meta.height)
         geometry = Geometry(whole, self._side)

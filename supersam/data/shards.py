@@ -141,7 +141,7 @@ class ShardReader:
     """
 
     def __init__(self, folder: Path, *, check_crc: bool = True, max_open: int = 128) -> None:
-        self._folder = folder
+        self.folder = folder
         self._check_crc = check_crc
         self._max_open = max_open
         manifest = read_manifest(folder)
@@ -210,7 +210,7 @@ class ShardReader:
         if last is not None and last[0] == index:
             return last[1:]
         if not 0 <= index < self.num_images:
-            raise IndexError(f"image {index} of {self._folder}, which has {self.num_images}")
+            raise IndexError(f"image {index} of {self.folder}, which has {self.num_images}")
         k = bisect.bisect_right(self._first, index) - 1
         i = index - self._first[k]
         try:
@@ -222,7 +222,7 @@ class ShardReader:
 
     def _open(self, k: int) -> OpenShard:
         info = self._shards[k]
-        shard = OpenShard(self._folder / info.file, check_crc=self._check_crc)
+        shard = OpenShard(self.folder / info.file, check_crc=self._check_crc)
         if shard.num_images != info.images:
             raise DamagedShardError(
                 f"holds {shard.num_images} images, {info.images} in the manifest"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from supersam.config.design import ImportanceConfig
 from supersam.data.sample import Batch
@@ -16,6 +16,7 @@ from supersam.design.units import UnitScores
 from supersam.model import SamSupernet
 from supersam.runtime.atomic import atomic_file
 from supersam.runtime.distributed import World, from_first
+from supersam.runtime.tensors import save_tensors
 
 
 def cached_scores(
@@ -43,9 +44,8 @@ def cached_scores(
     if world.is_first:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as temporary:
-            save_file(
-                {field.name: getattr(scores, field.name) for field in fields(scores)}, temporary
-            )
+            tensors = {field.name: getattr(scores, field.name) for field in fields(scores)}
+            save_tensors(tensors, temporary)
     return scores
 
 

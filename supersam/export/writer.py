@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from segment_anything.modeling import Sam
 
 from supersam.config import UserError
@@ -24,6 +23,7 @@ from supersam.export.checkpoint import (
 from supersam.model import SamSupernet, extract_subnet
 from supersam.model.extract import sizes_of
 from supersam.runtime.atomic import atomic_folder, file_sha256, sync, write_json
+from supersam.runtime.tensors import save_tensors
 from supersam.space import SubnetSpec
 
 Complete = Callable[[Path, Sam], Mapping[str, Any]]
@@ -59,10 +59,9 @@ def _write_model(supernet: SamSupernet, spec: SubnetSpec, folder: Path) -> None:
     sam = extract_subnet(supernet, spec)
     state = {name: tensor.cpu().contiguous() for name, tensor in sam.state_dict().items()}
     assert all(tensor.dtype == torch.float32 for tensor in state.values())
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(state, folder / WEIGHTS, metadata={"format": "pt"})
     sizes = sizes_of(spec, supernet.space.shape)
     write_json(folder / CONFIG, {"format": FORMAT, "sizes": sizes.to_dict()})
-    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)  # safetensors writes for its owner
     spec.write(folder / SPEC)
     _write_manifest(folder)  # of what is there; reading back needs it
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -288,7 +289,7 @@ def _savings(found: list[Contribution]) -> Markup:
 
 def _facts(report: Report) -> list[Markup]:
     record, asked = report.record, report.asked
-    status = record.get("status", {})
+    status = Counter(trial.status for trial in report.trials)
     rows = [
         ("supernet", f"{record['run']}, step {record['checkpoint']['step']}, weights "
                      f"{record['checkpoint']['sha256']}"),

@@ -22,12 +22,13 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from supersam.config import CheckpointConfig, UserError
 from supersam.runtime.atomic import file_sha256, sync, write_json
 from supersam.runtime.distributed import World, all_reduce_max, barrier
+from supersam.runtime.tensors import save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +173,7 @@ class CheckpointManager:
         try:
             for kind, tensors in (("weights", weights), ("moments", mine)):
                 path = folder / f"{kind}-{rank:05d}-of-{size:05d}.safetensors"
-                save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, path)
+                save_tensors(tensors, path)
                 sync(path)
         except (OSError, SafetensorError) as fault:
             return fault if isinstance(fault, OSError) else OSError(str(fault))

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from supersam.config import DesignRun, ModelConfig, UserError, dump_run, dump_yaml
 from supersam.data.manifest import read_manifest
@@ -21,6 +20,7 @@ from supersam.design.calibration import digest_batches
 from supersam.design.figures import draw_figures
 from supersam.model import SamSupernet, extract_subnet
 from supersam.runtime.atomic import atomic_file, write_bytes, write_json
+from supersam.runtime.tensors import save_tensors
 from supersam.space import SearchSpace, space_yaml, subnet_cost
 from supersam.training.checkpoint import PROGRESS
 from supersam.training.run_folder import git_commit, provenance, versions
@@ -126,7 +126,7 @@ def _write_weights(supernet: SamSupernet, path: Path) -> None:
     """All weights under segment-anything's names: `model.checkpoint` takes the file."""
     state = extract_subnet(supernet, supernet.space.largest()).state_dict()
     with atomic_file(path) as temporary:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, temporary)
+        save_tensors(state, temporary)
 
 
 def _details(run: DesignRun, calibration: list[Batch], evidence: Evidence) -> dict[str, Any]:

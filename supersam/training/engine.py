@@ -188,7 +188,16 @@ class Engine:
             for key in MOMENTS:
                 value = moments[f"{key}/{name}"].to(parameter.device)
                 safe_set_full_optimizer_state(parameter, value, key)
-        self._engine.lr_scheduler.step(step)
+        self._set_rate(step)
+
+    def _set_rate(self, step: int) -> None:
+        """The rate of that step; the scheduler's own way there warns of what is no matter here."""
+        scheduler = self._engine.lr_scheduler
+        scheduler.last_epoch = step
+        groups = scheduler.optimizer.param_groups
+        for group, base_lr in zip(groups, scheduler.base_lrs, strict=True):
+            group["lr"] = base_lr * self._scale(step)
+        scheduler._last_lr = [group["lr"] for group in groups]
 
     def reorder(self, permute: Callable[[str, Tensor], Tensor]) -> None:
         """Follow a reordering of the weights, already done: their fp32 copies and moments.

@@ -117,6 +117,16 @@ def test_an_existing_run_is_recalled_by_its_folder(tmp_path):
     assert (recalled.optim.steps, recalled.optim.lr, recalled.run) == (7, 0.5, tmp_path)
 
 
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_run_that_is_not_there_is_not_begun_by_its_folder_alone(tmp_path, capsys, joined):
+    folder = str(tmp_path / "nothere")
+    words = [f"--run={folder}"] if joined else ["--run", folder]
+    with pytest.raises(SystemExit) as ended:
+        parse_cli(TrainRun, words, recall=True)
+    assert ended.value.code == 2
+    assert f"no run {folder} to go on with" in capsys.readouterr().err
+
+
 def test_all_faults_of_a_file_are_listed_at_once(tmp_path, capsys):
     faulty = {"optim": {"lr": -1, "steps": 0}, "engine": {"precision": "fp8"}}
     message = complaint(capsys, "--config", write(tmp_path / "a.yaml", SYNTHETIC | faulty))

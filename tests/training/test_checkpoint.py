@@ -175,7 +175,7 @@ def dying_moments() -> Iterator[Share]:
     die()
 
 
-KILL_POINTS = ("moments", "save_file", "sync", "file_sha256", "write_json", "rename", "rmtree")
+KILL_POINTS = ("moments", "save_tensors", "sync", "file_sha256", "write_json", "rename", "rmtree")
 
 
 def save_until_killed(run: Path, point: str) -> None:
