@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from supersam.runtime.atomic import write_bytes
 from supersam.search import figures
 from supersam.search.folder import SEARCH_YAML, read_record
 from supersam.search.html import Markup, page, picture, table, tag
-from supersam.search.sweep import SweepRow, compare, volume_curves
+from supersam.search.sweep import SweepRow, compare, read_begun, volume_curves
 
 REPORT = "report.html"
 
@@ -24,19 +24,20 @@ def write_comparison(folder: Path, searches: Sequence[SearchRun]) -> list[SweepR
     Returns the rows of the table. The page has a part for each constraint.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rows = compare(folder, searches)
-    curves = volume_curves(searches)
+    begun = read_begun(searches)
+    rows = compare(folder, begun)
     place = folder / "figures"
     place.mkdir(exist_ok=True)
-    groups: dict[str, list[SweepRow]] = defaultdict(list)
-    for row in rows:
-        groups[row.constraint or "no constraint"].append(row)
+    groups: dict[str, list[tuple[SweepRow, list[float]]]] = defaultdict(list)
+    for row, curve in zip(rows, volume_curves(begun), strict=True):
+        groups[row.constraint or "no constraint"].append((row, curve))
     parts = [_introduction(searches[0])]
     for number, (name, members) in enumerate(groups.items()):
         file = place / f"hypervolume-{number}.svg"
-        figures.draw_volumes(file, _by_searcher(members, curves), name)
+        figures.draw_volumes(file, _by_searcher(members), name)
         parts += [tag("h2", name), tag("figure", picture(file, alt=f"hypervolume, {name}"))]
-        parts += [_summary(members), _table(members)]
+        lines = [row for row, _ in members]
+        parts += [_summary(lines), _table(lines)]
     text = page(f"{folder.name}: searches of {searches[0].run}", *parts)
     write_bytes(folder / REPORT, text.encode())
     return rows
@@ -45,14 +46,13 @@ def write_comparison(folder: Path, searches: Sequence[SearchRun]) -> list[SweepR
 def read_searches(folders: Sequence[Path]) -> list[SearchRun]:
     """What the folders' searches were asked for.
 
-    Raises UserError where they are not of one supernet, data, protocol and objectives: their
-    numbers would not compare.
+    Each is named by the end of its path that tells it from the others. Raises UserError where a
+    folder is named twice, or where they are not of one supernet, data, protocol and objectives:
+    their numbers would not compare.
     """
     searches = [
-        load_run(SearchRun, folder / SEARCH_YAML).model_copy(
-            update={"out": folder, "name": folder.name}
-        )
-        for folder in folders
+        load_run(SearchRun, folder / SEARCH_YAML).model_copy(update={"out": folder, "name": name})
+        for folder, name in zip(folders, distinguishing_names(folders), strict=True)
     ]
     first, *others = (_basis(search) for search in searches)
     for folder, other in zip(folders[1:], others, strict=True):
@@ -63,6 +63,20 @@ def read_searches(folders: Sequence[Path]) -> list[SearchRun]:
                 "name searches of one sweep"
             )
     return searches
+
+
+def distinguishing_names(folders: Sequence[Path]) -> list[str]:
+    """For each folder the shortest end of its path that no other one has, such as `a/search`.
+
+    Raises UserError where two are the same folder.
+    """
+    whole = [folder.resolve() for folder in folders]
+    for place, folder in enumerate(whole):
+        if folder in whole[:place]:
+            raise UserError(f"{folders[place]} is named twice; name each search once")
+    ends = [[Path(*path.parts[-n:]) for n in range(1, len(path.parts) + 1)] for path in whole]
+    counts = Counter(end for some in ends for end in some)
+    return [str(next(end for end in some if counts[end] == 1)) for some in ends]
 
 
 def _basis(search: SearchRun) -> dict[str, object]:
@@ -76,11 +90,11 @@ def _basis(search: SearchRun) -> dict[str, object]:
 
 
 def _by_searcher(
-    rows: Sequence[SweepRow], curves: Mapping[str, list[float]]
+    members: Sequence[tuple[SweepRow, list[float]]],
 ) -> Mapping[str, list[list[float]]]:
     lines: dict[str, list[list[float]]] = defaultdict(list)
-    for row in rows:
-        lines[row.searcher].append(curves[row.name])
+    for row, curve in members:
+        lines[row.searcher].append(curve)
     return lines
 
 

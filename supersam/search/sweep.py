@@ -66,15 +66,27 @@ def expand(asked: SearchRun) -> list[SearchRun]:
     return searches
 
 
-def compare(folder: Path, searches: Sequence[SearchRun]) -> list[SweepRow]:
-    """Write `sweep.json` and `sweep.csv` of those searches that have begun."""
-    begun = [search for search in searches if (search.folder / SEARCH_JSON).is_file()]
-    trials = {search.name: _searched(search) for search in begun}
-    every = [trial for some in trials.values() for trial in some]
-    objectives = searches[0].objectives
-    volumes = {name: _volume(some, every, objectives) for name, some in trials.items()}
-    whole = _volume(every, every, objectives)
-    rows = [_row(search, trials[search.name], volumes[search.name], whole) for search in begun]
+@dataclass(frozen=True)
+class Begun:
+    """A search that has begun, and its complete trials in the order they were proposed."""
+
+    search: SearchRun
+    trials: list[Trial]
+
+
+def read_begun(searches: Sequence[SearchRun]) -> list[Begun]:
+    """Those of the searches that have begun, with their trials so far."""
+    return [
+        Begun(search, _searched(search))
+        for search in searches
+        if (search.folder / SEARCH_JSON).is_file()
+    ]
+
+
+def compare(folder: Path, begun: Sequence[Begun]) -> list[SweepRow]:
+    """Write `sweep.json` and `sweep.csv`, a row for each search in their order."""
+    every = [trial for one in begun for trial in one.trials]
+    rows = [_row(one, every) for one in begun]
     write_json(folder / SWEEP_JSON, {"searches": [asdict(row) for row in rows]})
     text = io.StringIO()
     table = csv.DictWriter(text, list(SweepRow.__dataclass_fields__), lineterminator="\n")
@@ -84,20 +96,13 @@ def compare(folder: Path, searches: Sequence[SearchRun]) -> list[SweepRow]:
     return rows
 
 
-def volume_curves(searches: Sequence[SearchRun]) -> dict[str, list[float]]:
-    """By name of each search that has begun: its hypervolume after each trial, as in its row."""
-    begun = [search for search in searches if (search.folder / SEARCH_JSON).is_file()]
-    trials = {search.name: _searched(search) for search in begun}
-    every = [trial for some in trials.values() for trial in some]
-    objectives = searches[0].objectives
-    whole = _volume(every, every, objectives)
-    return {
-        name: [
-            _volume(some[: n + 1], every, objectives) / whole if whole > 0 else 0.0
-            for n in range(len(some))
-        ]
-        for name, some in trials.items()
-    }
+def volume_curves(begun: Sequence[Begun]) -> list[list[float]]:
+    """For each search its hypervolume after each trial; the last is the one in its row."""
+    every = [trial for one in begun for trial in one.trials]
+    return [
+        [_share(one.trials[: n + 1], every, one.search.objectives) for n in range(len(one.trials))]
+        for one in begun
+    ]
 
 
 def format_sweep(rows: Sequence[SweepRow]) -> str:
@@ -124,6 +129,12 @@ def _searched(search: SearchRun) -> list[Trial]:
     return sorted(found, key=lambda t: (t.batch, t.index))
 
 
+def _share(trials: Sequence[Trial], every: Sequence[Trial], objectives: Sequence[str]) -> float:
+    """Hypervolume of trials as a share of that of all."""
+    whole = _volume(every, every, objectives)
+    return _volume(trials, every, objectives) / whole if whole > 0 else 0.0
+
+
 def _volume(trials: Sequence[Trial], every: Sequence[Trial], objectives: Sequence[str]) -> float:
     """Hypervolume in the box that all trials span, each objective scaled to 1."""
     if not trials:
@@ -134,7 +145,8 @@ def _volume(trials: Sequence[Trial], every: Sequence[Trial], objectives: Sequenc
     return hypervolume(scaled, np.full(len(objectives), 1.0 + 1e-9))
 
 
-def _row(search: SearchRun, trials: list[Trial], volume: float, whole: float) -> SweepRow:
+def _row(begun: Begun, every: Sequence[Trial]) -> SweepRow:
+    search, trials = begun.search, begun.trials
     return SweepRow(
         name=search.name,
         searcher=search.searcher,
@@ -143,7 +155,7 @@ def _row(search: SearchRun, trials: list[Trial], volume: float, whole: float) ->
         finished=bool(read_record(search.folder).get("finished", False)),
         trials=len(trials),
         front=len(pareto_front(trials, search.objectives)),
-        hypervolume=volume / whole if whole > 0 else 0.0,
+        hypervolume=_share(trials, every, search.objectives),
         best_miou=max((trial.metrics["miou"] for trial in trials), default=0.0),
         seconds=sum(trial.seconds for trial in trials),
     )

@@ -4,12 +4,13 @@ import json
 import re
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from supersam.config import SearchRun, UserError
-from supersam.search.comparison import read_searches, write_comparison
+from supersam.search.comparison import distinguishing_names, read_searches, write_comparison
 from supersam.search.contributions import contributions
 from supersam.search.drawing import draw_subnet
 from supersam.search.folder import find_basis, prepare_folder, write_record
@@ -18,7 +19,7 @@ from supersam.search.journal import JOURNAL, Journal
 from supersam.search.pareto import pareto_front, write_front
 from supersam.search.picks import best, cheapest, knee, read_front
 from supersam.search.report import read_report, write_report
-from supersam.search.sweep import volume_curves
+from supersam.search.sweep import read_begun, volume_curves
 from supersam.space import read_space, subnet_cost
 from tests.search.trials import make_trial
 
@@ -188,12 +189,27 @@ def test_a_comparison_ranks_searches_in_one_box(searched, tmp_path):
     Page(text)
     assert [row.seed for row in rows] == [0, 1]
     assert "no constraint" in text
-    curves = volume_curves(searches)
-    for row in rows:
+    curves = volume_curves(read_begun(searches))
+    for row, curve in zip(rows, curves, strict=True):
         assert 0 < row.hypervolume <= 1.0001
-        assert curves[row.name][-1] == row.hypervolume
-        assert curves[row.name] == sorted(curves[row.name])  # more trials never dominate less
+        assert curve[-1] == row.hypervolume
+        assert curve == sorted(curve)  # more trials never dominate less
         assert f"{row.hypervolume:.4f}" in text
+
+
+def test_searches_in_folders_of_one_name_are_two_rows(trained, tmp_path):
+    folders = [tmp_path / place / "search" for place in ("a", "b")]
+    for trials, folder in zip((5, 9), folders, strict=True):
+        fill(search_of(trained, folder, trials=trials))
+    rows = write_comparison(tmp_path / "all", read_searches(folders))
+    assert [(row.name, row.trials) for row in rows] == [("a/search", 5), ("b/search", 9)]
+
+
+def test_names_of_folders_are_as_short_as_tells_them_apart():
+    names = distinguishing_names([Path("x/a/search"), Path("y/a/search"), Path("other")])
+    assert names == ["x/a/search", "y/a/search", "other"]
+    with pytest.raises(UserError, match="named twice"):
+        distinguishing_names([Path("x"), Path("y/../x")])
 
 
 def test_searches_that_do_not_compare_are_refused(trained, searched, tmp_path):
