@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_FAILURES = 3
 """Times that one evaluator is started again, and that one chunk may fail."""
-_TRIALS, _KEPT = "trials", "kept_bytes"
+_TRIALS, _KEPT, _FAULT = "trials", "kept_bytes", "fault"
 
 OnTrials = Callable[[list[Trial]], None]
 
@@ -115,6 +115,8 @@ class Evaluator(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
     """A `SubnetObjective` that takes one chunk after another from the desk."""
 
     kept_bytes = 0.0
+    _fault = ""
+    """What a user can mend, found here: told with a step, for Tune would only start another."""
 
     def setup(
         self,
@@ -129,14 +131,22 @@ class Evaluator(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
         os.chdir(place)  # relative paths of the run start there
         self._desk = desk
         prepare_process(asked, evaluators.per_node)
-        self._objective = SubnetObjective(asked, source, sharers=evaluators.sharers)
-        self.kept_bytes = self._objective.kept_bytes
+        try:
+            self._objective = SubnetObjective(asked, source, sharers=evaluators.sharers)
+            self.kept_bytes = self._objective.kept_bytes
+        except UserError as fault:
+            self._fault = str(fault)
 
     def step(self) -> dict[str, Any]:
         """Evaluate the next chunk; the last step has none."""
-        chunk: Chunk | None = ray.get(self._desk.take.remote(self.trial_id))
-        trials = [] if chunk is None else self.evaluate(chunk)
-        return {_TRIALS: trials, _KEPT: self.kept_bytes}
+        trials: list[Trial] = []
+        if not self._fault:
+            chunk: Chunk | None = ray.get(self._desk.take.remote(self.trial_id))
+            try:
+                trials = [] if chunk is None else self.evaluate(chunk)
+            except UserError as fault:
+                self._fault = str(fault)
+        return {_TRIALS: trials, _KEPT: self.kept_bytes, _FAULT: self._fault}
 
     def evaluate(self, chunk: Chunk) -> list[Trial]:
         """The trials of a chunk."""
@@ -230,6 +240,10 @@ class _Clerk(tune.Callback):  # type: ignore[misc]  # Ray is untyped
         **_: Any,
     ) -> None:
         """Write what an evaluator delivered, and hand out what follows from it."""
+        if result[_FAULT]:
+            self.fault = UserError(result[_FAULT])
+            self._give_back(trial)
+            return
         if trial.trial_id not in self._heard:
             self._heard.add(trial.trial_id)
             logger.info("an evaluator on %s keeps up to %.2f GiB of layers' outputs",
