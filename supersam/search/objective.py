@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -164,7 +164,7 @@ class SubnetObjective:
         final = stage == "final"
         batches = self._batches_with_originals if final else self._batches
         rungs = self._asked.protocol.rungs if stage == "search" else ()
-        ends = [max(1, round(share * len(batches))) for share in rungs]
+        ends = rung_ends(rungs, len(batches))
         first = 0
         for rung, end in enumerate([*ends, len(batches)]):
             alive = [r for r in running if r.status == "complete"]
@@ -244,6 +244,15 @@ def prepare_process(asked: SearchRun, evaluators_here: int) -> None:
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(asked.threads or max(1, cores // evaluators_here))
     keep_freed_memory()
+
+
+_Decode = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Embeddings, points and labels to logits of the single masks; see `SamSupernet.decode_single`."""
+
+def rung_ends(rungs: Sequence[float], batches: int) -> list[int]:
+    """After how many batches a hopeless subnet is given up: some, never all."""
+    ends = {max(1, round(share * batches)) for share in rungs}
+    return sorted(end for end in ends if end < batches)
 
 
 _Decode = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -13,7 +13,7 @@ from supersam.search.costs import is_hopeless
 from supersam.search.folder import find_basis
 from supersam.search.images import chosen_images, scale_masks
 from supersam.search.journal import trial_key
-from supersam.search.objective import Chunk, Job, SubnetObjective
+from supersam.search.objective import Chunk, Job, SubnetObjective, rung_ends
 from supersam.search.prefix import PrefixCache, encode_each, path_of
 from supersam.space import resolve_shape
 from supersam.training.trained import load_supernet
@@ -110,6 +110,22 @@ def test_a_trial_does_not_depend_on_its_chunk(run, basis, specs, tmp_path, resol
     assert [replace(t, **UNTIMED) for t in together] == [replace(t, **UNTIMED) for t in alone]
     assert {t.status for t in together} == {"complete", "stopped"}
     assert {t.num_images for t in together if t.status == "stopped"} == {2}
+
+
+@pytest.mark.parametrize(
+    ("batches", "rungs", "ends"),
+    [(1, [0.5], []), (2, [0.5, 0.9], [1]), (8, [0.01, 0.1, 0.5, 0.99], [1, 4])],
+)
+def test_a_rung_is_never_all_images(batches, rungs, ends):
+    assert rung_ends(rungs, batches) == ends
+
+
+def test_a_rung_that_rounds_to_all_images_stops_nothing(run, basis, specs, tmp_path):
+    protocol = {"images": 2, "images_per_batch": 2, "rungs": [0.5], "keep": 0.1}
+    judge = objective(run, basis, tmp_path, protocol=protocol)
+    best = np.tile([-1.0, 0.0], (8, 1))
+    trials = judge.evaluate(Chunk(jobs_of(specs[:3]), seen=(best,)))
+    assert [(t.status, t.num_images, t.rungs) for t in trials] == [("complete", 2, ())] * 3
 
 
 def test_full_resolution_is_what_evaluate_measures(run, basis, specs, tmp_path):
