@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from supersam.config import SearchRun
+from supersam.config import SearchRun, UserError
 from supersam.evaluation import bootstrap_interval, mask_iou, single_mask_ious
+from supersam.evaluation.evaluator import require_finite
 from supersam.model import SamSupernet
 from supersam.runtime.distributed import choose_device
 from supersam.runtime.memory import keep_freed_memory
@@ -111,7 +112,7 @@ class SubnetObjective:
 
     @torch.no_grad()
     def evaluate(self, chunk: Chunk) -> list[Trial]:
-        """The trials of a chunk, in its order."""
+        """The trials of a chunk, in its order. Raises UserError where a mask is not finite."""
         started = time.perf_counter()
         before = self._supernet, self._caches
         if chunk.before_training:
@@ -120,6 +121,8 @@ class SubnetObjective:
             running = [self._begin(job) for job in chunk.jobs]
             for stage in sorted({job.stage for job in chunk.jobs}):
                 self._score([r for r in running if r.job.stage == stage], stage, chunk.seen)
+        except FloatingPointError as fault:
+            raise UserError(str(fault)) from fault
         finally:
             self._supernet, self._caches = before
         seconds = time.perf_counter() - started
@@ -246,9 +249,6 @@ def prepare_process(asked: SearchRun, evaluators_here: int) -> None:
     keep_freed_memory()
 
 
-_Decode = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Embeddings, points and labels to logits of the single masks; see `SamSupernet.decode_single`."""
-
 def rung_ends(rungs: Sequence[float], batches: int) -> list[int]:
     """After how many batches a hopeless subnet is given up: some, never all."""
     ends = {max(1, round(share * batches)) for share in rungs}
@@ -270,6 +270,8 @@ def _score_logits(
 ) -> tuple[Floats, NDArray[np.int64]]:
     """IoU of the single mask on the grid of its logits: (M,) and the images, (M,)."""
     masks = decode(embedding, batch.points, batch.labels)
+    for of_image, sample_id in zip(masks, batch.sample_ids.tolist(), strict=True):
+        require_finite(of_image, sample_id=sample_id)
     ious = mask_iou((masks > 0) & batch.inside, batch.targets)
     valid = batch.valid.cpu()
     image_ids = batch.sample_ids[:, None].expand(valid.shape)[valid]

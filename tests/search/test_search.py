@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import pytest
@@ -144,6 +145,14 @@ def test_an_impossible_measured_limit_ends_the_search_when_the_references_are_kn
     with pytest.raises(UserError, match=words):
         search(run, tmp_path / "s", constraint=[limit])
     assert len(read_journal(tmp_path / "s" / "journal.jsonl")) == 2
+
+
+@pytest.mark.parametrize("resolution", ["logits", "original"])
+def test_a_diverged_model_ends_the_search(shards, tmp_path, resolution):
+    diverged = make_run(tmp_path / "run", shards, spread=math.nan)
+    with pytest.raises(UserError, match="predicted NaN or infinity for image"):
+        search(diverged, tmp_path / "s", protocol={"resolution": resolution})
+    assert read_journal(tmp_path / "s" / "journal.jsonl") == []
 
 
 def test_a_device_that_is_not_here_is_refused(run, tmp_path):

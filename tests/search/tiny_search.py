@@ -45,8 +45,11 @@ def make_shards(folder: Path, *, images: int, seed: int) -> Path:
     return folder
 
 
-def make_run(folder: Path, shards: Path, **changes: Any) -> TrainRun:
-    """A run with a checkpoint whose weights are random: nothing here depends on their quality."""
+def make_run(folder: Path, shards: Path, *, spread: float = 0.05, **changes: Any) -> TrainRun:
+    """A run with a checkpoint whose weights are random: nothing here depends on their quality.
+
+    spread: of what is added to the encoder's weights; NaN makes a diverged run.
+    """
     place = {
         "run": str(folder),
         "data": {"train": [str(shards / "train")], "val": [str(shards / "val")]},
@@ -57,7 +60,7 @@ def make_run(folder: Path, shards: Path, **changes: Any) -> TrainRun:
     supernet = build_supernet(run, space)
     torch.manual_seed(0)
     for parameter in supernet.image_encoder.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
+        parameter.data += spread * torch.randn_like(parameter)
     CheckpointManager(folder, CheckpointConfig(), World.single()).save(
         supernet,
         iter(()),
