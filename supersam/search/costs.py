@@ -12,8 +12,12 @@ from supersam.search.journal import Trial
 from supersam.search.pareto import num_dominators
 from supersam.space import SearchSpace, SubnetSpec, subnet_cost
 
-_LOOKS = 2000
-"""Random subnets looked at for one that keeps all limits together."""
+_LOOKS = 200
+"""Random subnets brought toward the limits, to find one that keeps all together."""
+_STEPS = 60
+"""Moves of a subnet toward the limits."""
+_MOST_GENES, _FEWEST_GENES = 0.2, 0.02
+"""Share of the genes that such a move takes from the smallest or the largest subnet."""
 _NOISE = 1.2
 """Times that two measurements of one subnet may differ by."""
 _FEWEST_SEEN = 8
@@ -73,7 +77,7 @@ def _require_together(space: SearchSpace, limits: Sequence[Constraint]) -> None:
     rng = np.random.default_rng(0)
     nearest: tuple[float, dict[str, float]] | None = None
     for _ in range(_LOOKS):
-        costs = known_costs(shrink_to_fit(space.sample(rng), space, limits, rng), space)
+        costs = known_costs(fit_limits(space.sample(rng), space, limits, rng), space)
         excess = sum(
             abs(costs[limit.metric] / limit.limit - 1)
             for limit in limits
@@ -87,46 +91,36 @@ def _require_together(space: SearchSpace, limits: Sequence[Constraint]) -> None:
     numbers = ", ".join(f"{name}={value:.6g}" for name, value in nearest[1].items())
     together = ", ".join(map(str, limits))
     raise UserError(
-        f"no subnet in {_LOOKS} draws keeps all constraints ({together}); the nearest has "
-        f"{numbers}; widen one of them"
+        f"no subnet in {_LOOKS} draws, moved toward them, keeps all constraints ({together}); the "
+        f"nearest has {numbers}; widen one of them"
     )
 
 
-def shrink_to_fit(
+def fit_limits(
     spec: SubnetSpec, space: SearchSpace, limits: Sequence[Constraint], rng: np.random.Generator
 ) -> SubnetSpec:
-    """`spec` with genes of the smallest subnet, few at a time, until the upper limits are kept.
+    """`spec` with genes of the smallest or the largest subnet, a few at a time, within the limits.
 
-    Under a tight limit almost no random subnet is feasible; this one soon is. A measured limit is
-    not looked at.
+    Under a tight limit almost no random subnet is feasible; this one soon is. Fewer genes move
+    after each turn, so that it comes to rest between two limits. A measured limit is not looked
+    at. Where the limits are not met together, whatever was reached last.
     """
-    upper = [limit for limit in limits if limit.is_upper and limit.metric not in MEASURED]
-    smallest = space.smallest()
-    for _ in range(200):
-        if keeps_limits(known_costs(spec, space), upper):
+    limits = [limit for limit in limits if limit.metric not in MEASURED]
+    toward, share = None, _MOST_GENES
+    for _ in range(_STEPS):
+        costs = known_costs(spec, space)
+        broken = [limit for limit in limits if not limit.allows(costs[limit.metric])]
+        if not broken:
             return spec
-        spec = _toward(spec, smallest, space, rng)
-    return smallest
-
-
-def _toward(
-    spec: SubnetSpec, smallest: SubnetSpec, space: SearchSpace, rng: np.random.Generator
-) -> SubnetSpec:
-    """`spec` with one random gene in five taken from `smallest`."""
-    gone = set(space.removable)
-    narrow = dict(
-        zip(smallest.layers, zip(smallest.mlp_widths, smallest.heads, strict=True), strict=True)
-    )
-    kept = []
-    for layer, width, heads in zip(spec.layers, spec.mlp_widths, spec.heads, strict=True):
-        remove, thin, behead = rng.random(3) < 0.2
-        if remove and layer in gone:
-            continue
-        least = narrow.get(layer, (space.mlp_widths[layer][0], space.heads[layer][0]))
-        kept.append((layer, least[0] if thin else width, least[1] if behead else heads))
-    layers, widths, heads_of = zip(*kept, strict=True)
-    dim = smallest.embed_dim if rng.random() < 0.2 else spec.embed_dim
-    return SubnetSpec(layers, widths, heads_of, dim)
+        end = space.smallest() if broken[0].is_upper else space.largest()
+        if toward not in (None, end):
+            share = max(_FEWEST_GENES, share / 2)
+        toward = end
+        spec = space.crossover(spec, end, rng, share=share)
+    # The largest need not be within reach of a crossover: its widths may be no choices.
+    if toward is not None and keeps_limits(known_costs(toward, space), limits):
+        return toward
+    return spec
 
 
 def is_hopeless(costs: np.ndarray, seen: np.ndarray, *, keep: float) -> bool:

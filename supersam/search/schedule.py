@@ -8,6 +8,7 @@ arrives at the same subnets as one that was not.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from supersam.search.objective import Chunk, Job
 from supersam.search.pareto import Costs, cost_row
 from supersam.search.prefix import path_of
 from supersam.search.searchers import Searcher
+
+logger = logging.getLogger(__name__)
 
 _UNDER_WAY = 2
 """Batches proposed and not told yet."""
@@ -106,7 +109,11 @@ class Schedule:
     def _propose(self) -> None:
         # Whole batches, so that a search that is prolonged goes on as a longer one would have.
         specs = self._searcher.ask(self._asked.population)
-        self._is_exhausted = len(specs) < self._asked.population
+        if not specs:
+            self._is_exhausted = True
+            logger.warning("no subnet is left to propose after %d of %d trials",
+                           self.num_proposed, self._asked.trials)  # fmt: skip
+            return
         left = self._asked.trials - self.num_proposed
         jobs = tuple(
             Job(

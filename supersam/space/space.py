@@ -94,9 +94,11 @@ class SearchSpace:
         """A neighbour of `spec`: every gene is drawn anew with `probability`."""
         return self._mix(spec, self.sample(rng), rng, probability)
 
-    def crossover(self, first: SubnetSpec, second: SubnetSpec, rng: Rng) -> SubnetSpec:
-        """A child that takes each gene from one of its parents."""
-        return self._mix(first, second, rng, 0.5)
+    def crossover(
+        self, first: SubnetSpec, second: SubnetSpec, rng: Rng, *, share: float = 0.5
+    ) -> SubnetSpec:
+        """A child that takes each gene from `second` with probability `share`."""
+        return self._mix(first, second, rng, share)
 
     def _mix(self, base: SubnetSpec, other: SubnetSpec, rng: Rng, probability: float) -> SubnetSpec:
         """`base` with each gene replaced by `other`'s with `probability`."""

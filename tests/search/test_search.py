@@ -12,6 +12,7 @@ from supersam.config.search import SearchRun
 from supersam.search import Trial, pareto_front, read_journal
 from supersam.search.command import run_search_here
 from supersam.search.objective import SubnetObjective
+from supersam.search.searchers.plain import RandomSearcher
 from tests.search.tiny_search import make_run, make_shards, search, tiny_search
 
 
@@ -224,7 +225,7 @@ def test_the_settings_are_read_back_equal(run, tmp_path, undisturbed):
     assert saved == tiny_search(run, undisturbed.folder)
 
 
-def test_a_space_smaller_than_the_budget_is_exhausted(shards, tmp_path):
+def test_a_space_smaller_than_the_budget_is_exhausted(shards, tmp_path, capsys):
     small = make_run(
         tmp_path / "run", shards, space={"mlp_fractions": [0.5, 1.0], "removable": [1],
         "elastic_heads": False, "elastic_mlp": False},
@@ -233,3 +234,11 @@ def test_a_space_smaller_than_the_budget_is_exhausted(shards, tmp_path):
         result = search(small, tmp_path / searcher, searcher=searcher, trials=100)
         assert result.finished
         assert result.num_trials == 2
+        assert "no subnet is left to propose after 2 of 100 trials" in capsys.readouterr().err
+
+
+def test_a_batch_that_comes_out_short_does_not_end_the_search(run, tmp_path, monkeypatch):
+    ask = RandomSearcher.ask
+    monkeypatch.setattr(RandomSearcher, "ask", lambda self, count: ask(self, count - 1))
+    result = search(run, tmp_path / "s", searcher="random", trials=7)
+    assert result.num_trials == 7

@@ -10,7 +10,7 @@ import pytest
 from supersam.config import Constraint, SpaceConfig
 from supersam.config.search import SearcherName
 from supersam.search import hypervolume
-from supersam.search.costs import known_costs
+from supersam.search.costs import fit_limits, known_costs, require_feasible
 from supersam.search.pareto import cost_matrix
 from supersam.search.searchers import Problem, build_searcher
 from supersam.search.searchers.genes import genes_of, spec_of
@@ -68,6 +68,27 @@ def test_every_proposal_is_new_feasible_and_of_the_space(name):
     assert len(specs) == len(set(specs)) == 48
     assert all(SPACE.contains(spec) for spec in specs)
     assert all(limit.allows(t.metrics[limit.metric]) for t in trials for limit in limits)
+
+
+@pytest.mark.parametrize(
+    "texts", [["params_m>=5.3"], ["params_m>=4.9", "params_m<=4.91"], ["params_m<=4.8"]]
+)
+def test_limits_near_an_end_or_each_other_are_kept_by_whole_batches(texts):
+    limits = tuple(map(Constraint.parse, texts))
+    require_feasible(SPACE, limits)
+    searcher = build_searcher("random", replace(PROBLEM, limits=limits))
+    specs = [spec for _ in range(3) for spec in searcher.ask(8)]
+    assert len(set(specs)) == 24
+    assert all(map(replace(PROBLEM, limits=limits).is_feasible, specs))
+
+
+def test_a_limit_that_only_the_largest_keeps_is_possible():
+    narrow = replace(SPACE, mlp_widths=tuple(widths[:1] for widths in SPACE.mlp_widths))
+    most = known_costs(narrow.largest(), narrow)["params_m"]
+    limit = Constraint("params_m", is_upper=False, limit=most)
+    require_feasible(narrow, [limit])
+    rng = np.random.default_rng(0)
+    assert fit_limits(narrow.sample(rng), narrow, [limit], rng) == narrow.largest()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from supersam.config import Constraint
-from supersam.search.costs import keeps_limits, known_costs, shrink_to_fit
+from supersam.search.costs import keeps_limits, known_costs, fit_limits
 from supersam.search.journal import Trial
 from supersam.space import SearchSpace, SubnetSpec
 
@@ -22,7 +22,7 @@ Rng = np.random.Generator
 _DRAWS_EACH = 200
 """Draws for a subnet that is new and keeps the limits, before a batch is left shorter."""
 _PATIENCE = 20
-"""Draws in vain after which one is taken at random instead, shrunk until it keeps the limits."""
+"""Draws in vain after which one is taken at random instead, moved until it keeps the limits."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Searcher(ABC):
         self._asked = 0
 
     def ask(self, count: int) -> list[SubnetSpec]:
-        """Up to `count` feasible subnets not proposed before; none when the space is exhausted.
+        """Up to `count` feasible subnets not proposed before; fewer where few are left.
 
         A smaller `count` gives the first of them.
         """
@@ -82,7 +82,7 @@ class Searcher(ABC):
 
     def _draw_fitting(self, rng: Rng) -> SubnetSpec:
         space, limits = self.problem.space, self.problem.limits
-        return shrink_to_fit(space.sample(rng), space, limits, rng)
+        return fit_limits(space.sample(rng), space, limits, rng)
 
 
 def complete_only(trials: Sequence[Trial]) -> list[Trial]:

@@ -61,7 +61,7 @@ class OptunaSearcher(Searcher):
         self._study.tell(asked, values, state=failed if values is None else None)
 
     def _add(self, spec: SubnetSpec, values: list[float]) -> None:
-        """A subnet that was shrunk to fit, or a reference."""
+        """A subnet that was moved within the limits, or a reference."""
         genes = genes_of(spec, self.problem.space)
         if genes is not None:
             self._study.add_trial(

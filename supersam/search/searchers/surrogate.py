@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from supersam.search.costs import known_costs, shrink_to_fit
+from supersam.search.costs import fit_limits, known_costs
 from supersam.search.journal import Trial
 from supersam.search.pareto import MAXIMIZED, Costs
 from supersam.search.predictor import FEWEST, GenePredictor
@@ -50,9 +50,7 @@ class PredictorSearcher(Searcher):
         for _ in range(_GENERATIONS):
             parents = [pool[i] for i in best_first(self._costs(pool, models))[:size]]
             children = (breed(parents, problem.space, rng) for _ in range(size))
-            fitting = (
-                shrink_to_fit(child, problem.space, problem.limits, rng) for child in children
-            )
+            fitting = (fit_limits(child, problem.space, problem.limits, rng) for child in children)
             pool = list(dict.fromkeys((*parents, *fitting)))
         order = best_first(self._costs(pool, models))
         return [pool[i] for i in order if pool[i] not in self._proposed]
