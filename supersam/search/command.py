@@ -20,8 +20,13 @@ from supersam.runtime.ray_address import RayAddress
 from supersam.runtime.signals import StopFlag, stop_requested
 from supersam.search.board import Board
 from supersam.search.comparison import write_comparison
-from supersam.search.costs import require_feasible
-from supersam.search.folder import Basis, find_basis, prepare_folder, write_record
+from supersam.search.folder import (
+    Basis,
+    find_basis,
+    prepare_folder,
+    require_searchable,
+    write_record,
+)
 from supersam.search.journal import JOURNAL, Journal, Trial
 from supersam.search.kept import generation_bytes
 from supersam.search.objective import SubnetObjective, prepare_process
@@ -82,7 +87,7 @@ def run_search_here(asked: SearchRun) -> int:
     searches = expand(asked)
     space = find_basis(searches[0]).space
     for search in searches:  # all are checked before hours go into the first
-        require_feasible(space, search.constraints)
+        require_searchable(search, space)
     for search in searches:
         print(f"search {search.name}")
         if not run_search(search).finished:

@@ -16,6 +16,7 @@ from supersam.data.shards import ShardReader
 from supersam.runtime.atomic import write_bytes, write_json
 from supersam.search.costs import require_feasible
 from supersam.search.images import data_id
+from supersam.search.searchers import Problem, build_searcher
 from supersam.space import SearchSpace, read_space, resolve_shape
 from supersam.training.run_data import validation_folders
 from supersam.training.run_folder import git_commit, versions
@@ -80,7 +81,7 @@ def find_basis(asked: SearchRun) -> Basis:
         raise UserError(f"{asked.run} has no validation set; name held-out shards with --data DIR")
     for folder in folders:
         read_manifest(folder)
-    require_feasible(space, asked.constraints)
+    require_searchable(asked, space)
     assert source.manifest is not None  # it is a checkpoint
     return Basis(
         train_run=train_run,
@@ -91,6 +92,12 @@ def find_basis(asked: SearchRun) -> Basis:
         data=data_id(folders),
         seen=seen_in_training(train_run, source, folders),
     )
+
+
+def require_searchable(asked: SearchRun, space: SearchSpace) -> None:
+    """Raise UserError where no subnet keeps the limits, or the searcher cannot work here."""
+    require_feasible(space, asked.constraints)
+    build_searcher(asked.searcher, Problem.of(asked, space))
 
 
 def prepare_folder(asked: SearchRun, basis: Basis) -> None:

@@ -79,12 +79,9 @@ class Program:
             require_measured_feasible(
                 asked.constraints, smallest=fixed[SMALLEST], largest=fixed[LARGEST]
             )
-            problem = Problem(
-                space, asked.objectives, asked.constraints, asked.seed, asked.population
-            )
             self._schedule = Schedule(
                 asked,
-                build_searcher(asked.searcher, problem),
+                build_searcher(asked.searcher, Problem.of(asked, space)),
                 self._journal,
                 protocol=self._protocol(),
                 references=[t for t in told if self._is_feasible(t)],

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from supersam.config.search import SearchRun
 from supersam.search import Trial, pareto_front, read_journal
 from supersam.search.command import run_search_here
 from supersam.search.objective import SubnetObjective
+from supersam.search.searchers import plain
 from supersam.search.searchers.plain import RandomSearcher
 from tests.search.tiny_search import make_run, make_shards, search, tiny_search
 
@@ -130,6 +132,25 @@ def test_a_constraint_keeps_others_from_being_evaluated(run, tmp_path):
 def test_what_cannot_be_searched_is_refused_and_nothing_is_written(run, tmp_path, changes, words):
     with pytest.raises(UserError, match=words):
         search(run, tmp_path / "s", **changes)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_searcher_whose_library_is_missing_is_refused_and_nothing_is_written(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.delitem(sys.modules, "supersam.search.searchers.optuna_tpe", raising=False)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match="--searcher optuna needs optuna; install it with"):
+        search(run, tmp_path / "s", searcher="optuna")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_space_too_large_to_enumerate_is_refused_and_nothing_is_written(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(plain, "_MOST", 10)
+    with pytest.raises(UserError, match="too many for --searcher exhaustive"):
+        search(run, tmp_path / "s", searcher="exhaustive")
     assert not (tmp_path / "s").exists()
 
 

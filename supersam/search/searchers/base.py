@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from supersam.config import Constraint
-from supersam.search.costs import keeps_limits, known_costs, fit_limits
+from supersam.config import Constraint, SearchRun
+from supersam.search.costs import fit_limits, keeps_limits, known_costs
 from supersam.search.journal import Trial
 from supersam.space import SearchSpace, SubnetSpec
 
@@ -36,6 +36,11 @@ class Problem:
     seed: int = 0
     population: int = 32
     """Parents of an evolution, and subnets of a batch."""
+
+    @classmethod
+    def of(cls, asked: SearchRun, space: SearchSpace) -> Problem:
+        """What `asked` is to find in `space`."""
+        return cls(space, asked.objectives, asked.constraints, asked.seed, asked.population)
 
     def is_feasible(self, spec: SubnetSpec) -> bool:
         """Whether `spec` keeps the limits that are known in closed form."""
