@@ -83,6 +83,7 @@ def find_basis(asked: SearchRun) -> Basis:
         read_manifest(folder)
     require_searchable(asked, space)
     assert source.manifest is not None  # it is a checkpoint
+    _require_distinct(folders)
     return Basis(
         train_run=train_run,
         space=space,
@@ -102,6 +103,16 @@ def require_searchable(asked: SearchRun, space: SearchSpace) -> None:
 
 def prepare_folder(asked: SearchRun, basis: Basis) -> None:
     """Create the search's folder, or check that an existing one is the same search.
+def _require_distinct(folders: tuple[Path, ...]) -> None:
+    whole = [folder.resolve() for folder in folders]
+    for place, folder in enumerate(whole):
+        if folder in whole[:place]:
+            raise UserError(
+                f"the evaluation data name {folders[place]} twice, so that its images would count "
+                "double; name each folder once"
+            )
+
+
 
     Raises UserError that says what differs; nothing is overwritten then.
     """

@@ -155,6 +155,14 @@ def test_a_space_too_large_to_enumerate_is_refused_and_nothing_is_written(
 
 
 @pytest.mark.parametrize(
+def test_a_folder_of_images_counts_once(run, tmp_path):
+    val = run.data.val[0]
+    twice = [str(val), str(val / ".." / val.name)]
+    with pytest.raises(UserError, match="the evaluation data name .* twice"):
+        search(run, tmp_path / "s", data=twice)
+    assert not (tmp_path / "s").exists()
+
+
     ("limit", "words"),
     [
         ("peak_mem_mib<=0.5", "is impossible on .*: the smallest subnet has peak_mem_mib="),
