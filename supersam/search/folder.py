@@ -39,6 +39,8 @@ _CHANGEABLE = (
     "json",
 )
 _CHANGEABLE_SECTIONS = ("cluster", "sweep")
+# But where latency or memory is measured, numbers taken in another way would not compare.
+_MEASURED_WITH = ("device", "threads")
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,9 @@ def find_basis(asked: SearchRun) -> Basis:
         raise UserError(f"{asked.run} has no validation set; name held-out shards with --data DIR")
     for folder in folders:
         read_manifest(folder)
+    _require_distinct(folders)
     require_searchable(asked, space)
     assert source.manifest is not None  # it is a checkpoint
-    _require_distinct(folders)
     return Basis(
         train_run=train_run,
         space=space,
@@ -101,8 +103,6 @@ def require_searchable(asked: SearchRun, space: SearchSpace) -> None:
     build_searcher(asked.searcher, Problem.of(asked, space))
 
 
-def prepare_folder(asked: SearchRun, basis: Basis) -> None:
-    """Create the search's folder, or check that an existing one is the same search.
 def _require_distinct(folders: tuple[Path, ...]) -> None:
     whole = [folder.resolve() for folder in folders]
     for place, folder in enumerate(whole):
@@ -113,6 +113,8 @@ def _require_distinct(folders: tuple[Path, ...]) -> None:
             )
 
 
+def prepare_folder(asked: SearchRun, basis: Basis) -> None:
+    """Create the search's folder, or check that an existing one is the same search.
 
     Raises UserError that says what differs; nothing is overwritten then.
     """
@@ -206,6 +208,9 @@ def _require_same(asked: SearchRun, basis: Basis, folder: Path) -> None:
 def _fixed(asked: SearchRun) -> dict[str, Any]:
     values = asked.model_dump(mode="json", by_alias=True)
     fixed: dict[str, Any] = {}
+    if asked.measured:
+        fixed |= {name: values[name] for name in _MEASURED_WITH}
+        fixed["evaluators_per_node"] = asked.cluster.evaluators_per_node
     for name, value in values.items():
         if name in (*_CHANGEABLE, *_CHANGEABLE_SECTIONS, "data", "checkpoint"):
             continue

@@ -12,6 +12,7 @@ from supersam.config import UserError, load_run
 from supersam.config.search import SearchRun
 from supersam.search import Trial, pareto_front, read_journal
 from supersam.search.command import run_search_here
+from supersam.search.folder import find_basis, prepare_folder
 from supersam.search.objective import SubnetObjective
 from supersam.search.searchers import plain
 from supersam.search.searchers.plain import RandomSearcher
@@ -154,7 +155,6 @@ def test_a_space_too_large_to_enumerate_is_refused_and_nothing_is_written(
     assert not (tmp_path / "s").exists()
 
 
-@pytest.mark.parametrize(
 def test_a_folder_of_images_counts_once(run, tmp_path):
     val = run.data.val[0]
     twice = [str(val), str(val / ".." / val.name)]
@@ -163,6 +163,7 @@ def test_a_folder_of_images_counts_once(run, tmp_path):
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize(
     ("limit", "words"),
     [
         ("peak_mem_mib<=0.5", "is impossible on .*: the smallest subnet has peak_mem_mib="),
@@ -221,6 +222,22 @@ def test_a_folder_of_another_search_is_left_alone(run, shards, tmp_path, undistu
         with pytest.raises(UserError, match=words):
             search(run, undisturbed.folder, **changed)
     assert {p.name: p.read_bytes() for p in undisturbed.folder.iterdir() if p.is_file()} == before
+
+
+def test_what_is_measured_is_measured_in_one_way(run, tmp_path):
+    """Closed-form costs are the same wherever a search goes on; a latency is not."""
+    latency = {"constraint": ["latency_ms<=1e6"], "latency": {"repeats": 1, "warmup": 1}}
+    elsewhere = {"threads": 2, "cluster": {"evaluators_per_node": 3}}
+    for measured in ({}, latency):
+        asked = tiny_search(run, tmp_path / str(len(measured)), **measured)
+        basis = find_basis(asked)
+        prepare_folder(asked, basis)
+        other = tiny_search(run, asked.folder, **measured, **elsewhere)
+        if not measured:
+            prepare_folder(other, basis)
+            continue
+        with pytest.raises(UserError, match=r"threads: 1 -> 2\n  evaluators_per_node: None -> 3"):
+            prepare_folder(other, basis)
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(run, tmp_path):
