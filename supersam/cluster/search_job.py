@@ -30,7 +30,7 @@ from supersam.cluster.submission import JOB_FILE, submitted_job, wait_for_end
 from supersam.config import SearchRun, UserError, dump_run, load_run
 from supersam.config.io import USAGE_ERROR
 from supersam.runtime.atomic import write_bytes, write_json
-from supersam.runtime.signals import stop_requested
+from supersam.runtime.signals import StopFlag, stop_requested
 
 logger = logging.getLogger(__name__)
 
@@ -186,8 +186,9 @@ class SearchSupervisor:
         folder, home = Path(self.folder), Path(self.home)
         asked = load_run(SearchRun, folder / "search.yaml").model_copy(update={"out": folder})
         try:
-            with stop_requested(), _hosts_of_ray(folder, home) as meeting:
-                code = _drive(asked, meeting)
+            # From here on, so that no signal is lost while the hosts and the search start.
+            with stop_requested() as stop, _hosts_of_ray(folder, home) as meeting:
+                code = _drive(asked, meeting, stop)
         except UserError as fault:
             print(f"error: {fault}", file=sys.stderr)
             raise SystemExit(USAGE_ERROR) from None
@@ -209,10 +210,10 @@ def _compare_sweep(home: Path) -> None:
         write_comparison(home, expand(sweep))
 
 
-def _drive(asked: SearchRun, meeting: Path) -> int:
+def _drive(asked: SearchRun, meeting: Path, stop: StopFlag) -> int:
     from supersam.search.command import finish, run_search
 
-    return finish(asked, run_search(asked, cluster=read_meeting(meeting)))
+    return finish(asked, run_search(asked, cluster=read_meeting(meeting), stop=stop))
 
 
 @contextlib.contextmanager

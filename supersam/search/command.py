@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,15 @@ class SearchResult:
     """The signal that asked it to stop; 0 for none."""
 
 
-def run_search(asked: SearchRun, *, cluster: RayAddress | None = None) -> SearchResult:
+def run_search(
+    asked: SearchRun, *, cluster: RayAddress | None = None, stop: StopFlag | None = None
+) -> SearchResult:
     """Search, from the beginning or from where the journal ends.
 
     Runs on `cluster`, or on a Ray of its own on this machine, or with `--cluster inline` in this
-    process without Ray. Raises UserError for what a user can mend; nothing is written then.
+    process without Ray. `stop` is the flag of a caller that takes the signals already; by default
+    they are taken once everything is checked. Raises UserError for what a user can mend; nothing
+    is written then.
     """
     basis = find_basis(asked)
     if cluster is None:
@@ -71,8 +76,8 @@ def run_search(asked: SearchRun, *, cluster: RayAddress | None = None) -> Search
         logger.warning("training saw the evaluation data: %s", basis.seen.detail)
     journal = Journal(asked.folder / JOURNAL)
     try:
-        with stop_requested() as stop:
-            return _search(asked, basis, journal, cluster, stop)
+        with stop_requested() if stop is None else nullcontext(stop) as flag:
+            return _search(asked, basis, journal, cluster, flag)
     finally:
         journal.close()
 
@@ -152,7 +157,7 @@ def _search(
         logger.info("%d of %d trials, %d on the front", len(trials), asked.trials, len(front))
 
     try:
-        if not program.is_finished:
+        if not program.is_finished and not stop:
             _evaluate(asked, basis, program, cluster, stop, on_trials)
     finally:
         result = _result(asked, program, stop)

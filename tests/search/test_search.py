@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
+import signal
 import sys
 
 import pytest
 import torch
 
+from supersam.cluster import search_job
 from supersam.config import UserError, load_run
 from supersam.config.search import SearchRun
+from supersam.runtime.signals import stop_requested
 from supersam.search import Trial, pareto_front, read_journal
-from supersam.search.command import run_search_here
+from supersam.search.command import run_search, run_search_here
 from supersam.search.folder import find_basis, prepare_folder
 from supersam.search.objective import SubnetObjective
 from supersam.search.searchers import plain
@@ -288,3 +292,31 @@ def test_a_batch_that_comes_out_short_does_not_end_the_search(run, tmp_path, mon
     monkeypatch.setattr(RandomSearcher, "ask", lambda self, count: ask(self, count - 1))
     result = search(run, tmp_path / "s", searcher="random", trials=7)
     assert result.num_trials == 7
+
+
+def test_a_signal_before_the_search_begins_is_not_lost(run, tmp_path):
+    with stop_requested() as stop:
+        signal.raise_signal(signal.SIGUSR2)
+        result = run_search(tiny_search(run, tmp_path / "s"), stop=stop)
+    assert not result.finished
+    assert result.stopped_by == signal.SIGUSR2
+    assert read_journal(tmp_path / "s" / "journal.jsonl") == []
+    assert search(run, tmp_path / "s").finished
+
+
+def test_a_job_gives_its_signals_to_its_search(run, tmp_path, monkeypatch):
+    asked = tiny_search(run, tmp_path / "s")
+    prepare_folder(asked, find_basis(asked))
+
+    @contextlib.contextmanager
+    def hosts(folder, home):
+        signal.raise_signal(signal.SIGTERM)  # while they start
+        yield tmp_path / "meeting.json"
+
+    monkeypatch.setenv("SLURM_SUBMIT_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(search_job, "_hosts_of_ray", hosts)
+    monkeypatch.setattr(search_job, "read_meeting", lambda meeting: None)
+    with pytest.raises(SystemExit) as ended:
+        search_job.SearchSupervisor(str(asked.folder), str(tmp_path))()
+    assert ended.value.code == 128 + signal.SIGTERM
