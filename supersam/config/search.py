@@ -162,6 +162,19 @@ class SweepConfig(Section):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Seeds; empty takes the one of the search."""
 
+    @model_validator(mode="after")
+    def _each_once(self) -> SweepConfig:
+        parsed = tuple(Constraint.parse(text) for text in self.constraints)
+        for name, values in (
+            ("searchers", self.searchers),
+            ("constraints", parsed),
+            ("seeds", self.seeds),
+        ):
+            again = [str(value) for place, value in enumerate(values) if value in values[:place]]
+            if again:
+                raise ValueError(f"{name} hold {', '.join(again)} twice; name each once")
+        return self
+
     @property
     def is_empty(self) -> bool:
         """Whether this is one search only."""

@@ -162,5 +162,6 @@ def _row(begun: Begun, every: Sequence[Trial]) -> SweepRow:
 
 
 def _slug(constraint: str) -> str:
-    """`params_m<=45` as part of a folder's name."""
-    return re.sub(r"[^A-Za-z0-9.]+", "_", constraint).strip("_")
+    """`params_m<=45` as part of a folder's name: `params_m_le_45`."""
+    named = constraint.replace("<=", "_le_").replace(">=", "_ge_")
+    return re.sub(r"[^A-Za-z0-9.]+", "_", named).strip("_")
