@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from supersam.config import SearchRun
+from supersam.config import SearchRun, UserError
 from supersam.runtime.distributed import World, choose_device
 from supersam.runtime.logging import setup_logging
 from supersam.runtime.ray_address import RayAddress
@@ -85,7 +85,8 @@ def run_search(
 def run_search_here(asked: SearchRun) -> int:
     """Search on this machine, print the front, and return the exit code.
 
-    A sweep's searches run one after another; their comparison is printed then.
+    A sweep's searches run one after another; their comparison is printed then. One that fails for
+    what a user can mend does not keep the others from being done.
     """
     if asked.sweep.is_empty:
         return finish(asked, run_search(asked))
@@ -93,20 +94,39 @@ def run_search_here(asked: SearchRun) -> int:
     space = find_basis(searches[0]).space
     for search in searches:  # all are checked before hours go into the first
         require_searchable(search, space)
+    failed: list[str] = []
     for search in searches:
-        print(f"search {search.name}")
-        if not run_search(search).finished:
-            return 1
-    print(format_sweep(write_comparison(asked.folder, searches)))
-    return 0
+        if not asked.json_:  # then the comparison alone is printed
+            print(f"search {search.name}")
+        try:
+            result = run_search(search)
+        except UserError as fault:
+            print(f"error: search {search.name}: {fault}", file=sys.stderr)
+            failed.append(search.name)
+            continue
+        if not asked.json_:
+            print(format_front(result, search.objectives))
+        code = _end(search, result)
+        if code != 0:
+            return code
+    rows = write_comparison(asked.folder, searches)
+    table = {"searches": [asdict(row) for row in rows], "failed": failed}
+    print(json.dumps(table) if asked.json_ else format_sweep(rows))
+    if failed:
+        print(f"error: not searched to the end: {', '.join(failed)}; see above", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def finish(asked: SearchRun, result: SearchResult) -> int:
-    """Print the front of a search. Returns the exit code."""
+    """Print the front of a search and write its report. Returns the exit code."""
     if asked.json_:
         print(json.dumps(_as_json(result)))
     else:
         print(format_front(result, asked.objectives))
+    return _end(asked, result)
+
+
+def _end(asked: SearchRun, result: SearchResult) -> int:
     if result.finished and result.front:
         logger.info("report: %s", write_report(asked.folder))
     elif result.finished:

@@ -20,6 +20,7 @@ from supersam.search.folder import find_basis, prepare_folder
 from supersam.search.objective import SubnetObjective
 from supersam.search.searchers import plain
 from supersam.search.searchers.plain import RandomSearcher
+from supersam.search.sweep import expand
 from tests.search.tiny_search import make_run, make_shards, search, tiny_search
 
 
@@ -203,6 +204,37 @@ def test_a_sweep_is_checked_whole_before_its_first_search(run, tmp_path):
     with pytest.raises(UserError, match="params_m <= 1 is impossible"):
         run_search_here(tiny_search(run, tmp_path / "s", sweep=sweep))
     assert not (tmp_path / "s").exists()
+
+
+def test_a_sweep_goes_on_after_a_search_that_cannot(run, tmp_path, capsys):
+    sweep = {"constraints": ["peak_mem_mib<=0.5", "params_m<=5"]}
+    asked = tiny_search(run, tmp_path / "s", sweep=sweep, trials=4, json=True)
+    assert run_search_here(asked) == 1
+    said = capsys.readouterr()
+    failed, done = expand(asked)
+    assert "is impossible on" in said.err
+    assert f"not searched to the end: {failed.name}; see above" in said.err
+    found = json.loads(said.out)
+    assert found["failed"] == [failed.name]
+    assert [(row["name"], row["finished"]) for row in found["searches"]] == [
+        (failed.name, False),
+        (done.name, True),
+    ]
+    assert (done.folder / "report.html").is_file()
+
+
+def test_a_sweep_that_is_stopped_says_by_what(run, tmp_path, monkeypatch, capsys):
+    evaluate = SubnetObjective.evaluate
+
+    def interrupted(self, chunk):
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate(self, chunk)
+
+    monkeypatch.setattr(SubnetObjective, "evaluate", interrupted)
+    asked = tiny_search(run, tmp_path / "s", sweep={"seeds": [0, 1]})
+    assert run_search_here(asked) == 128 + signal.SIGTERM
+    assert "run the same command to go on" in capsys.readouterr().err
+    assert not expand(asked)[1].folder.exists()
 
 
 def test_a_run_without_a_checkpoint_is_refused(run, shards, tmp_path):
