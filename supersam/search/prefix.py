@@ -37,6 +37,8 @@ class PrefixCache:
         self._limit_bytes = limit_bytes
         self._generation_layers = generation_layers
         self._kept: OrderedDict[tuple[_Step, ...], Tensor] = OrderedDict()
+        self.kept_bytes = 0
+        """Bytes of all outputs kept."""
 
     def __len__(self) -> int:
         """Outputs kept."""
@@ -53,14 +55,20 @@ class PrefixCache:
 
     def keep(self, path: Sequence[_Step], output: Tensor) -> None:
         """Keep the output of a path's last step where it ends a layer that is kept."""
-        room = int(self._limit_bytes // (output.numel() * output.element_size()))
+        room = int(self._limit_bytes // output.nbytes)
         layers, half = divmod(len(path) - 1, 2)
         if half or layers == 0 or room == 0:
             return
         if layers % math.ceil(_KEPT_SHARE * self._generation_layers / room) == 0:
+            self._forget(tuple(path))
             self._kept[tuple(path)] = output
-        while len(self._kept) > room:
-            self._kept.popitem(last=False)
+            self.kept_bytes += output.nbytes
+        while self.kept_bytes > self._limit_bytes:
+            self._forget(next(iter(self._kept)))
+
+    def _forget(self, path: tuple[_Step, ...]) -> None:
+        if path in self._kept:
+            self.kept_bytes -= self._kept.pop(path).nbytes
 
 
 def encode_each(

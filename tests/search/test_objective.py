@@ -97,6 +97,15 @@ def test_what_a_cache_keeps_changes_nothing_but_the_work(basis, specs, monkeypat
     assert (len(attended) == 0) == (outputs == 1000)
 
 
+def test_a_cache_keeps_its_bound_whatever_the_widths():
+    rng = np.random.default_rng(0)
+    cache = PrefixCache(1000, generation_layers=1)
+    for width in rng.integers(1, 200, 100).tolist():
+        cache.keep([(width,), (0, 1), (0, 8, 0)], torch.zeros(width, dtype=torch.uint8))
+        assert 0 < cache.kept_bytes <= 1000
+        assert cache.longest([(width,), (0, 1), (0, 8, 0)])[0] == 3  # the newest is there
+
+
 @pytest.mark.parametrize("resolution", ["logits", "original"])
 def test_a_trial_does_not_depend_on_its_chunk(run, basis, specs, tmp_path, resolution):
     rungs = {"rungs": [0.3], "keep": 0.5}
