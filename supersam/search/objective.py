@@ -6,9 +6,9 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -164,8 +164,7 @@ class SubnetObjective:
 
     def _score(self, running: list[_Running], stage: Stage, seen: tuple[Costs, ...]) -> None:
         """Look at the images, rung by rung; give up what is hopeless."""
-        final = stage == "final"
-        batches = self._batches_with_originals if final else self._batches
+        batches = self._batches_with_originals if stage == "final" else self._batches
         rungs = self._asked.protocol.rungs if stage == "search" else ()
         ends = rung_ends(rungs, len(batches))
         first = 0
@@ -173,7 +172,7 @@ class SubnetObjective:
             alive = [r for r in running if r.status == "complete"]
             for place in range(first, end):
                 cache = self._caches[place] if batches is self._batches and self._caches else None
-                self._score_batch(alive, batches[place], cache, exact=final)
+                self._score_batch(alive, batches[place], cache)
             first = end
             if rung < len(ends):
                 for r in alive:
@@ -187,22 +186,13 @@ class SubnetObjective:
             running.status = "stopped"
 
     def _score_batch(
-        self,
-        running: list[_Running],
-        batch: ImageBatch,
-        cache: PrefixCache | None,
-        *,
-        exact: bool,
+        self, running: list[_Running], batch: ImageBatch, cache: PrefixCache | None
     ) -> None:
-        """Add the IoUs of one batch of images to every subnet still in the race.
-
-        exact: decode by segment-anything's own sequence of operations, as `evaluate` does.
-        """
+        """Add the IoUs of one batch of images to every subnet still in the race."""
         score = _score_originals if batch.originals else _score_logits
-        decode = _decode_exactly if exact else SamSupernet.decode_single
         for place, embedding in self._embeddings(batch, [r.job.spec for r in running], cache):
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
-                ious, image_ids = score(partial(decode, self._supernet), embedding, batch)
+                ious, image_ids = score(self._supernet, embedding, batch)
             running[place].ious.append(ious)
             running[place].image_ids.append(image_ids)
             running[place].num_images += len(batch.sizes)
@@ -255,21 +245,11 @@ def rung_ends(rungs: Sequence[float], batches: int) -> list[int]:
     return sorted(end for end in ends if end < batches)
 
 
-_Decode = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Embeddings, points and labels to logits of the single masks; see `SamSupernet.decode_single`."""
-
-
-def _decode_exactly(
-    supernet: SamSupernet, embedding: Tensor, points: Tensor, labels: Tensor
-) -> Tensor:
-    return supernet.decode(embedding, points, labels)[0][:, :, 0]
-
-
 def _score_logits(
-    decode: _Decode, embedding: Tensor, batch: ImageBatch
+    supernet: SamSupernet, embedding: Tensor, batch: ImageBatch
 ) -> tuple[Floats, NDArray[np.int64]]:
     """IoU of the single mask on the grid of its logits: (M,) and the images, (M,)."""
-    masks = decode(embedding, batch.points, batch.labels)
+    masks = supernet.decode_single(embedding, batch.points, batch.labels)
     for of_image, sample_id in zip(masks, batch.sample_ids.tolist(), strict=True):
         require_finite(of_image, sample_id=sample_id)
     ious = mask_iou((masks > 0) & batch.inside, batch.targets)
@@ -279,7 +259,7 @@ def _score_logits(
 
 
 def _score_originals(
-    decode: _Decode, embedding: Tensor, batch: ImageBatch
+    supernet: SamSupernet, embedding: Tensor, batch: ImageBatch
 ) -> tuple[Floats, NDArray[np.int64]]:
     """IoU of the single mask at the original resolution: (M,) and the images, (M,)."""
     ious, image_ids = [], []
@@ -287,7 +267,9 @@ def _score_originals(
         count = len(image.masks)
         prompts = batch.points[row, :count], batch.labels[row, :count]
         parts = zip(*(torch.split(x, _PROMPTS_AT_A_TIME) for x in prompts), strict=True)
-        masks = [decode(embedding[row, None], p[None], kinds[None])[0] for p, kinds in parts]
+        masks = [
+            supernet.decode_single(embedding[row, None], p[None], k[None])[0] for p, k in parts
+        ]
         ious.append(single_mask_ious(torch.cat(masks), image))
         image_ids += [image.sample_id] * count
     return torch.cat(ious).double().numpy(), np.array(image_ids)

@@ -17,7 +17,7 @@ from supersam.search.objective import Chunk, Job, SubnetObjective, rung_ends
 from supersam.search.prefix import PrefixCache, encode_each, path_of
 from supersam.space import resolve_shape
 from supersam.training.trained import load_supernet
-from tests.search.tiny_search import tiny_search
+from tests.search.tiny_search import search, tiny_search
 
 UNTIMED = {"seconds": 0.0}
 
@@ -137,21 +137,24 @@ def test_a_rung_that_rounds_to_all_images_stops_nothing(run, basis, specs, tmp_p
     assert [(t.status, t.num_images, t.rungs) for t in trials] == [("complete", 2, ())] * 3
 
 
-def test_full_resolution_is_what_evaluate_measures(run, basis, specs, tmp_path):
-    judge = objective(
-        run, basis, tmp_path, protocol={"images_per_batch": 1, "objects_per_image": None}
-    )
-    trials = judge.evaluate(Chunk(jobs_of(specs[:3], stage="final")))
-    supernet = load_supernet(basis.train_run, basis.space, basis.source)
+def searched_images(run, basis):
     dataset = EvalDataset(
         [ShardReader(p) for p in basis.data_folders],
         side=resolve_shape(run.model).image_size,
         prompt="box",
     )
-    images = [dataset[i] for i in chosen_images(len(dataset), 6)]
-    for trial in trials:
+    return [dataset[i] for i in chosen_images(len(dataset), 6)]
+
+
+@pytest.mark.parametrize("resolution", ["logits", "original"])
+def test_the_front_of_a_search_is_what_evaluate_measures(run, basis, tmp_path, resolution):
+    found = search(run, tmp_path, protocol={"resolution": resolution, "objects_per_image": None})
+    supernet = load_supernet(basis.train_run, basis.space, basis.source)
+    images = searched_images(run, basis)
+    assert found.front
+    for trial in found.front:
         expected = evaluate(SubnetPredictor(supernet, trial.spec), images, boundary=False)
-        assert trial.metrics["miou"] == pytest.approx(expected.miou, abs=1e-12)
+        assert trial.metrics["miou"] == pytest.approx(expected.miou, abs=1e-4)
         assert trial.num_objects == expected.num_objects
         assert trial.resolution == "original"
         assert trial.metrics["miou_lo"] <= trial.metrics["miou"] <= trial.metrics["miou_hi"]
