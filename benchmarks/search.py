@@ -37,8 +37,7 @@ from supersam.search.objective import (
     Chunk,
     Job,
     SubnetObjective,
-    _score_logits,
-    _score_originals,
+    score_embedding,
 )
 from supersam.search.predictor import kendall_tau
 from supersam.search.prefix import PrefixCache, encode_each
@@ -155,12 +154,11 @@ def loop(args):
 def extracted(objective, spec):
     """What the evaluator does with a subnet, done with an extracted one, alone."""
     sam = extract_subnet(objective._supernet, spec)
-    score = _score_originals if objective._batches[0].originals else _score_logits
     ious = []
     for batch in objective._batches:
         pixels = objective._supernet.normalize(batch.images, batch.sizes)
-        decode = objective._supernet.decode_single
-        ious.append(score(decode, sam.image_encoder(pixels), batch)[0])
+        embedding = sam.image_encoder(pixels)
+        ious.append(score_embedding(objective._supernet, embedding, batch)[0])
     return float(np.concatenate(ious).mean())
 
 

@@ -26,6 +26,18 @@ _ORDER_SEED = 0
 
 
 @dataclass(frozen=True)
+class GridTargets:
+    """What the masks of some images are compared with on the grid of the mask logits."""
+
+    valid: Tensor
+    """(B, N) bool: the objects there are."""
+    masks: Tensor
+    """(B, N, s, s) bool: the annotated masks."""
+    inside: Tensor
+    """(B, 1, s, s) bool: the part of that grid that is image, not padding."""
+
+
+@dataclass(frozen=True)
 class ImageBatch:
     """Some images with their prompts and objects, on one device."""
 
@@ -37,21 +49,10 @@ class ImageBatch:
     """(B, N, 2, 2) float32, pixels (x, y) of the padded square."""
     labels: Tensor
     """(B, N, 2) int64; LABEL_PAD where an image has fewer than N objects."""
-    valid: Tensor
-    """(B, N) bool: the objects there are."""
     sample_ids: Tensor
     """(B,) int64, on the CPU."""
-    targets: Tensor
-    """(B, N, s, s) bool: the annotated masks on the grid of the mask logits."""
-    inside: Tensor
-    """(B, 1, s, s) bool: the part of that grid that is image, not padding."""
-    originals: tuple[EvalImage, ...]
-    """The images with their masks at the original resolution; empty where not asked for."""
-
-    @property
-    def num_objects(self) -> int:
-        """Objects of all images."""
-        return int(self.valid.sum())
+    targets: GridTargets | tuple[EvalImage, ...]
+    """The annotated masks on the logits' grid; or the images, at the original resolution."""
 
 
 def chosen_images(count: int, limit: int | None) -> list[int]:
@@ -79,6 +80,8 @@ def load_images(
     originals: bool,
 ) -> list[ImageBatch]:
     """The images of a protocol, in batches. Images without an object are left out.
+
+    originals: whether masks are compared at the original resolution.
 
     Raises UserError where no image has one.
     """
@@ -112,31 +115,35 @@ def _some_objects(image: EvalImage, limit: int | None) -> EvalImage:
 def _stack(
     images: Sequence[EvalImage], side: int, device: torch.device, *, originals: bool
 ) -> ImageBatch:
-    batch, cells = len(images), side // LOGIT_STRIDE
     most = max(len(image.masks) for image in images)
-    points = torch.zeros(batch, most, 2, 2)
-    labels = torch.full((batch, most, 2), LABEL_PAD)
-    valid = torch.zeros(batch, most, dtype=torch.bool)
-    targets = torch.zeros(batch, most, cells, cells, dtype=torch.bool)
-    inside = torch.zeros(batch, 1, cells, cells, dtype=torch.bool)
+    points = torch.zeros(len(images), most, 2, 2)
+    labels = torch.full((len(images), most, 2), LABEL_PAD)
     for row, image in enumerate(images):
         count = len(image.masks)
         points[row, :count], labels[row, :count] = image.points, image.labels
-        valid[row, :count] = True
-        height, width = (-(-length // LOGIT_STRIDE) for length in image.size)
-        targets[row, :count, :height, :width] = scale_masks(image.masks, (height, width))
-        inside[row, :, :height, :width] = True
     return ImageBatch(
         images=torch.stack([image.image for image in images]).to(device),
         sizes=torch.tensor([image.size for image in images], device=device),
         points=points.to(device),
         labels=labels.to(device),
-        valid=valid.to(device),
         sample_ids=torch.tensor([image.sample_id for image in images]),
-        targets=targets.to(device),
-        inside=inside.to(device),
-        originals=tuple(images) if originals else (),
+        targets=tuple(images) if originals else _grid_targets(images, side, device),
     )
+
+
+def _grid_targets(images: Sequence[EvalImage], side: int, device: torch.device) -> GridTargets:
+    batch, cells = len(images), side // LOGIT_STRIDE
+    most = max(len(image.masks) for image in images)
+    valid = torch.zeros(batch, most, dtype=torch.bool)
+    masks = torch.zeros(batch, most, cells, cells, dtype=torch.bool)
+    inside = torch.zeros(batch, 1, cells, cells, dtype=torch.bool)
+    for row, image in enumerate(images):
+        count = len(image.masks)
+        height, width = (-(-length // LOGIT_STRIDE) for length in image.size)
+        valid[row, :count] = True
+        masks[row, :count, :height, :width] = scale_masks(image.masks, (height, width))
+        inside[row, :, :height, :width] = True
+    return GridTargets(valid.to(device), masks.to(device), inside.to(device))
 
 
 def scale_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:

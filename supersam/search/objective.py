@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from supersam.config import SearchRun, UserError
+from supersam.data.sample import EvalImage
 from supersam.evaluation import bootstrap_interval, mask_iou, single_mask_ious
 from supersam.evaluation.evaluator import require_finite
 from supersam.model import SamSupernet
 from supersam.runtime.distributed import choose_device
 from supersam.runtime.memory import keep_freed_memory
 from supersam.search.costs import is_hopeless, keeps_limits, known_costs
-from supersam.search.images import ImageBatch, load_images
+from supersam.search.images import GridTargets, ImageBatch, load_images
 from supersam.search.journal import Stage, Status, Trial
 from supersam.search.kept import kept_bytes
 from supersam.search.measure import measure_latency, measure_peak_memory
@@ -146,7 +147,8 @@ class SubnetObjective:
     @cached_property
     def _batches_with_originals(self) -> list[ImageBatch]:
         """For the front at the end; the search does without the full masks."""
-        return self._batches if self._batches[0].originals else self._load_images(originals=True)
+        at_originals = self._asked.protocol.resolution == "original"
+        return self._batches if at_originals else self._load_images(originals=True)
 
     def _begin(self, job: Job) -> _Running:
         """Costs first: what breaks a measured limit is not evaluated."""
@@ -189,10 +191,9 @@ class SubnetObjective:
         self, running: list[_Running], batch: ImageBatch, cache: PrefixCache | None
     ) -> None:
         """Add the IoUs of one batch of images to every subnet still in the race."""
-        score = _score_originals if batch.originals else _score_logits
         for place, embedding in self._embeddings(batch, [r.job.spec for r in running], cache):
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
-                ious, image_ids = score(self._supernet, embedding, batch)
+                ious, image_ids = score_embedding(self._supernet, embedding, batch)
             running[place].ious.append(ious)
             running[place].image_ids.append(image_ids)
             running[place].num_images += len(batch.sizes)
@@ -245,25 +246,34 @@ def rung_ends(rungs: Sequence[float], batches: int) -> list[int]:
     return sorted(end for end in ends if end < batches)
 
 
-def _score_logits(
+def score_embedding(
     supernet: SamSupernet, embedding: Tensor, batch: ImageBatch
 ) -> tuple[Floats, NDArray[np.int64]]:
-    """IoU of the single mask on the grid of its logits: (M,) and the images, (M,)."""
+    """IoU of the single mask of each object, (M,), and their images, (M,)."""
+    if isinstance(batch.targets, GridTargets):
+        return _score_logits(supernet, embedding, batch, batch.targets)
+    return _score_originals(supernet, embedding, batch, batch.targets)
+
+
+def _score_logits(
+    supernet: SamSupernet, embedding: Tensor, batch: ImageBatch, targets: GridTargets
+) -> tuple[Floats, NDArray[np.int64]]:
+    """On the grid of the logits."""
     masks = supernet.decode_single(embedding, batch.points, batch.labels)
     for of_image, sample_id in zip(masks, batch.sample_ids.tolist(), strict=True):
         require_finite(of_image, sample_id=sample_id)
-    ious = mask_iou((masks > 0) & batch.inside, batch.targets)
-    valid = batch.valid.cpu()
+    ious = mask_iou((masks > 0) & targets.inside, targets.masks)
+    valid = targets.valid.cpu()
     image_ids = batch.sample_ids[:, None].expand(valid.shape)[valid]
     return ious.cpu()[valid].double().numpy(), image_ids.numpy()
 
 
 def _score_originals(
-    supernet: SamSupernet, embedding: Tensor, batch: ImageBatch
+    supernet: SamSupernet, embedding: Tensor, batch: ImageBatch, images: Sequence[EvalImage]
 ) -> tuple[Floats, NDArray[np.int64]]:
-    """IoU of the single mask at the original resolution: (M,) and the images, (M,)."""
+    """At the original resolution."""
     ious, image_ids = [], []
-    for row, image in enumerate(batch.originals):
+    for row, image in enumerate(images):
         count = len(image.masks)
         prompts = batch.points[row, :count], batch.labels[row, :count]
         parts = zip(*(torch.split(x, _PROMPTS_AT_A_TIME) for x in prompts), strict=True)

@@ -9,6 +9,7 @@ import torch
 from supersam.data.dataset import EvalDataset
 from supersam.data.shards import ShardReader
 from supersam.evaluation import SubnetPredictor, evaluate
+from supersam.search import images
 from supersam.search.costs import is_hopeless
 from supersam.search.folder import find_basis
 from supersam.search.images import chosen_images, scale_masks
@@ -150,10 +151,10 @@ def searched_images(run, basis):
 def test_the_front_of_a_search_is_what_evaluate_measures(run, basis, tmp_path, resolution):
     found = search(run, tmp_path, protocol={"resolution": resolution, "objects_per_image": None})
     supernet = load_supernet(basis.train_run, basis.space, basis.source)
-    images = searched_images(run, basis)
+    looked_at = searched_images(run, basis)
     assert found.front
     for trial in found.front:
-        expected = evaluate(SubnetPredictor(supernet, trial.spec), images, boundary=False)
+        expected = evaluate(SubnetPredictor(supernet, trial.spec), looked_at, boundary=False)
         assert trial.metrics["miou"] == pytest.approx(expected.miou, abs=1e-4)
         assert trial.num_objects == expected.num_objects
         assert trial.resolution == "original"
@@ -196,6 +197,19 @@ def test_no_object_vanishes_on_a_coarser_grid():
     assert small[0].nonzero().tolist() == [[0, 1]]
     assert torch.equal(small[1], torch.tensor([[True], [True], [False], [False]]).expand(4, 4))
     assert torch.equal(scale_masks(masks, (16, 16)), masks)
+
+
+def test_masks_are_brought_to_the_logits_grid_only_where_they_are_compared_there(
+    run, basis, specs, tmp_path, monkeypatch
+):
+    scaled = []
+    scale = images.scale_masks
+    monkeypatch.setattr(images, "scale_masks", lambda *a: (scaled.append(1), scale(*a))[1])
+    judge = objective(run, basis, tmp_path)
+    judge.evaluate(Chunk(jobs_of(specs[:1])))
+    assert not scaled
+    objective(run, basis, tmp_path, protocol={"resolution": "logits"})
+    assert len(scaled) == 6
 
 
 def test_few_images_are_spread_over_the_set():
