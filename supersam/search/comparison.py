@@ -25,11 +25,12 @@ def write_comparison(folder: Path, searches: Sequence[SearchRun]) -> list[SweepR
     """
     folder.mkdir(parents=True, exist_ok=True)
     begun = read_begun(searches)
-    rows = compare(folder, begun)
+    curves = volume_curves(begun)
+    rows = compare(folder, begun, curves)
     place = folder / "figures"
     place.mkdir(exist_ok=True)
     groups: dict[str, list[tuple[SweepRow, list[float]]]] = defaultdict(list)
-    for row, curve in zip(rows, volume_curves(begun), strict=True):
+    for row, curve in zip(rows, curves, strict=True):
         groups[row.constraint or "no constraint"].append((row, curve))
     parts = [_introduction(searches[0])]
     for number, (name, members) in enumerate(groups.items()):

@@ -85,7 +85,20 @@ def hypervolume(costs: Costs, reference: NDArray[np.float64]) -> float:
     inside = costs[(costs < reference).all(1)]
     if len(inside) == 0:
         return 0.0
-    return _volume(inside[front_ranks(inside) == 0], reference)
+    return _volume(inside[num_dominators(inside, inside) == 0], reference)
+
+
+def growing_volumes(costs: Costs, reference: NDArray[np.float64]) -> list[float]:
+    """Hypervolume of the first row, of the first two, and so on."""
+    volumes: list[float] = []
+    front = costs[:0]
+    for row in costs[:, None]:
+        if (front <= row).all(1).any():  # it adds nothing
+            volumes.append(volumes[-1])
+            continue
+        front = np.concatenate((front[num_dominators(front, row) == 0], row))
+        volumes.append(hypervolume(front, reference))
+    return volumes
 
 
 def _volume(front: Costs, reference: NDArray[np.float64]) -> float:

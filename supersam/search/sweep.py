@@ -17,7 +17,7 @@ from supersam.config.search import SweepConfig
 from supersam.runtime.atomic import write_bytes, write_json
 from supersam.search.folder import SEARCH_JSON, read_record
 from supersam.search.journal import JOURNAL, Trial, read_journal
-from supersam.search.pareto import cost_matrix, hypervolume, pareto_front
+from supersam.search.pareto import cost_matrix, growing_volumes, hypervolume, pareto_front
 
 SWEEP_JSON, SWEEP_CSV = "sweep.json", "sweep.csv"
 
@@ -83,10 +83,12 @@ def read_begun(searches: Sequence[SearchRun]) -> list[Begun]:
     ]
 
 
-def compare(folder: Path, begun: Sequence[Begun]) -> list[SweepRow]:
-    """Write `sweep.json` and `sweep.csv`, a row for each search in their order."""
-    every = [trial for one in begun for trial in one.trials]
-    rows = [_row(one, every) for one in begun]
+def compare(folder: Path, begun: Sequence[Begun], curves: Sequence[list[float]]) -> list[SweepRow]:
+    """Write `sweep.json` and `sweep.csv`, a row for each search in their order.
+
+    curves: their `volume_curves`.
+    """
+    rows = [_row(one, curve) for one, curve in zip(begun, curves, strict=True)]
     write_json(folder / SWEEP_JSON, {"searches": [asdict(row) for row in rows]})
     text = io.StringIO()
     table = csv.DictWriter(text, list(SweepRow.__dataclass_fields__), lineterminator="\n")
@@ -97,11 +99,22 @@ def compare(folder: Path, begun: Sequence[Begun]) -> list[SweepRow]:
 
 
 def volume_curves(begun: Sequence[Begun]) -> list[list[float]]:
-    """For each search its hypervolume after each trial; the last is the one in its row."""
+    """For each search its hypervolume after each trial, as a share of that of all searches.
+
+    Volumes are taken in the box that all trials span, each objective scaled to 1.
+    """
     every = [trial for one in begun for trial in one.trials]
+    if not every:
+        return [[] for _ in begun]
+    costs = cost_matrix(every, begun[0].search.objectives)
+    span = np.ptp(costs, axis=0)
+    scaled = (costs - costs.min(0)) / np.where(span > 0, span, 1.0)
+    corner = np.full(scaled.shape[1], 1.0 + 1e-9)
+    whole = hypervolume(scaled, corner)
+    ends = np.cumsum([len(one.trials) for one in begun])
     return [
-        [_share(one.trials[: n + 1], every, one.search.objectives) for n in range(len(one.trials))]
-        for one in begun
+        [volume / whole for volume in growing_volumes(part, corner)]
+        for part in np.split(scaled, ends[:-1])
     ]
 
 
@@ -129,23 +142,7 @@ def _searched(search: SearchRun) -> list[Trial]:
     return sorted(found, key=lambda t: (t.batch, t.index))
 
 
-def _share(trials: Sequence[Trial], every: Sequence[Trial], objectives: Sequence[str]) -> float:
-    """Hypervolume of trials as a share of that of all."""
-    whole = _volume(every, every, objectives)
-    return _volume(trials, every, objectives) / whole if whole > 0 else 0.0
-
-
-def _volume(trials: Sequence[Trial], every: Sequence[Trial], objectives: Sequence[str]) -> float:
-    """Hypervolume in the box that all trials span, each objective scaled to 1."""
-    if not trials:
-        return 0.0
-    costs = cost_matrix(every, objectives)
-    best, span = costs.min(0), np.ptp(costs, axis=0)
-    scaled = (cost_matrix(trials, objectives) - best) / np.where(span > 0, span, 1.0)
-    return hypervolume(scaled, np.full(len(objectives), 1.0 + 1e-9))
-
-
-def _row(begun: Begun, every: Sequence[Trial]) -> SweepRow:
+def _row(begun: Begun, curve: list[float]) -> SweepRow:
     search, trials = begun.search, begun.trials
     return SweepRow(
         name=search.name,
@@ -155,7 +152,7 @@ def _row(begun: Begun, every: Sequence[Trial]) -> SweepRow:
         finished=bool(read_record(search.folder).get("finished", False)),
         trials=len(trials),
         front=len(pareto_front(trials, search.objectives)),
-        hypervolume=_share(trials, every, search.objectives),
+        hypervolume=curve[-1] if curve else 0.0,
         best_miou=max((trial.metrics["miou"] for trial in trials), default=0.0),
         seconds=sum(trial.seconds for trial in trials),
     )

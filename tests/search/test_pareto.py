@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from supersam.search import Trial, hypervolume, pareto_front
-from supersam.search.pareto import crowding_distance, front_ranks, write_front
+from supersam.search.pareto import crowding_distance, front_ranks, growing_volumes, write_front
 from tests.search.trials import make_trial
 
 OBJECTIVES = ["miou", "params_m"]
@@ -64,3 +64,11 @@ def test_the_front_is_written_as_json_and_as_a_table(tmp_path):
     assert [float(row["miou"]) for row in rows] == [0.5, 0.6]
     assert [row["latency_ms"] for row in rows] == ["", "3.5"]
     assert rows[1]["mlp_widths"] == "17 32"
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3])
+def test_a_growing_volume_is_that_of_the_trials_so_far(objectives):
+    costs = np.random.default_rng(0).integers(0, 6, (40, objectives)) / 5  # some are equal
+    corner = np.full(objectives, 0.9)  # some lie beyond it
+    expected = [hypervolume(costs[: count + 1], corner) for count in range(len(costs))]
+    assert growing_volumes(costs, corner) == pytest.approx(expected)

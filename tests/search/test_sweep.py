@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from supersam.search.sweep import compare, expand, format_sweep, read_begun
+from supersam.search.sweep import compare, expand, format_sweep, read_begun, volume_curves
 from tests.search.tiny_search import search, tiny_search
 
 SWEEP = {"searchers": ["random", "nsga2"], "constraints": ["params_m<=4.72"], "seeds": [0, 1]}
@@ -48,7 +48,8 @@ def test_searches_are_compared_in_one_table(run, tmp_path):
     for one in searches[:2]:
         search(run, one.folder, trials=4, seed=one.seed, searcher=one.searcher,
                constraint=list(one.constraint))  # fmt: skip
-    rows = compare(asked.folder, read_begun(searches))
+    begun = read_begun(searches)
+    rows = compare(asked.folder, begun, volume_curves(begun))
     assert [row.name for row in rows] == [one.name for one in searches[:2]]
     assert all(row.finished and 0 < row.hypervolume <= 1 for row in rows)
     saved = json.loads((asked.folder / "sweep.json").read_text())["searches"]
