@@ -115,6 +115,19 @@ def test_files_of_another_model_are_found_out(sam, folder, images, monkeypatch, 
         door.export_onnx(sam, tmp_path, images)
 
 
+@pytest.mark.parametrize("spoiled", [0, 1, 2], ids=["embedding", "masks", "estimates"])
+def test_what_is_no_number_is_no_parity(sam, folder, images, monkeypatch, spoiled):
+    def spoil(_sam, image, *sessions):
+        found = run(_sam, image, *sessions)
+        if image is images[1]:
+            found[spoiled].view(-1)[-1] = float("nan")
+        return found
+
+    run = door._run
+    monkeypatch.setattr(door, "_run", spoil)
+    assert not door.compare(sam, folder, images).holds
+
+
 def test_missing_libraries_are_named(monkeypatch):
     monkeypatch.setattr(door.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs onnx and onnxruntime.*supersam\[onnx\]"):
