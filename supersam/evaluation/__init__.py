@@ -2,10 +2,12 @@
 
 from supersam.evaluation.bootstrap import bootstrap_interval
 from supersam.evaluation.evaluator import (
+    DivergedError,
     Gather,
     Predictor,
     evaluate,
     gather_from_all_ranks,
+    require_finite,
     score_image,
 )
 from supersam.evaluation.metrics import (
@@ -22,6 +24,7 @@ from supersam.evaluation.single import single_mask_ious
 
 __all__ = [
     "SIZE_BUCKETS",
+    "DivergedError",
     "EvalResult",
     "Gather",
     "ObjectTable",
@@ -38,6 +41,7 @@ __all__ = [
     "format_table",
     "gather_from_all_ranks",
     "mask_iou",
+    "require_finite",
     "score_image",
     "single_mask_ious",
 ]

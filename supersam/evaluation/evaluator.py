@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from supersam.config import UserError
 from supersam.data.sample import EvalImage
 from supersam.evaluation.metrics import (
     boundary_band_px,
@@ -32,6 +33,10 @@ _FRAME_PIXELS_ON_GPU = 2**26
 
 Gather = Callable[[list[ObjectTable]], list[list[ObjectTable]]]
 """From this rank's tables to the tables of every rank."""
+
+
+class DivergedError(UserError, FloatingPointError):
+    """Weights that predict what is no finite number."""
 
 
 class Predictor(Protocol):
@@ -139,13 +144,13 @@ def _check_prediction(
 
 
 def require_finite(*predicted: Tensor, sample_id: int) -> None:
-    """Raise FloatingPointError where what was predicted for an image is not all finite."""
+    """Raise DivergedError where what was predicted for an image is not all finite."""
     for values in predicted:
         # One pass: NaN and infinity reach the extremes. `isfinite` takes a CPU ten times longer.
         if not torch.stack(values.aminmax()).isfinite().all():
-            raise FloatingPointError(
+            raise DivergedError(
                 f"predicted NaN or infinity for image {sample_id}; the weights have diverged or "
-                "overflowed: load an earlier checkpoint or evaluate in float32"
+                "overflowed: take an earlier checkpoint or compute in float32"
             )
 
 

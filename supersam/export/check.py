@@ -16,7 +16,7 @@ from supersam.data.sample import (
     EvalImage,
 )
 from supersam.data.shards import ShardReader
-from supersam.evaluation import Predictor
+from supersam.evaluation import Predictor, require_finite
 from supersam.runtime.distributed import World
 
 IMAGES = 4
@@ -35,16 +35,20 @@ def check_images(readers: Sequence[ShardReader], side: int) -> list[EvalImage]:
     return [image for image in images if len(image.masks) > 0] or [_made_up(side)]
 
 
-def max_difference(one: Predictor, other: Predictor, images: Sequence[EvalImage]) -> float:
-    """Largest difference of a mask logit between two predictors.
+def max_difference(exported: Predictor, supernet: Predictor, images: Sequence[EvalImage]) -> float:
+    """Largest difference of a mask logit between the exported model and the supernet's subnet.
 
-    Raises RuntimeError where it is more than rounding, or no number.
+    Raises RuntimeError where it is more than rounding, or no number; DivergedError where the
+    supernet itself predicts no finite number.
     """
     differences = []
     for image in images:
         prompts = (torch.tensor([image.size]), image.points[None], image.labels[None])
-        masks = [each.predict(image.image[None], *prompts)[0].cpu() for each in (one, other)]
-        differences.append((masks[0] - masks[1]).abs().max())
+        found, expected = (
+            each.predict(image.image[None], *prompts)[0].cpu() for each in (exported, supernet)
+        )
+        require_finite(expected, sample_id=image.sample_id)
+        differences.append((found - expected).abs().max())
     largest = float(torch.stack(differences).max())  # Python's own `max` may pass over a NaN
     if not largest <= _TOLERANCE:
         raise RuntimeError(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from segment_anything import SamPredictor
 
+from supersam.config import UserError
 from supersam.data.sample import LABEL_BOX_MAX, LABEL_BOX_MIN, EvalImage
 from supersam.evaluation import (
     EvalResult,
@@ -252,10 +253,10 @@ def test_a_predictor_without_the_single_mask_is_an_error(logits, images):
 
 
 @pytest.mark.parametrize("broken", ["logits", "estimates"])
-def test_a_diverged_predictor_is_an_error_that_names_the_image(logits, images, broken):
+def test_a_diverged_predictor_is_a_users_error_that_names_the_image(logits, images, broken):
     predictor = Replay({k: v.clone() for k, v in logits.items()})
     getattr(predictor, broken)[3][2, 1] = float("nan")
-    with pytest.raises(FloatingPointError, match="NaN or infinity for image 3"):
+    with pytest.raises(UserError, match="NaN or infinity for image 3.*earlier checkpoint"):
         evaluate(predictor, images)
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from supersam.evaluation import DivergedError
 from supersam.export.check import check_images, max_difference
 from tests.evaluation.scenes import Replay
 
@@ -31,3 +32,9 @@ def test_the_largest_difference_is_found(image):
 def test_more_than_rounding_or_no_number_is_a_failure(image, error):
     with pytest.raises(RuntimeError, match="differs from the supernet"):
         max_difference(*predictors(image, error), [image, image])
+
+
+def test_weights_that_diverged_are_not_called_a_difference(image):
+    diverged, _ = predictors(image, float("nan"))
+    with pytest.raises(DivergedError, match="take an earlier checkpoint"):
+        max_difference(diverged, diverged, [image])
