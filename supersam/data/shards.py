@@ -41,6 +41,7 @@ __all__ = [
     "ShardFolderError",
     "ShardReader",
     "ShardWriter",
+    "open_held_out",
     "write_manifest",
 ]
 
@@ -228,6 +229,23 @@ class ShardReader:
                 f"holds {shard.num_images} images, {info.images} in the manifest"
             )
         return shard
+
+
+def open_held_out(folders: Sequence[Path]) -> list[ShardReader]:
+    """Readers of the folders of an evaluation.
+
+    Raises ShardFolderError where two of them share images: a score counts each image once.
+    """
+    readers = [ShardReader(folder) for folder in folders]
+    opened = zip(folders, readers, strict=True)
+    for (first, one), (second, other) in itertools.combinations(opened, 2):
+        shared = np.intersect1d(one.image_ids(), other.image_ids())
+        if len(shared) > 0:
+            raise ShardFolderError(
+                f"{first} and {second} share {len(shared)} of {one.num_images} images, and a score "
+                "counts each image once; name one of the two alone"
+            )
+    return readers
 
 
 @dataclass

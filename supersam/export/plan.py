@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from supersam.config import ExportRun, TrainRun, UserError
-from supersam.data.manifest import read_manifest
+from supersam.data.shards import open_held_out
 from supersam.export.card import Identity
 from supersam.export.checkpoint import CARD_JSON, ENCODER_ONNX
 from supersam.export.choose import choose
@@ -57,8 +57,7 @@ def plan_export(asked: ExportRun) -> ExportPlan:
         )
     source = find_weights(run, asked.checkpoint)
     data = tuple(asked.data or validation_folders(run))
-    for folder in data:
-        read_manifest(folder)
+    open_held_out(data)  # now, not after a fine-tuning
     return ExportPlan(
         asked=asked,
         run=run,

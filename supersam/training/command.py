@@ -9,7 +9,7 @@ import sys
 from supersam.config import EvaluateRun, UserError
 from supersam.data.dataset import EvalDataset
 from supersam.data.loader import build_eval_loader
-from supersam.data.shards import ShardReader
+from supersam.data.shards import open_held_out
 from supersam.evaluation import EvalResult, SubnetPredictor, evaluate, format_table
 from supersam.runtime.atomic import write_json
 from supersam.runtime.distributed import World, choose_device
@@ -25,7 +25,7 @@ def run_evaluate(asked: EvaluateRun) -> int:
     run = read_run(asked.run)
     space = read_space(asked.run / "space.yaml", resolve_shape(run.model))
     spec = choose_subnet(asked.subnet, space)
-    readers = [ShardReader(path) for path in asked.data or validation_folders(run)]
+    readers = open_held_out(asked.data or validation_folders(run))
     if not readers:
         raise UserError(f"{asked.run} has no validation set; name held-out shards with --data DIR")
     source = find_weights(run, asked.checkpoint)

@@ -7,7 +7,7 @@ from pathlib import Path
 from supersam.config import SourceConfig, SyntheticConfig, TrainRun, UserError
 from supersam.data.convert import convert
 from supersam.data.partition import SampleOrder
-from supersam.data.shards import ShardReader
+from supersam.data.shards import ShardReader, open_held_out
 from supersam.runtime.distributed import World, barrier
 
 
@@ -34,7 +34,7 @@ def open_data(run: TrainRun, world: World) -> tuple[list[ShardReader], list[Shar
     train, val = prepare_data(run)
     if world.is_first:
         barrier()
-    return [ShardReader(path) for path in train], [ShardReader(path) for path in val]
+    return [ShardReader(path) for path in train], open_held_out(val)
 
 
 def build_order(run: TrainRun, readers: list[ShardReader]) -> SampleOrder:

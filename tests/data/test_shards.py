@@ -17,6 +17,7 @@ from supersam.data.shards import (
     ShardFolderError,
     ShardReader,
     ShardWriter,
+    open_held_out,
     write_manifest,
 )
 from tests.data.samples import random_sample, write_shards
@@ -191,3 +192,16 @@ def test_a_bad_record_error_survives_pickling():
 def test_a_folder_of_no_images_reads_as_empty(tmp_path):
     write_manifest(tmp_path, [])
     assert ShardReader(Path(tmp_path)).num_images == 0
+
+
+def test_folders_that_share_an_image_are_refused_and_others_opened(folder, tmp_path):
+    for name, numbers in (("sharing", (12, 20)), ("apart", (30, 31))):
+        (tmp_path / name).mkdir()
+        writer = ShardWriter(tmp_path / name / "shard-000000.h5")
+        for number in numbers:
+            writer.add(random_sample(number))
+        write_manifest(tmp_path / name, [writer.finish()])
+    assert [len(reader) for reader in open_held_out([folder, tmp_path / "apart"])] == [13, 2]
+    for second, shared in ((tmp_path / "sharing", 1), (folder, 13)):
+        with pytest.raises(ShardFolderError, match=f"share {shared} of 13 images.*name one"):
+            open_held_out([folder, tmp_path / "apart", second])
