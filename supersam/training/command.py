@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import logging
-import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from supersam.config import EvaluateRun, UserError
 from supersam.data.dataset import EvalDataset
@@ -13,11 +15,9 @@ from supersam.data.shards import open_held_out
 from supersam.evaluation import EvalResult, SubnetPredictor, evaluate, format_table
 from supersam.runtime.atomic import write_json
 from supersam.runtime.distributed import World, choose_device
-from supersam.space import SearchSpace, SubnetSpec, read_space, resolve_shape, subnet_cost
+from supersam.space import read_space, resolve_shape, subnet_cost
 from supersam.training.run_data import validation_folders
 from supersam.training.trained import choose_subnet, find_weights, load_supernet, read_run
-
-logger = logging.getLogger(__name__)
 
 
 def run_evaluate(asked: EvaluateRun) -> int:
@@ -25,7 +25,8 @@ def run_evaluate(asked: EvaluateRun) -> int:
     run = read_run(asked.run)
     space = read_space(asked.run / "space.yaml", resolve_shape(run.model))
     spec = choose_subnet(asked.subnet, space)
-    readers = open_held_out(asked.data or validation_folders(run))
+    folders = asked.data or validation_folders(run)
+    readers = open_held_out(folders)
     if not readers:
         raise UserError(f"{asked.run} has no validation set; name held-out shards with --data DIR")
     source = find_weights(run, asked.checkpoint)
@@ -35,37 +36,49 @@ def run_evaluate(asked: EvaluateRun) -> int:
         dataset = EvalDataset(readers, side=space.shape.image_size, prompt=prompt)
         images = build_eval_loader(dataset, World.single(), limit=asked.images)
         results[prompt] = evaluate(SubnetPredictor(supernet, spec), images, boundary=asked.boundary)
-    _report(asked, spec, space, source.step, results)
-    return 0
-
-
-def _report(
-    asked: EvaluateRun,
-    spec: SubnetSpec,
-    space: SearchSpace,
-    step: int,
-    results: dict[str, EvalResult],
-) -> None:
     cost = subnet_cost(spec, space.shape)
     record = {
         "subnet": spec.to_dict(),
         "key": spec.key(),
-        "step": step,
+        "step": source.step,
         "params_m": cost.params_m,
         "flops_g": cost.flops_g,
-        "data": [str(path) for path in asked.data],
+        "data": [str(folder.resolve()) for folder in folders],
         "images": asked.images,
+        "boundary": asked.boundary,
         "prompts": {prompt: result.as_dict() for prompt, result in results.items()},
     }
-    folder = asked.run / "results"
-    folder.mkdir(exist_ok=True)
-    write_json(folder / f"evaluate-{spec.key()}-step-{step:06d}.json", record)
+    _print(asked, record, results)  # first: it may have taken hours, and no disk can lose it
+    _keep(asked.run / "results" / _file_name(record), record)
+    return 0
+
+
+def _file_name(record: Mapping[str, Any]) -> str:
+    """Of other images, prompts or metrics another name: no evaluation replaces a different one."""
+    named = [record[name] for name in ("data", "images", "boundary")]
+    text = json.dumps([*named, sorted(record["prompts"])])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"evaluate-{record['key']}-{digest}-step-{record['step']:06d}.json"
+
+
+def _print(
+    asked: EvaluateRun, record: Mapping[str, Any], results: Mapping[str, EvalResult]
+) -> None:
     if asked.json_:
-        print(json.dumps(record))
+        print(json.dumps(record), flush=True)
         return
     print(
-        f"{asked.subnet} at step {step}: {cost.params_m:.2f} M parameters, "
-        f"{cost.flops_g:.2f} GFLOPs an image and prompt",
-        file=sys.stdout,
+        f"{asked.subnet} at step {record['step']}: {record['params_m']:.2f} M parameters, "
+        f"{record['flops_g']:.2f} GFLOPs an image and prompt"
     )
-    print(format_table(results))
+    print(format_table(dict(results)), flush=True)
+
+
+def _keep(path: Path, record: Mapping[str, Any]) -> None:
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, record)
+    except OSError as fault:
+        raise UserError(
+            f"the result above could not be kept as {path}: {fault}; make the folder writable"
+        ) from fault

@@ -1,9 +1,22 @@
 """launch/evaluate.py: what it refuses, and the file that it leaves."""
 
+import json
+
 import pytest
 
-from supersam.config import EvaluateRun, UserError
+from supersam.config import EvaluateRun, UserError, exit_code
 from supersam.training.command import run_evaluate
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """The trained run with a results folder of its own."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for path in trained.folder.iterdir():
+        if path.name != "results":
+            (folder / path.name).symlink_to(path)
+    return trained.model_copy(update={"run": folder})
 
 
 def evaluation_of(run, **changes):
@@ -14,3 +27,34 @@ def evaluation_of(run, **changes):
 def test_a_folder_named_twice_is_refused_before_anything_is_predicted(trained, held_out_shards):
     with pytest.raises(UserError, match="share 5 of 5 images"):
         run_evaluate(evaluation_of(trained, data=[held_out_shards, held_out_shards]))
+
+
+def test_every_kind_of_evaluation_keeps_a_file_of_its_own(
+    run, synthetic_shards, held_out_shards, capsys
+):
+    kinds = (
+        {},
+        {"images": 1},
+        {"prompt": ("box",)},
+        {"boundary": True},
+        {"data": [synthetic_shards]},
+    )
+    for changes in kinds:
+        assert run_evaluate(evaluation_of(run, json=True, **changes)) == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    files = (run.folder / "results").glob("evaluate-*-step-000003.json")
+    kept = [json.loads(path.read_text()) for path in files]
+    assert sorted(map(json.dumps, kept)) == sorted(map(json.dumps, printed))
+    assert len(kept) == len(kinds)
+    assert printed[0]["data"] == [str(held_out_shards)]
+    named = evaluation_of(run, data=[held_out_shards], prompt=("box", "point"))
+    assert run_evaluate(named) == 0  # it is the first again
+    assert len(list((run.folder / "results").iterdir())) == len(kinds)
+
+
+def test_a_result_that_cannot_be_kept_is_printed_all_the_same(run, capsys):
+    (run.folder / "results").write_text("a file where the folder should be")
+    assert exit_code(run_evaluate, evaluation_of(run, json=True)) == 2
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["step"] == 3
+    assert "could not be kept" in printed.err
