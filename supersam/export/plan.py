@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from supersam.config import ExportRun, TrainRun, UserError
 from supersam.data.shards import open_held_out
@@ -80,13 +82,13 @@ def is_there(plan: ExportPlan) -> bool:
         require_free(out)
         return False
     try:
-        before = json.loads((out / CARD_JSON).read_text(encoding="utf-8"))["identity"]
+        before = _of_card(json.loads((out / CARD_JSON).read_text(encoding="utf-8")))
         damaged = damaged_files(out)
     except (OSError, ValueError, KeyError) as fault:
         raise UserError(f"{out} holds a damaged export ({fault}); choose another --out") from None
     changed = [
         f"{name}: {before.get(name)} -> {value}"
-        for name, value in asdict(plan.identity).items()
+        for name, value in _of_plan(plan).items()
         if before.get(name) != value
     ]
     if changed:
@@ -100,6 +102,22 @@ def is_there(plan: ExportPlan) -> bool:
     if plan.asked.onnx and not (out / ENCODER_ONNX).is_file():
         raise UserError(f"{out} holds this export without ONNX; choose another --out for one with")
     return True
+
+
+def _of_card(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What the export of a card was asked for, as `_of_plan` says it of a plan."""
+    data = map(Path, card["evaluation_data"])
+    asked = {"license": card["license"], "images": card["evaluation_images"]}
+    return {**card["identity"], **asked, "data": _resolved(data)}
+
+
+def _of_plan(plan: ExportPlan) -> dict[str, Any]:
+    asked = {"license": plan.asked.license, "images": plan.asked.images}
+    return {**asdict(plan.identity), **asked, "data": _resolved(plan.data)}
+
+
+def _resolved(folders: Iterable[Path]) -> list[str]:
+    return [str(folder.resolve()) for folder in folders]
 
 
 def _seen(run: TrainRun, source: WeightSource, data: tuple[Path, ...]) -> SeenData | None:

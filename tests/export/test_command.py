@@ -90,6 +90,8 @@ def test_the_same_export_again_changes_nothing(trained, exported, capsys):
         ({"checkpoint": "initial"}, "another export.*step: 3 -> 0"),
         ({"finetune_steps": 2}, "another export.*finetune_steps: 0 -> 2"),
         ({"onnx": True}, "without ONNX"),
+        ({"license": "mit"}, "another export.*license: None -> mit.*Choose another --out"),
+        ({"images": 2}, "another export.*images: None -> 2"),
     ],
 )
 def test_another_export_is_not_overwritten(trained, exported, changes, expected):
@@ -97,6 +99,16 @@ def test_another_export_is_not_overwritten(trained, exported, changes, expected)
     before = content(exported)
     with pytest.raises(UserError, match=f"(?s){expected}"):
         run_export(export_of(trained, exported, **changes))
+    assert content(exported) == before
+
+
+def test_an_export_with_other_evaluation_data_is_another(
+    trained, exported, synthetic_shards, held_out_shards
+):
+    before = content(exported)
+    assert run_export(export_of(trained, exported, data=[held_out_shards])) == 0  # the default
+    with pytest.raises(UserError, match=r"(?s)another export.*data: .*val'\] -> .*train'\]"):
+        run_export(export_of(trained, exported, data=[synthetic_shards]))
     assert content(exported) == before
 
 
