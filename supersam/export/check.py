@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -21,18 +22,31 @@ from supersam.runtime.distributed import World
 
 IMAGES = 4
 """Images of a check, for each kind of prompt."""
+_MAX_OBJECTS = 16
+"""Objects of an image in a check: all are compared at once, four masks of each at full size."""
 _TOLERANCE = 1e-3  # of a logit, where a GPU picks other kernels for other shapes; a CPU: equal
 
 
 def check_images(readers: Sequence[ShardReader], side: int) -> list[EvalImage]:
-    """A few held-out images with boxes and with points; a made-up one where there are none."""
+    """A few held-out images with boxes and with points, and some objects of each.
+
+    A made-up one where there are none.
+    """
     images: list[EvalImage] = []
     if not readers:
         return [_made_up(side)]
     for prompt in ("box", "point"):
         dataset = EvalDataset(readers, side=side, prompt=prompt)
-        images += build_eval_loader(dataset, World.single(), limit=IMAGES)
+        images += map(_first_objects, build_eval_loader(dataset, World.single(), limit=IMAGES))
     return [image for image in images if len(image.masks) > 0] or [_made_up(side)]
+
+
+def _first_objects(image: EvalImage) -> EvalImage:
+    if len(image.masks) <= _MAX_OBJECTS:
+        return image
+    parts = {name: getattr(image, name) for name in ("points", "labels", "masks", "boxes")}
+    # copies: a view would keep the masks of all objects in memory
+    return replace(image, **{name: part[:_MAX_OBJECTS].clone() for name, part in parts.items()})
 
 
 def max_difference(exported: Predictor, supernet: Predictor, images: Sequence[EvalImage]) -> float:

@@ -3,9 +3,23 @@
 import pytest
 import torch
 
+from supersam.data.shards import ShardReader, ShardWriter, write_manifest
 from supersam.evaluation import DivergedError
 from supersam.export.check import check_images, max_difference
+from tests.data.samples import random_sample
 from tests.evaluation.scenes import Replay
+
+
+def test_images_of_many_objects_are_checked_with_a_few(tmp_path):
+    writer = ShardWriter(tmp_path / "shard-000000.h5")
+    for number, num_masks in ((0, 40), (1, 3)):
+        writer.add(random_sample(number, num_masks=num_masks))
+    write_manifest(tmp_path, [writer.finish()])
+    images = check_images([ShardReader(tmp_path)], 64)
+    assert [len(image.masks) for image in images] == [16, 3, 16, 3]  # boxes, then points
+    for image in images:
+        assert len(image.points) == len(image.labels) == len(image.boxes) == len(image.masks)
+        assert image.masks.untyped_storage().nbytes() == image.masks.numel()
 
 
 @pytest.fixture
