@@ -57,6 +57,7 @@ class Card:
     max_difference_from_supernet: float
     """Largest difference of a mask logit from the supernet with this subnet active."""
     latency: Mapping[str, Any]
+    """Of the exported model itself, on the device of the export."""
     onnx: Mapping[str, Any] | None
     """Parity of the ONNX files; None where there are none."""
     versions: Mapping[str, str]

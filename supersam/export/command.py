@@ -91,7 +91,7 @@ def _complete(plan: ExportPlan, supernet: SamSupernet, folder: Path, sam: Sam) -
         seen_in_training=plan.seen.detail if plan.seen is not None and plan.seen.seen else None,
         metrics={prompt: result.as_dict() for prompt, result in metrics.items()},
         max_difference_from_supernet=difference,
-        latency=describe_latency(supernet, plan.spec),
+        latency=describe_latency(sam),
         onnx=_write_onnx(sam, folder, images).to_dict() if plan.asked.onnx else None,
         versions={**versions(), "git": git_commit()},
     )

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from segment_anything.modeling import Sam
 
 from supersam.config import TrainRun, UserError
 from supersam.config.search import LatencyConfig
 from supersam.data.manifest import read_manifest
-from supersam.model import SamSupernet
-from supersam.search.measure import measure_latency
-from supersam.space import SubnetSpec
+from supersam.evaluation import SamModelPredictor
+from supersam.search.measure import predictor_latency
 from supersam.training.trained import WeightSource, read_run
 
 _MAX_ANCESTORS = 16
@@ -50,17 +50,19 @@ def describe_training_data(run: TrainRun, source: WeightSource) -> tuple[dict[st
     return tuple({"folder": f, "fingerprint": content[:16]} for f, content in found.items())
 
 
-def describe_latency(supernet: SamSupernet, spec: SubnetSpec) -> dict[str, Any]:
-    """Median and spread of one image and prompt on this device, and what the device is."""
+def describe_latency(sam: Sam) -> dict[str, Any]:
+    """Median and spread of one image and prompt on the model's device, and what the device is."""
     config = LatencyConfig()
-    latency = measure_latency(supernet, spec, config, bf16=False)
+    latency = predictor_latency(
+        SamModelPredictor(sam), config, side=sam.image_encoder.img_size, device=sam.device
+    )
     return {
         "median_ms": latency.median_ms,
         "iqr_ms": latency.iqr_ms,
         "warmup": config.warmup,
         "repeats": config.repeats,
         "precision": "fp32",
-        "device": describe_device(supernet.pixel_mean.device),
+        "device": describe_device(sam.device),
     }
 
 

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from supersam.config.search import LatencyConfig
 from supersam.data.sample import LABEL_FOREGROUND, LABEL_PAD
-from supersam.evaluation import SubnetPredictor
+from supersam.evaluation import Predictor, SubnetPredictor
 from supersam.model import SamSupernet
 from supersam.space import SubnetSpec, subnet_cost
 
@@ -33,8 +33,20 @@ def measure_latency(
     supernet: SamSupernet, spec: SubnetSpec, config: LatencyConfig, *, bf16: bool
 ) -> Latency:
     """The time of a batch on the supernet's device, with this project's attention kernels."""
-    run = _forward(supernet, spec, config.batch, bf16=bf16)
-    wait = torch.cuda.synchronize if supernet.pixel_mean.is_cuda else _nothing
+    return predictor_latency(
+        SubnetPredictor(supernet, spec, bf16=bf16),
+        config,
+        side=supernet.space.shape.image_size,
+        device=supernet.pixel_mean.device,
+    )
+
+
+def predictor_latency(
+    predictor: Predictor, config: LatencyConfig, *, side: int, device: torch.device
+) -> Latency:
+    """The time of a batch of images of `side` pixels on the predictor's device."""
+    run = _forward(predictor, config.batch, side=side, device=device)
+    wait = torch.cuda.synchronize if device.type == "cuda" else _nothing
     for _ in range(config.warmup):
         run()
     times = []
@@ -56,22 +68,21 @@ def measure_peak_memory(supernet: SamSupernet, spec: SubnetSpec, *, bf16: bool) 
     Activations are the bytes alive at the peak: as the CUDA allocator counts them on a GPU, from
     PyTorch's record of allocations on a CPU, where the process keeps what it frees.
     """
-    run = _forward(supernet, spec, 1, bf16=bf16)
+    predictor, device = SubnetPredictor(supernet, spec, bf16=bf16), supernet.pixel_mean.device
+    run = _forward(predictor, 1, side=supernet.space.shape.image_size, device=device)
     weights = 4 * subnet_cost(spec, supernet.space.shape).params
-    peak = _cuda_peak if supernet.pixel_mean.is_cuda else _cpu_peak
+    peak = _cuda_peak if device.type == "cuda" else _cpu_peak
     return (weights + peak(run)) / _MIB
 
 
 def _forward(
-    supernet: SamSupernet, spec: SubnetSpec, batch: int, *, bf16: bool
+    predictor: Predictor, batch: int, *, side: int, device: torch.device
 ) -> Callable[[], object]:
-    device, side = supernet.pixel_mean.device, supernet.space.shape.image_size
     images = torch.zeros(batch, 3, side, side, dtype=torch.uint8, device=device)
     sizes = torch.full((batch, 2), side, device=device)
     points = torch.full((batch, 1, 2, 2), side / 2, device=device)
     labels: Tensor = torch.tensor([LABEL_FOREGROUND, LABEL_PAD], device=device)
     labels = labels.expand(batch, 1, 2)
-    predictor = SubnetPredictor(supernet, spec, bf16=bf16)
     return lambda: predictor.predict(images, sizes, points, labels)
 
 
