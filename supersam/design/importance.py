@@ -145,7 +145,8 @@ def _magnitude_scores(supernet: SamSupernet) -> UnitScores:
 def _random_scores(supernet: SamSupernet, seed: int) -> UnitScores:
     """Noise drawn from the bits of the weights that read a unit, whatever their order."""
     weights = _readers(supernet)
-    salt = (2 * seed + 1) * 0x9E3779B97F4A7C1  # odd, below 2**63
+    salt = (2 * seed + 1) * 0x9E3779B97F4A7C1  # odd, and so it stays modulo 2**64
+    salt = (salt + 2**63) % 2**64 - 2**63  # as the signed 64-bit number that a tensor takes
     keys = {name: _mix(weight, salt) for name, weight in weights.items()}
     shape = supernet.space.shape
     layers = range(shape.depth)

@@ -139,6 +139,14 @@ def test_random_scores_differ_by_seed_and_stay_with_the_unit(make_supernet, cali
     assert same(again, first.reordered(order))
 
 
+def test_any_seed_gives_random_scores_of_its_own(make_supernet, calibration):
+    supernet = make_supernet()
+    seeds = (0, 13, 2**31, 2**63 - 1)
+    scores = [score_units(supernet, calibration, score="random", seed=seed) for seed in seeds]
+    assert len({tuple(each.mlp.flatten().tolist()) for each in scores}) == len(seeds)
+    assert all(0.4 < float(each.mlp.mean()) < 0.6 for each in scores)
+
+
 def test_frozen_weights_are_scored_and_stay_frozen(make_supernet, calibration):
     supernet = make_supernet().requires_grad_(False)
     scores = score_units(supernet, calibration, score="taylor", loss=task_loss)
