@@ -30,10 +30,12 @@ def new_figure(
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG or SVG file, as the name says, whole or not at all."""
+    from matplotlib import rc_context
+
     kind = path.suffix.removeprefix(".")
-    # Without a date, equal figures are equal files.
+    # Without a date, and with names that are no random draws, equal figures are equal files.
     metadata: dict[str, str | None] = {"Date": None} if kind == "svg" else {}
-    with atomic_file(path) as temporary:
+    with rc_context({"svg.hashsalt": "supersam"}), atomic_file(path) as temporary:
         figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)
 
 
