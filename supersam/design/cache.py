@@ -27,12 +27,12 @@ class Damage:
 class DamageCache:
     """Lines of JSON in one file, one a measurement; other contents' lines stay and are ignored."""
 
-    def __init__(self, path: Path | None, content: str, *, writes: bool = True) -> None:
-        """content: digest of weights and calibration set; writes: whether this rank appends."""
-        self._path = path if writes else None
+    def __init__(self, path: Path | None, content: str, *, is_first: bool = True) -> None:
+        """content: digest of weights and calibration set. A collective of all ranks."""
+        # Rank 0 alone reads and appends: over a network file system two ranks may see two files.
+        self._path = path if is_first else None
         self._content = hashlib.sha256(content.encode()).hexdigest()[:32]
-        # Read by rank 0 alone: over a network file system two ranks may see two files.
-        self._known = from_first(self._read(path) if path is not None else {})
+        self._known = from_first({} if self._path is None else self._read(self._path))
 
     def __len__(self) -> int:
         return len(self._known)

@@ -121,7 +121,7 @@ def gather_evidence(
             folder, content, supernet, calibration, run.importance, world, loss=_loss_of(run)
         ),
     )
-    cache = DamageCache(folder / "sensitivity.jsonl", content, writes=world.is_first)
+    cache = DamageCache(folder / "sensitivity.jsonl", content, is_first=world.is_first)
     before = len(cache)
     sensitivity = timed(
         "scan layers",

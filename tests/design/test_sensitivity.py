@@ -95,6 +95,14 @@ def test_what_the_cache_knows_is_not_measured_again(supernet, calibration, tmp_p
     assert scan(content)[1] == 0
 
 
+def test_only_the_first_rank_opens_the_cache(tmp_path):
+    damage = Damage((1,), miou=0.5, embedding_distance=0.1)
+    (tmp_path / "not").mkdir()  # reading or appending to a folder would raise
+    cache = DamageCache(tmp_path / "not", "content", is_first=False)
+    cache.add(damage)
+    assert cache.get((1,)) == damage
+
+
 def test_a_killed_scan_goes_on_where_it_was(supernet, calibration, tmp_path):
     path, content = tmp_path / "scan.jsonl", cache_content(supernet, calibration)
     whole = scan_sensitivity(supernet, calibration, cache=DamageCache(path, content))
