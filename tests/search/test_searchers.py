@@ -12,7 +12,7 @@ from supersam.config.search import SearcherName
 from supersam.search import hypervolume
 from supersam.search.costs import fit_limits, known_costs, require_feasible
 from supersam.search.pareto import cost_matrix
-from supersam.search.searchers import Problem, build_searcher
+from supersam.search.searchers import Problem, build_searcher, opentuner_bandit
 from supersam.search.searchers.genes import genes_of, spec_of
 from supersam.search.searchers.plain import iter_subnets
 from supersam.space import EncoderShape, build_space
@@ -110,6 +110,13 @@ def test_searching_beats_drawing_at_random(name, objectives):
         costs = [cost_matrix(some, objectives) for some in trials]
         volumes[searcher] = np.mean([hypervolume(some, reference) for some in costs])
     assert volumes[name] > volumes["random"]
+
+
+def test_the_weights_of_each_tuner_sum_to_one():
+    for objectives in range(1, 6):
+        weights = opentuner_bandit.weightings(objectives)
+        np.testing.assert_allclose(weights.sum(1), 1)
+        assert weights.min() >= 0.1
 
 
 @pytest.mark.parametrize("name", LEARNING)

@@ -42,7 +42,7 @@ class OpenTunerSearcher(Searcher):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        self._weights = _weightings(len(problem.objectives))
+        self._weights = weightings(len(problem.objectives))
         self._ideal = self._span = np.zeros(0)
         self._known: dict[SubnetSpec, Trial] = {}
         self._open: dict[SubnetSpec, tuple[int, DesiredResult]] = {}
@@ -115,14 +115,15 @@ class OpenTunerSearcher(Searcher):
             random.setstate(others)
 
 
-def _weightings(objectives: int) -> np.ndarray:
-    """(T, K) weights of the tuners, each summing to 1, none of them 0."""
+def weightings(objectives: int) -> np.ndarray:
+    """(T, K) weights of the tuners, each summing to 1, none of them below 0.1."""
     if objectives == 1:
         return np.ones((1, 1))
     if objectives == 2:
         first = np.linspace(0.2, 0.8, _TUNERS)
         return np.stack((first, 1 - first), axis=1)
-    return np.random.default_rng(0).dirichlet(np.ones(objectives) * 2, _TUNERS) * 0.9 + 0.1
+    shares = np.random.default_rng(0).dirichlet(np.ones(objectives) * 2, _TUNERS)
+    return 0.1 + (1 - 0.1 * objectives) * shares
 
 
 def _build_tuner(problem: Problem) -> Any:
