@@ -13,6 +13,7 @@ from supersam.search import hypervolume
 from supersam.search.costs import fit_limits, known_costs, require_feasible
 from supersam.search.pareto import cost_matrix
 from supersam.search.searchers import Problem, build_searcher, opentuner_bandit
+from supersam.search.searchers.evolution import breed
 from supersam.search.searchers.genes import genes_of, spec_of
 from supersam.search.searchers.plain import iter_subnets
 from supersam.space import EncoderShape, build_space
@@ -110,6 +111,15 @@ def test_searching_beats_drawing_at_random(name, objectives):
         costs = [cost_matrix(some, objectives) for some in trials]
         volumes[searcher] = np.mean([hypervolume(some, reference) for some in costs])
     assert volumes[name] > volumes["random"]
+
+
+def test_an_encoder_of_one_layer_can_be_bred():
+    shape = replace(SHAPE, depth=1, global_layers=(0,))
+    space = build_space(SpaceConfig(removable=(), elastic_heads=True, elastic_embed=True), shape)
+    rng = np.random.default_rng(0)
+    bred = [breed([space.largest(), space.smallest()], space, rng) for _ in range(20)]
+    assert len(set(bred)) > 1
+    assert all(space.contains(spec) for spec in bred)
 
 
 def test_the_weights_of_each_tuner_sum_to_one():

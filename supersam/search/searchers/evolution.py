@@ -72,7 +72,7 @@ def breed(parents: Sequence[SubnetSpec], space: SearchSpace, rng: Rng) -> Subnet
     """A child of two winners of binary tournaments. parents: best first."""
     # The better of two is the one further to the front.
     first, second = (parents[int(rng.integers(len(parents), size=2).min())] for _ in range(2))
-    cut = int(rng.integers(1, space.shape.depth))
+    cut = int(rng.integers(1, max(2, space.shape.depth)))  # of a single layer there is no part
     child = splice(first, second, cut) if rng.random() < _CROSSOVER else first
     return space.mutate(child, rng, probability=mutation_rate(space))
 
