@@ -1,6 +1,6 @@
 """The search space, designed from weights and a calibration set."""
 
-from supersam.design.designer import budgeted_widths, design_space, sample_budgeted
+from supersam.design.designer import design_space
 from supersam.design.importance import ScoreLoss, embedding_loss, score_units
 from supersam.design.prioritize import FunctionChange, FunctionProbe, prioritize_parameters
 from supersam.design.sensitivity import DamageMeter, Sensitivity, scan_sensitivity
@@ -14,13 +14,11 @@ __all__ = [
     "Sensitivity",
     "UnitOrder",
     "UnitScores",
-    "budgeted_widths",
     "design_space",
     "embedding_loss",
     "permute_tensor",
     "prioritize_parameters",
     "rank_units",
-    "sample_budgeted",
     "scan_sensitivity",
     "score_units",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from itertools import takewhile
 
 import torch
@@ -16,13 +15,11 @@ from supersam.design.units import UnitScores
 from supersam.space import (
     EncoderShape,
     SearchSpace,
-    SubnetSpec,
     published_space,
     subnet_cost,
     wide_space,
     width_choices,
 )
-from supersam.space.space import Rng
 
 _SHARES = 400
 """Shares of importance tried on the way down to a size."""
@@ -100,53 +97,6 @@ def cumulative_importance(row: Tensor) -> Tensor:
     if total == 0:
         return torch.linspace(1 / len(best), 1, len(best), dtype=torch.float64)
     return best.cumsum(0) / total
-
-
-def budgeted_widths(
-    space: SearchSpace, scores: UnitScores, layers: tuple[int, ...], num_units: int
-) -> tuple[int, ...]:
-    """MLP widths of some layers with at most `num_units` in all, by importance over all layers.
-
-    Every layer starts at its smallest choice; the layer whose next choice adds the most importance
-    a unit grows, as long as the budget lasts. Raises ValueError outside of what the space offers.
-    """
-    choices = {layer: space.mlp_widths[layer] for layer in layers}
-    least = sum(c[0] for c in choices.values())
-    most = sum(c[-1] for c in choices.values())
-    if not least <= num_units <= most:
-        raise ValueError(
-            f"{num_units} MLP units cannot be spread over layers {list(layers)} of this space; "
-            f"it offers {least} to {most}"
-        )
-    sums = {
-        layer: scores.mlp[layer].sort(descending=True).values.cumsum(0).tolist() for layer in layers
-    }
-    chosen = dict.fromkeys(layers, 0)
-    left = num_units - least
-    while True:
-        steps = []
-        for layer, at in chosen.items():
-            if at + 1 < len(choices[layer]):
-                low, high = choices[layer][at : at + 2]
-                if high - low <= left:
-                    gain = (sums[layer][high - 1] - sums[layer][low - 1]) / (high - low)
-                    steps.append((gain, -layer, high - low))
-        if not steps:
-            return tuple(choices[layer][chosen[layer]] for layer in layers)
-        _, negative, cost = max(steps)
-        chosen[-negative] += 1
-        left -= cost
-
-
-def sample_budgeted(space: SearchSpace, scores: UnitScores, num_units: int, rng: Rng) -> SubnetSpec:
-    """A random subnet of `space` whose MLPs have at most `num_units` units, spread by importance.
-
-    Layers, heads and channels are drawn as `SearchSpace.sample` does. scores: of the weights in
-    any order; a prefix slice keeps the best of them once they are prioritized.
-    """
-    drawn = space.sample(rng)
-    widths = budgeted_widths(space, scores, drawn.layers, num_units)
-    return replace(drawn, mlp_widths=widths)
 
 
 def _cumulative(scores: UnitScores) -> UnitScores:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -96,10 +95,6 @@ class EvalResult:
         """Every number but the table, as plain values that JSON can hold."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "objects"}
         return plain | {"sizes": [asdict(score) for score in self.sizes]}
-
-    def to_json(self) -> str:
-        """`as_dict` as one JSON object."""
-        return json.dumps(self.as_dict(), allow_nan=False)
 
 
 def summarize(objects: ObjectTable, *, seed: int = 0) -> EvalResult:

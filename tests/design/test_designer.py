@@ -8,7 +8,7 @@ import torch
 
 from supersam.config import UserError
 from supersam.config.design import LimitsConfig
-from supersam.design import Sensitivity, UnitScores, budgeted_widths, design_space, sample_budgeted
+from supersam.design import Sensitivity, UnitScores, design_space
 from supersam.design.cache import Damage
 from supersam.design.designer import cumulative_importance, removal_probabilities, smallest_m
 from supersam.space import SHAPES, published_space, subnet_cost, wide_space
@@ -118,33 +118,3 @@ def test_limits_that_leave_one_subnet_are_refused():
     limits = LimitsConfig(elastic_depth=False, elastic_mlp=False)
     with pytest.raises(UserError, match="leave one subnet"):
         design_space(VIT_B, flat_scores(VIT_B), sensitivity(), limits)
-
-
-def test_a_budget_goes_to_the_layers_of_most_importance_and_is_kept():
-    space = published_space(VIT_B)
-    scores = flat_scores(VIT_B)
-    scores.mlp[5] *= 10
-    layers = tuple(range(1, 12))
-    widths = dict(zip(layers, budgeted_widths(space, scores, layers, 12_000), strict=True))
-    assert widths[5] == 2304
-    assert sum(widths.values()) <= 12_000
-    assert all(widths[i] in space.mlp_widths[i] for i in layers)
-    with pytest.raises(ValueError, match="offers 8448 to 25344"):
-        budgeted_widths(space, scores, layers, 100)
-
-
-def test_more_budget_never_takes_units_away_and_ends_at_all_of_them():
-    space, scores = published_space(VIT_B), flat_scores(VIT_B)
-    layers = (0, 3, 7)
-    budgets = range(4608, 7681, 256)
-    rows = [budgeted_widths(space, scores, layers, budget) for budget in budgets]
-    assert all(sum(a) <= sum(b) for a, b in zip(rows, rows[1:], strict=False))
-    assert rows[-1] == (3072, 2304, 2304)
-
-
-def test_the_budgeted_sampler_draws_subnets_of_the_space():
-    space, scores = wide_space(VIT_B), flat_scores(VIT_B)
-    rng = np.random.default_rng(0)
-    drawn = [sample_budgeted(space, scores, 20_000, rng) for _ in range(20)]
-    assert all(space.contains(spec) and sum(spec.mlp_widths) <= 20_000 for spec in drawn)
-    assert len({spec.key() for spec in drawn}) > 10
