@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from segment_anything.modeling import Sam
 
+from supersam.runtime.atomic import file_sha256
 from supersam.standalone import SamSizes, build_plain_sam
 
 FORMAT = 1
@@ -61,11 +61,7 @@ def _verify(folder: Path, names: tuple[str, ...]) -> None:
         path = folder / name
         if not path.is_file():
             raise ValueError(f"{path} is missing; copy the folder whole")
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-        if digest.hexdigest() != files.get(name):
+        if file_sha256(path) != files.get(name):
             raise ValueError(f"{path} is damaged: its content is not what was exported")
 
 
