@@ -36,7 +36,8 @@ def export_subnet(
 ) -> None:
     """Write the subnet `spec` as the new folder `out`, which `load_subnet` reads.
 
-    Raises UserError where `out` holds something already.
+    Raises UserError where `out` holds something already, or a file cannot be written or read, be it
+    one of the evaluation's.
     """
     require_free(out)
     try:
@@ -46,7 +47,10 @@ def export_subnet(
             write_json(folder / CARD_JSON, card)
             _write_manifest(folder)
     except OSError as fault:
-        raise UserError(f"cannot write {out}: {fault}") from fault
+        raise UserError(
+            f"the export to {out} failed, and nothing of it is left: {fault}; mend that and run "
+            "the same command again"
+        ) from fault
 
 
 def require_free(out: Path) -> None:

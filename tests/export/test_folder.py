@@ -107,6 +107,16 @@ def test_a_failure_leaves_nothing_behind(supernet, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_cannot_be_read_is_not_called_one_that_cannot_be_written(supernet, tmp_path):
+    def fail(folder, sam):
+        (tmp_path / "shard-000000.h5").read_bytes()
+
+    with pytest.raises(UserError, match="No such file.*shard-000000.h5.*again") as fault:
+        export_subnet(supernet, supernet.space.smallest(), tmp_path / "out", complete=fail)
+    assert "write" not in str(fault.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_is_overwritten(supernet, exported, tmp_path):
     before = (exported / MANIFEST).read_bytes()
     with pytest.raises(UserError, match="nothing is overwritten"):
