@@ -203,7 +203,7 @@ class SearchRun(Section):
     population: PositiveInt = 32
     """Subnets proposed at a time; parents of an evolution."""
     chunk: PositiveInt = 8
-    """Subnets an evaluator takes at a time; they share their common leading layers."""
+    """Most subnets an evaluator takes at a time; they share their common leading layers."""
     cache_gib: float | None = Field(None, ge=0)
     """Memory of each evaluator for outputs of layers that later subnets may share, GiB; besides the
     model and the images. Null takes what a generation can fill, at most a quarter of what is free
@@ -229,6 +229,12 @@ class SearchRun(Section):
     def folder(self) -> Path:
         """The search's folder."""
         return self.out if self.out is not None else self.run / "results" / self.name
+
+    @property
+    def chunk_size(self) -> int:
+        """Subnets of a chunk: fewer where a population would not go round all evaluators."""
+        evaluators = (self.cluster.nodes or 1) * (self.cluster.evaluators_per_node or 1)
+        return min(self.chunk, math.ceil(self.population / evaluators))
 
     @property
     def constraints(self) -> tuple[Constraint, ...]:

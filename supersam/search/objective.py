@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from supersam.config import SearchRun, UserError
+from supersam.config import SearchRun
 from supersam.data.sample import EvalImage
 from supersam.evaluation import bootstrap_interval, mask_iou, single_mask_ious
 from supersam.evaluation.evaluator import require_finite
@@ -113,7 +113,7 @@ class SubnetObjective:
 
     @torch.no_grad()
     def evaluate(self, chunk: Chunk) -> list[Trial]:
-        """The trials of a chunk, in its order. Raises UserError where a mask is not finite."""
+        """The trials of a chunk, in its order. Raises DivergedError where a mask is not finite."""
         started = time.perf_counter()
         before = self._supernet, self._caches
         if chunk.before_training:
@@ -122,8 +122,6 @@ class SubnetObjective:
             running = [self._begin(job) for job in chunk.jobs]
             for stage in sorted({job.stage for job in chunk.jobs}):
                 self._score([r for r in running if r.job.stage == stage], stage, chunk.seen)
-        except FloatingPointError as fault:
-            raise UserError(str(fault)) from fault
         finally:
             self._supernet, self._caches = before
         seconds = time.perf_counter() - started

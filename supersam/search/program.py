@@ -135,8 +135,8 @@ class Program:
         distinct = {job.key: job for job in jobs if job.key not in self._journal}
         pretrained = [job for job in distinct.values() if job.searcher == PRETRAINED]
         others = [job for job in distinct.values() if job.searcher != PRETRAINED]
-        self._chunks += cut_chunks(others, self._asked.chunk)
-        self._chunks += cut_chunks(pretrained, self._asked.chunk, before_training=True)
+        self._chunks += cut_chunks(others, self._asked.chunk_size)
+        self._chunks += cut_chunks(pretrained, self._asked.chunk_size, before_training=True)
 
     def _has_all(self, jobs: list[Job]) -> bool:
         return all(job.key in self._journal for job in jobs)

@@ -130,7 +130,7 @@ class Schedule:
         seen = tuple(np.array(c, np.float64).reshape(-1, columns) for c in self._rung_costs)
         self._batches.append(_Batch(jobs, seen))
         missing = [job for job in jobs if job.key not in self._journal]
-        self._chunks += cut_chunks(missing, self._asked.chunk, seen=seen)
+        self._chunks += cut_chunks(missing, self._asked.chunk_size, seen=seen)
 
 
 def cut_chunks(

@@ -68,3 +68,12 @@ def test_a_limit_includes_its_number():
     assert Constraint.parse("params_m <= 45").allows(45.0)
     assert not Constraint.parse("params_m<=45").allows(45.1)
     assert Constraint.parse("flops_g>=1").allows(1.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [((), 8), (("--population", 6), 6), (("--nodes", 2, "--population", 6), 3),
+     (("--nodes", 4, "--evaluators-per-node", 4), 2), (("--nodes", 64), 1)],
+)  # fmt: skip
+def test_a_population_goes_round_all_evaluators(words, size):
+    assert parse("--run", "runs/a", *words).chunk_size == size
