@@ -21,9 +21,9 @@ import time
 from pathlib import Path
 
 from supersam.cluster import slurm
-from supersam.cluster.attempts import read_attempts, saved_step
+from supersam.cluster.attempts import read_attempts
 from supersam.cluster.submission import submitted_job
-from supersam.runtime.vitals import read_beats, read_status
+from supersam.runtime.vitals import read_beats, read_status, saved_step
 
 ROOT = Path(__file__).parents[1]
 DEVCLUSTER = ROOT / "slurm" / "devcluster" / "devcluster"

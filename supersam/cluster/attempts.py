@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from supersam.runtime.vitals import PROGRESS, saved_step
 from supersam.runtime.watchdog import STALLED
 
 FILE = "attempts.jsonl"
@@ -35,7 +36,6 @@ Reason = Literal[
     "failed",
     "cancelled",
 ]
-_PROGRESS = "progress.json"  # of `training.checkpoint`, which this file must not import
 
 
 @dataclass(frozen=True)
@@ -123,14 +123,6 @@ def attempts_without_progress(events: Iterable[AttemptEvent], job_id: str | None
     return count
 
 
-def saved_step(folder: Path) -> int:
-    """Step of the run's last checkpoint; 0 before the first."""
-    try:
-        return int(json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))["step"])
-    except FileNotFoundError:
-        return 0
-
-
 def reason_of(exit_code: int) -> Reason:
     """What an exit code of the ranks alone says."""
     stopped: dict[int, Reason] = {
@@ -156,7 +148,7 @@ def _ended(
 
 
 def _last_sign_of_life(folder: Path, started: AttemptEvent) -> float:
-    files = [*folder.glob("logs/*"), *folder.glob("heartbeats/*"), folder / _PROGRESS]
+    files = [*folder.glob("logs/*"), *folder.glob("heartbeats/*"), folder / PROGRESS]
     times = [file.stat().st_mtime for file in files if file.exists()]
     return max([started.time, *times])
 

@@ -55,7 +55,8 @@ def measure_goodput(
     lost: dict[str, float] = defaultdict(float)
     for index, attempt in enumerate(joined):
         later = [a.times for a in joined[index + 1 :] if a.times is not None]
-        taken_again_from = min((times.first_step for times in later), default=None)
+        repeated = [times.first_step for times in later if times.last_step > times.first_step]
+        taken_again_from = min(repeated, default=None)
         node_h = attempt.nodes / 3600
         allocated += (attempt.end - attempt.begin) * node_h
         kept_s, causes = _account(attempt, taken_again_from)

@@ -6,15 +6,15 @@ import json
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from supersam.cluster.attempts import AttemptEvent, is_cancelled, read_attempts, saved_step
+from supersam.cluster.attempts import AttemptEvent, is_cancelled, read_attempts
 from supersam.cluster.queue import Job, Queue
 from supersam.config import UserError, read_yaml
 from supersam.runtime.process import is_same_process
-from supersam.runtime.vitals import Beat, Status, read_beats, read_status
+from supersam.runtime.vitals import Beat, Status, read_beats, read_status, saved_step
 from supersam.runtime.watchdog import Blame, blame
 
 State = Literal[
@@ -125,6 +125,9 @@ def _record(
 ) -> RunRecord:
     values = _run_values(folder)
     status = read_status(folder)
+    job = jobs.get(job_id) if job_id is not None else None
+    if status is not None and job is not None and job.state == "RUNNING":
+        status = _of_this_attempt(status, events, folder)
     steps = values.get("optim", {}).get("steps", 0) if status is None else status.steps
     return RunRecord(
         folder=folder,
@@ -136,9 +139,16 @@ def _record(
         blame=blame(folder),
         saved_step=saved_step(folder),
         cancelled=is_cancelled(folder),
-        job=jobs.get(job_id) if job_id is not None else None,
+        job=job,
         job_id=job_id,
     )
+
+
+def _of_this_attempt(status: Status, events: list[AttemptEvent], folder: Path) -> Status:
+    """The status, which until rank 0 of a new attempt gives a sign of life is the last one's."""
+    if not events or events[-1].event == "end" or events[-1].time < status.time:
+        return status
+    return replace(status, phase="starting", step=saved_step(folder), eta_s=None)
 
 
 def _run_values(folder: Path) -> dict[str, Any]:

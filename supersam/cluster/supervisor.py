@@ -23,7 +23,6 @@ from supersam.cluster.attempts import (
     end_attempt,
     is_cancelled,
     read_attempts,
-    saved_step,
     start_attempt,
 )
 from supersam.cluster.avoid import hosts_to_avoid, merge_hosts
@@ -38,6 +37,7 @@ from supersam.config import UserError
 from supersam.config.io import USAGE_ERROR
 from supersam.runtime.process import keep_others_from_writing
 from supersam.runtime.strikes import suspects
+from supersam.runtime.vitals import saved_step
 from supersam.runtime.watchdog import STALLED, blame
 
 logger = logging.getLogger(__name__)

@@ -33,6 +33,7 @@ from supersam.runtime.vitals import (
     Phase,
     Status,
     read_status,
+    saved_step,
 )
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class Heart:
 
     def __enter__(self) -> Heart:
         (self.folder / BEATS).mkdir(parents=True, exist_ok=True)
+        self._step = self._first_step = saved_step(self.folder)  # until `begin` knows better
         if self.rank == 0 and (former := read_status(self.folder)) is not None:
             self._former = former.attempts
             self._numbers.miou, self._numbers.checkpoint = former.miou, former.checkpoint

@@ -1,6 +1,7 @@
 """What the ranks of a run tell of themselves on disk: records and readers. No torch.
 
-`heartbeats/rank-00000.json` of every rank and `status.json` of rank 0; `Heart` writes them.
+`heartbeats/rank-00000.json` of every rank and `status.json` of rank 0, which `Heart` writes, and
+`progress.json` of the last checkpoint.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ Phase = Literal[
 ENDED: frozenset[str] = frozenset({"finished", "stopped", "failed", "stuck"})
 BEATS = "heartbeats"
 STATUS = "status.json"
+PROGRESS = "progress.json"
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,14 @@ def read_status(folder: Path) -> Status | None:
         return Status(**values, attempts=attempts)
     except (KeyError, TypeError):  # another version's
         return None
+
+
+def saved_step(folder: Path) -> int:
+    """Step of the run's last checkpoint; 0 before the first."""
+    try:
+        return int(json.loads((folder / PROGRESS).read_text(encoding="utf-8"))["step"])
+    except FileNotFoundError:
+        return 0
 
 
 def _read_beat(path: Path) -> Beat | None:

@@ -29,11 +29,11 @@ from supersam.config import CheckpointConfig, UserError
 from supersam.runtime.atomic import file_sha256, sync, write_json
 from supersam.runtime.distributed import World, all_reduce_max, barrier
 from supersam.runtime.tensors import save_tensors
+from supersam.runtime.vitals import PROGRESS, saved_step
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "MANIFEST.json"
-PROGRESS = "progress.json"
 FORMAT = 2
 _READABLE = (1, FORMAT)
 """Format 1 had whole moments, gathered by all ranks."""
@@ -133,12 +133,11 @@ class CheckpointManager:
                 return path, verify(path)
             except UserError as fault:
                 logger.warning("passing over a damaged checkpoint: %s", fault)
-        progress = self._run / PROGRESS
-        if progress.exists():
-            step = json.loads(progress.read_text(encoding="utf-8"))["step"]
+        if (self._run / PROGRESS).exists():
             raise UserError(
-                f"{self._run} saved a checkpoint at step {step}, and no valid one is left in "
-                f"{self._folder}; restore one, or start anew in another folder with --run"
+                f"{self._run} saved a checkpoint at step {saved_step(self._run)}, and no valid one "
+                f"is left in {self._folder}; restore one, or start anew in another folder with "
+                "--run"
             )
         return None
 

@@ -21,8 +21,8 @@ from supersam.design.figures import draw_figures
 from supersam.model import SamSupernet, extract_subnet
 from supersam.runtime.atomic import atomic_file, write_bytes, write_json
 from supersam.runtime.tensors import save_tensors
+from supersam.runtime.vitals import PROGRESS
 from supersam.space import SearchSpace, space_yaml, subnet_cost
-from supersam.training.checkpoint import PROGRESS
 from supersam.training.run_folder import git_commit, provenance, versions
 from supersam.training.telemetry import memory_gib
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -70,6 +71,14 @@ def test_steps_taken_again_and_waiting_are_lost_to_the_reason_of_the_end(interru
     assert lost_s["start-up"] == pytest.approx(100 + 500 + 100 + 500)
     assert lost_s["waiting for the end: node failure"] == pytest.approx(HOUR - 1800)
     assert list(lost_s) == sorted(lost_s, key=lambda cause: -lost_s[cause])
+
+
+def test_no_step_is_taken_again_before_the_next_attempt_has_taken_one(interrupted) -> None:
+    events, (first, second) = interrupted
+    begins = replace(second, last_step=second.first_step, seconds={"starting": 60.0})
+    goodput = measure_goodput(events[:3], [first, begins], now=HOUR + 1000)
+    assert goodput.productive_node_h == pytest.approx(2 * 1000 / HOUR)
+    assert not any("taken again" in cause for cause in goodput.lost_node_h)
 
 
 def test_an_attempt_without_a_step_is_wholly_lost() -> None:

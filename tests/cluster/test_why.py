@@ -17,6 +17,7 @@ from supersam.cluster.attempts import AttemptEvent, end_attempt, start_attempt
 from supersam.cluster.queue import Job, Queue
 from supersam.cluster.record import RunRecord, read_record
 from supersam.cluster.why import explain
+from supersam.runtime.heartbeat import Heart
 from supersam.runtime.watchdog import Blame
 
 HOST = socket.gethostname()
@@ -130,6 +131,21 @@ def test_success_and_a_stop_on_request_are_no_failures(tmp_path: Path) -> None:
     (tmp_path / "attempts.jsonl").unlink()
     (tmp_path / "cancel").touch()
     assert why(tmp_path) == ("cancelled", "cancelled at step 3; saved at step 2")
+
+
+def test_an_attempt_that_starts_is_at_the_step_from_which_it_goes_on(tmp_path: Path) -> None:
+    run_ranks(tmp_path, "heart.enter('stopped')")
+    with Heart(tmp_path, rank=0, world_size=1, nodes=1, interval_s=60, steps=10):
+        assert why(tmp_path) == ("running", "running: step 2 of 10 (20 %), starting")
+
+
+def test_before_rank_0_gives_a_sign_the_last_attempts_word_is_not_this_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_ranks(tmp_path, "heart.enter('stopped')")
+    monkeypatch.setattr(Queue, "jobs", lambda *_: {"7": Job("7", "RUNNING", "", "n1", "")})
+    start_attempt(tmp_path, job_id="7", hosts=["n1"], world_size=1)
+    assert why(tmp_path) == ("running", "running: step 2 of 10 (20 %), starting")
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 import yaml
 
-from supersam.cluster.attempts import AttemptEvent, read_attempts, saved_step
+from supersam.cluster.attempts import AttemptEvent, read_attempts
 from supersam.cluster.submission import submitted_job
+from supersam.runtime.vitals import saved_step
 from supersam.training.checkpoint import read_weights, verify
 from tests.cluster.handle import PROJECT, wait_for
 
