@@ -23,6 +23,7 @@ from supersam.cluster.tasks import Task, describe_task, execute_task, prepare_ta
 from supersam.config import TrainRun, UserError
 from supersam.config.io import USAGE_ERROR
 from supersam.runtime.process import end_with_parent, end_with_reader, keep_others_from_writing
+from supersam.runtime.vitals import saved_step
 from supersam.runtime.watchdog import STALLED
 
 FAILURE = 1
@@ -88,6 +89,8 @@ def _run_on_slurm(run: Task) -> int:
     require_legal_world(run, (run.cluster.nodes or 1) * run.cluster.ranks_per_node)
     require_no_active_job(run)
     prepare_task(run)
+    if saved_step(run.folder) >= run.last_step:
+        return _leave_complete(run)
     job_id = submit_job(run)
     print(f"submitted job {job_id}: {run.cluster.nodes or 1} nodes, run folder {run.folder}")
     if isinstance(run, TrainRun) and run.cluster.then is not None:
@@ -95,6 +98,17 @@ def _run_on_slurm(run: Task) -> int:
     if run.cluster.wait:
         return follow_job(run, job_id)
     print(f"python launch/status.py {run.folder} --follow shows it, --cancel lets it save and end")
+    return 0
+
+
+def _leave_complete(run: Task) -> int:
+    """Ask for no node to find that nothing is left to do, but for what follows the training."""
+    from supersam.cluster.submission import prepare_job_folder
+
+    print(f"this run is complete at step {saved_step(run.folder)}; raise optim.steps to go on")
+    if isinstance(run, TrainRun) and run.cluster.then is not None:
+        prepare_job_folder(run.folder)
+        print(f"submitted job {submit_follow_up(run)}: {run.cluster.then}")
     return 0
 
 

@@ -63,8 +63,8 @@ def check_follow_up(run: TrainRun) -> BaseModel:
     return _parse(run.folder, _words(run))
 
 
-def submit_follow_up(run: TrainRun, job_id: str) -> str:
-    """Submit what follows the training's job. Returns the id of the new job."""
+def submit_follow_up(run: TrainRun, job_id: str | None = None) -> str:
+    """Submit what follows the training's job, or a training that is complete. Returns its id."""
     with slurm.outside_allocation():
         try:
             answer = slurm.run_command("sbatch", "--parsable", stdin=script_text(run, job_id))
@@ -73,18 +73,19 @@ def submit_follow_up(run: TrainRun, job_id: str) -> str:
     return answer.strip().partition(";")[0]
 
 
-def script_text(run: TrainRun, job_id: str) -> str:
-    """The script of the job that follows job `job_id`."""
+def script_text(run: TrainRun, job_id: str | None) -> str:
+    """The script of the job that follows job `job_id`; None: that waits for none."""
     from supersam.cluster.sbatch import JOB_FOLDER, plain_path, script  # slow: it imports submitit
 
     folder, words = plain_path(run.folder), _words(run)
     code = shlex.quote(str(folder / "code"))
+    after = {"dependency": f"afterok:{job_id}", "kill-on-invalid-dep": "yes"}
     return script(
         _parameters(run, _parse(run.folder, words), f"{run.name}-{words[0]}"),
         shlex.join([sys.executable, "-u", "-m", __name__, IN_JOB, str(folder), *words]),
         folder=folder / JOB_FOLDER,
         setup=[f"export PYTHONPATH={code}", f"cd {code} || exit 1"],
-        options={"dependency": f"afterok:{job_id}", "kill-on-invalid-dep": "yes"},
+        options={} if job_id is None else after,
     )
 
 

@@ -62,9 +62,7 @@ def submit_job(run: Task) -> str:
     folder = plain_path(run.folder)
     (folder / CANCEL).unlink(missing_ok=True)
     run = _without_hung_hosts(run)
-    snapshot_code(folder)
-    (folder / JOB_FOLDER).mkdir(exist_ok=True)
-    (folder / JOB_FOLDER).chmod(0o700)  # it holds pickles
+    prepare_job_folder(folder)
     with slurm.outside_allocation():
         try:
             job = build_executor(run).submit(Supervisor(str(folder)))
@@ -72,6 +70,13 @@ def submit_job(run: Task) -> str:
             raise UserError(f"Slurm refused the job: {fault}") from fault
     write_json(folder / JOB_FILE, {"job_id": job.job_id, "submitted": time.time()})
     return str(job.job_id)
+
+
+def prepare_job_folder(folder: Path) -> None:
+    """Put into the run's folder what its jobs need: the code, and a place for their files."""
+    snapshot_code(folder)
+    (folder / JOB_FOLDER).mkdir(exist_ok=True)
+    (folder / JOB_FOLDER).chmod(0o700)  # it holds pickles
 
 
 def _without_hung_hosts(run: Task) -> Task:

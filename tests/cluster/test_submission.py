@@ -1,0 +1,59 @@
+"""Submitting to Slurm, whose commands are stand-ins: what is said before a job is asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from supersam.cluster import submit
+from supersam.config import TrainRun
+from supersam.training.run_folder import prepare_run_folder
+from tests.cluster.tiny_run import TINY
+
+
+@pytest.fixture
+def asked(slurm, tmp_path: Path) -> Path:
+    """A file that holds the words of every sbatch; the cluster has one partition of 3 nodes."""
+    asked = tmp_path / "asked"
+    slurm("sbatch", f"/bin/cat >> {asked}; echo \"$@\" >> {asked}; echo 'Submitted batch job 7'")
+    slurm("srun", "")  # submitit looks for it
+    slurm("scontrol", "echo 'PartitionName=batch Default=YES TotalNodes=3 MaxTime=UNLIMITED'")
+    return asked
+
+
+def run_of(folder: Path, **cluster: object) -> TrainRun:
+    values = {"run": folder, "cluster": {"cluster": "slurm", **cluster}}
+    values["optim"] = {**TINY["optim"], "global_batch": 24}
+    return TrainRun.model_validate(TINY | values)
+
+
+def finish(folder: Path, step: int) -> None:
+    (folder / "progress.json").write_text(json.dumps({"step": step}), encoding="utf-8")
+
+
+def test_a_complete_run_asks_for_no_nodes(asked: Path, tmp_path: Path, capsys) -> None:
+    run = run_of(tmp_path / "run", nodes=2)
+    assert submit(run) == 0
+    assert asked.exists()
+    asked.unlink()
+    (run.folder / "job.json").unlink()  # that job is over
+    finish(run.folder, step=run.optim.steps)
+    assert submit(run) == 0
+    assert "this run is complete at step 4; raise optim.steps" in capsys.readouterr().out
+    assert not asked.exists()
+    longer = run.model_copy(update={"optim": run.optim.model_copy(update={"steps": 9})})
+    assert submit(longer) == 0
+    assert asked.exists()
+
+
+def test_what_follows_a_complete_run_waits_for_no_job(asked: Path, tmp_path: Path, capsys) -> None:
+    run = run_of(tmp_path / "run", nodes=2, then="evaluate")
+    prepare_run_folder(run)  # as by a training here, which copies no code
+    finish(run.folder, step=run.optim.steps)
+    assert submit(run) == 0
+    script = asked.read_text(encoding="utf-8")
+    assert "follow_up" in script
+    assert "dependency" not in script
+    assert (run.folder / "code" / "supersam").is_dir()
