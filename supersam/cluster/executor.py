@@ -17,6 +17,7 @@ from supersam.cluster.attempts import CANCEL, end_attempt, reason_of, start_atte
 from supersam.cluster.batch import require_legal_world
 from supersam.cluster.follow_up import check_follow_up, run_follow_up, submit_follow_up
 from supersam.cluster.last_words import keep_last_words, write_last_words
+from supersam.cluster.preflight import require_enough_nodes
 from supersam.cluster.rendezvous import free_port
 from supersam.cluster.slurm import missing_slurm
 from supersam.cluster.tasks import Task, describe_task, execute_task, prepare_task
@@ -43,8 +44,9 @@ def submit(run: Task) -> int:
             check_follow_up(run)
         if run.dry_run:
             end_with_reader()
-            print(describe_task(run, where))
-            return 0
+            text, ok = describe_task(run, where)
+            print(text)
+            return 0 if ok else FAILURE
         if where == "slurm":
             return _run_on_slurm(run)
         tasks = 1 if where == "inline" else run.cluster.tasks_per_node or 1
@@ -88,6 +90,7 @@ def _run_on_slurm(run: Task) -> int:
 
     require_legal_world(run, (run.cluster.nodes or 1) * run.cluster.ranks_per_node)
     require_no_active_job(run)
+    require_enough_nodes(run.cluster)
     prepare_task(run)
     if saved_step(run.folder) >= run.last_step:
         return _leave_complete(run)

@@ -9,7 +9,7 @@ from pathlib import Path
 from supersam.cluster.batch import legal_node_counts, require_legal_world
 from supersam.cluster.follow_up import script_text
 from supersam.cluster.slurm import SlurmError, missing_slurm, run_command
-from supersam.config import TrainRun, UserError
+from supersam.config import ClusterConfig, TrainRun, UserError
 from supersam.config.cluster import minutes
 
 _GIB = 2**30
@@ -19,8 +19,11 @@ _GAPS = 0.05
 """Share of a GPU's memory that the allocator may lose between its blocks."""
 
 
-def describe_submission(run: TrainRun, where: str) -> str:
-    """The whole of `--dry-run`: configuration, estimates, script, findings. Touches no file."""
+def describe_submission(run: TrainRun, where: str) -> tuple[str, bool]:
+    """The whole of `--dry-run`: configuration, estimates, script, findings. Touches no file.
+
+    Returns the text, and whether no finding is an error.
+    """
     from supersam.training.run_folder import describe_run
 
     parts = [describe_run(run), *_estimates(run)]
@@ -38,7 +41,8 @@ def describe_submission(run: TrainRun, where: str) -> str:
             parts += ["\nand, with the number of that job for JOB,\n", script_text(run, "JOB")]
     findings = [*check_run(run), *check_memory(run)]
     findings += check_slurm(run) if where == "slurm" else []
-    return "\n".join([*parts, "preflight", *(f"  {finding}" for finding in findings)])
+    text = "\n".join([*parts, "preflight", *(f"  {finding}" for finding in findings)])
+    return text, not any(finding.startswith("error: ") for finding in findings)
 
 
 def check_run(run: TrainRun) -> list[str]:
@@ -52,11 +56,24 @@ def check_slurm(run: TrainRun) -> list[str]:
     if missing is not None:
         return [f"not checked: partition, time limit and preemption, as {missing}"]
     try:
-        lines = run_command("scontrol", "show", "partition", "--oneliner").splitlines()
+        return check_partition(run, _partitions())
     except SlurmError as fault:
         return [f"not checked: partition, time limit and preemption ({fault})"]
-    partitions = [dict(w.split("=", 1) for w in line.split() if "=" in w) for line in lines]
-    return check_partition(run, partitions)
+
+
+def require_enough_nodes(cluster: ClusterConfig) -> None:
+    """Raise UserError where the partition has too few nodes: the job would wait for ever.
+
+    A partition that Slurm does not show is left to Slurm, and so is all where it does not answer.
+    """
+    try:
+        partitions = _partitions()
+    except SlurmError:
+        return
+    chosen = [p for p in partitions if _is_chosen(p, cluster.partition)]
+    finding = _check_nodes(cluster, chosen) if chosen else "ok"
+    if finding.startswith("error: "):
+        raise UserError(finding.removeprefix("error: "))
 
 
 def check_partition(run: TrainRun, partitions: list[dict[str, str]]) -> list[str]:
@@ -71,7 +88,7 @@ def check_partition(run: TrainRun, partitions: list[dict[str, str]]) -> list[str
     return [
         f"ok: partition {partition['PartitionName']}, {partition.get('TotalNodes', '?')} nodes",
         _check_time(run, partition),
-        _check_nodes(run, partition),
+        _check_nodes(run.cluster, chosen),
         f"ok: PreemptMode={partition.get('PreemptMode', '?')} GraceTime="
         f"{partition.get('GraceTime', '?')} s: preempted ranks have that long to save",
     ]
@@ -185,12 +202,24 @@ def _check_time(run: TrainRun, partition: dict[str, str]) -> str:
     return f"ok: --time {run.cluster.time} within MaxTime={most}"
 
 
-def _check_nodes(run: TrainRun, partition: dict[str, str]) -> str:
-    wanted = (run.cluster.nodes or 1) + run.cluster.spare_nodes
-    total = int(partition.get("TotalNodes", wanted))
+def _check_nodes(cluster: ClusterConfig, chosen: list[dict[str, str]]) -> str:
+    """Whether the largest of the partitions has what the job cannot do without."""
+    wanted = cluster.min_nodes or (cluster.nodes or 1) + cluster.spare_nodes
+    total = max(int(partition.get("TotalNodes", wanted)) for partition in chosen)
     if wanted > total:
-        return f"error: {wanted} nodes, the partition has {total}"
+        names = ",".join(partition["PartitionName"] for partition in chosen)
+        return (
+            f"error: {wanted} nodes, the partition has {total} ({names}); ask for fewer with "
+            "--nodes, or choose another --partition"
+        )
     return f"ok: {wanted} of {total} nodes"
+
+
+def _partitions() -> list[dict[str, str]]:
+    """What Slurm says of each partition that it shows. Raises SlurmError."""
+    lines = run_command("scontrol", "show", "partition", "--oneliner").splitlines()
+    words = [[word for word in line.split() if "=" in word] for line in lines]
+    return [dict(word.split("=", 1) for word in line) for line in words if line]
 
 
 def _existing_parent(path: Path) -> Path:

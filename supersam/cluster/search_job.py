@@ -17,6 +17,7 @@ from typing import Any
 import submitit
 
 from supersam.cluster import slurm
+from supersam.cluster.preflight import require_enough_nodes
 from supersam.cluster.ray_cluster import read_meeting
 from supersam.cluster.sbatch import (
     JOB_FOLDER,
@@ -85,6 +86,7 @@ def submit_search_jobs(asked: SearchRun) -> list[str]:
     from supersam.search.sweep import expand
 
     _require_no_active_job(asked)
+    require_enough_nodes(asked.cluster)
     home = plain_path(asked.folder)
     searches = [asked] if asked.sweep.is_empty else expand(asked)
     basis = [find_basis(search) for search in searches]  # all are checked before one is written

@@ -46,8 +46,8 @@ def execute_task(run: Task) -> None:
     train(run)
 
 
-def describe_task(run: Task, where: str) -> str:
-    """What `--dry-run` prints."""
+def describe_task(run: Task, where: str) -> tuple[str, bool]:
+    """What `--dry-run` prints, and whether nothing that it has checked is an error."""
     if isinstance(run, TrainRun):
         from supersam.cluster.preflight import describe_submission
 
@@ -55,7 +55,7 @@ def describe_task(run: Task, where: str) -> str:
     from supersam.training.design_files import describe_design
 
     if where != "slurm":
-        return describe_design(run)
+        return describe_design(run), True
     from supersam.cluster.sbatch import sbatch_text
 
-    return f"{describe_design(run)}\nsubmitted would be\n\n{sbatch_text(run)}"
+    return f"{describe_design(run)}\nsubmitted would be\n\n{sbatch_text(run)}", True

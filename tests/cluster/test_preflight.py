@@ -11,11 +11,12 @@ BATCH = {
     **{"PreemptMode": "REQUEUE", "GraceTime": "20", "DefaultTime": "NONE"},
 }
 URGENT = BATCH | {"PartitionName": "urgent", "Default": "NO", "MaxTime": "UNLIMITED"}
+SMALL = URGENT | {"PartitionName": "small", "TotalNodes": "2"}
 
 
 def faults(**cluster: object) -> list[str]:
     run = TrainRun.model_validate({"data": {"source": "synthetic"}, "cluster": cluster})
-    findings = check_partition(run, [BATCH, URGENT])
+    findings = check_partition(run, [SMALL, BATCH, URGENT])
     assert all(finding.startswith(("ok: ", "error: ")) for finding in findings)
     return [finding for finding in findings if finding.startswith("error: ")]
 
@@ -23,10 +24,14 @@ def faults(**cluster: object) -> list[str]:
 @pytest.mark.parametrize(
     ("cluster", "fault"),
     [
-        ({"partition": "bach"}, "partition bach does not exist; there are ['batch', 'urgent']"),
+        (
+            {"partition": "bach"},
+            "partition bach does not exist; there are ['small', 'batch', 'urgent']",
+        ),
         ({"time": "2-00:00:00"}, "--time 2-00:00:00 is above the partition's MaxTime=1-00:00:00"),
         ({"nodes": 9}, "9 nodes, the partition has 8"),
         ({"nodes": 8, "spare_nodes": 1}, "9 nodes, the partition has 8"),
+        ({"partition": "small,urgent", "nodes": 9}, "9 nodes, the partition has 8"),
     ],
 )
 def test_what_slurm_would_refuse_is_found_before(cluster, fault):
@@ -35,7 +40,14 @@ def test_what_slurm_would_refuse_is_found_before(cluster, fault):
 
 
 @pytest.mark.parametrize(
-    "cluster", [{}, {"time": "24:00:00", "nodes": 8}, {"partition": "urgent", "time": "9-0"}]
+    "cluster",
+    [
+        {},
+        {"time": "24:00:00", "nodes": 8},
+        {"partition": "urgent", "time": "9-0"},
+        {"partition": "small,urgent", "nodes": 8},
+        {"nodes": 12, "min_nodes": 6},
+    ],
 )
 def test_what_slurm_would_grant_has_no_faults(cluster):
     assert faults(**cluster) == []

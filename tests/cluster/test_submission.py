@@ -57,3 +57,22 @@ def test_what_follows_a_complete_run_waits_for_no_job(asked: Path, tmp_path: Pat
     assert "follow_up" in script
     assert "dependency" not in script
     assert (run.folder / "code" / "supersam").is_dir()
+
+
+def test_more_nodes_than_there_are_make_no_job(asked: Path, slurm, tmp_path: Path, capsys) -> None:
+    run = run_of(tmp_path / "run", nodes=4)
+    assert submit(run) == 2
+    assert "4 nodes, the partition has 3 (batch); ask for fewer" in capsys.readouterr().err
+    assert not asked.exists()
+    assert not run.folder.exists()
+    slurm("scontrol", '[ "$1" = ping ] || { echo no answer >&2; exit 1; }')
+    assert submit(run) == 0  # the queue may know more
+
+
+@pytest.mark.parametrize(("nodes", "code"), [(3, 0), (4, 1)])
+def test_a_preflight_with_an_error_fails(asked: Path, tmp_path: Path, capsys, nodes, code) -> None:
+    run = run_of(tmp_path / "run", nodes=nodes)
+    assert submit(run.model_copy(update={"dry_run": True})) == code
+    said = capsys.readouterr().out
+    assert ("  error: 4 nodes, the partition has 3" in said) == (code == 1)
+    assert not asked.exists()
