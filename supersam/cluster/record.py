@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from supersam.cluster.attempts import AttemptEvent, is_cancelled, read_attempts
 from supersam.cluster.queue import Job, Queue
@@ -18,11 +18,21 @@ from supersam.runtime.vitals import Beat, Status, read_beats, read_status, saved
 from supersam.runtime.watchdog import Blame, blame
 
 State = Literal[
-    "new", "pending", "running", "finished", "stopped", "cancelled", "failed", "stuck", "lost"
+    "new",
+    "pending",
+    "running",
+    "finished",
+    "stopped",
+    "cancelled",
+    "failed",
+    "stuck",
+    "lost",
+    "unreadable",
 ]
 RUN_FILE = "run.yaml"
 JOB_FILE = "job.json"  # written by `submission`, which this file must not import: it is slow
 _FRESH_BEATS = 6
+_HEARTBEAT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -44,10 +54,14 @@ class RunRecord:
     job: Job | None
     """The newest job, where Slurm knows it."""
     job_id: str | None
+    fault: str | None = None
+    """Why what was asked for cannot be read, in one line; None where it can."""
 
     @property
     def state(self) -> State:
         """Where the run is; `lost`: it ended without saying so."""
+        if self.fault is not None:
+            return "unreadable"
         if self.job is not None and self.job.is_active:
             return "pending" if self.job.is_waiting else "running"
         if any(self.works(beat) for beat in self.beats):
@@ -93,12 +107,17 @@ class RunRecord:
 
 
 def read_record(folder: Path, queue: Queue) -> RunRecord:
-    """Everything about the run of `folder`. Raises UserError where there is none."""
-    return read_records([folder], queue)[0]
+    """Everything about the run of `folder`. Raises UserError where there is none to be read."""
+    if not (folder / RUN_FILE).is_file():
+        raise UserError(f"{folder} holds no run (no {RUN_FILE}); launch/status.py lists the runs")
+    record = read_records([folder], queue)[0]
+    if record.fault is not None:
+        raise UserError(record.fault)
+    return record
 
 
 def read_records(folders: Sequence[Path], queue: Queue) -> list[RunRecord]:
-    """The same for several runs, with one question to Slurm."""
+    """The same for several runs, with one question to Slurm. Of one that cannot be read, why."""
     events = {folder: read_attempts(folder) for folder in folders}
     ids = {folder: _newest_job(folder, events[folder]) for folder in folders}
     jobs = queue.jobs(job_id for job_id in ids.values() if job_id is not None)
@@ -123,16 +142,15 @@ def is_alive(beat: Beat, heartbeat_s: float) -> bool:
 def _record(
     folder: Path, events: list[AttemptEvent], job_id: str | None, jobs: dict[str, Job]
 ) -> RunRecord:
-    values = _run_values(folder)
+    steps, heartbeat_s, fault = _asked_for(folder / RUN_FILE)
     status = read_status(folder)
     job = jobs.get(job_id) if job_id is not None else None
     if status is not None and job is not None and job.state == "RUNNING":
         status = _of_this_attempt(status, events, folder)
-    steps = values.get("optim", {}).get("steps", 0) if status is None else status.steps
     return RunRecord(
         folder=folder,
-        steps=int(steps),
-        heartbeat_s=float(values.get("watchdog", {}).get("heartbeat_s", 10.0)),
+        steps=steps if status is None else status.steps,
+        heartbeat_s=heartbeat_s,
         status=status,
         beats=read_beats(folder),
         events=events,
@@ -141,6 +159,7 @@ def _record(
         cancelled=is_cancelled(folder),
         job=job,
         job_id=job_id,
+        fault=fault,
     )
 
 
@@ -151,12 +170,19 @@ def _of_this_attempt(status: Status, events: list[AttemptEvent], folder: Path) -
     return replace(status, phase="starting", step=saved_step(folder), eta_s=None)
 
 
-def _run_values(folder: Path) -> dict[str, Any]:
-    """The run as another version may have written it: nothing is validated."""
-    path = folder / RUN_FILE
-    if not path.is_file():
-        raise UserError(f"{folder} holds no run (no {RUN_FILE}); launch/status.py lists the runs")
-    return read_yaml(path)
+def _asked_for(path: Path) -> tuple[int, float, str | None]:
+    """Steps, seconds between heartbeats, and why `run.yaml` cannot be read; None where it can.
+
+    Another version may have written it: nothing else is validated.
+    """
+    try:
+        values = read_yaml(path)
+        steps = int(values.get("optim", {}).get("steps", 0))
+        return steps, float(values.get("watchdog", {}).get("heartbeat_s", _HEARTBEAT_S)), None
+    except UserError as fault:
+        return 0, _HEARTBEAT_S, " ".join(str(fault).split())
+    except (AttributeError, TypeError, ValueError) as fault:
+        return 0, _HEARTBEAT_S, f"{path} describes no run: {fault}"
 
 
 def _newest_job(folder: Path, events: list[AttemptEvent]) -> str | None:

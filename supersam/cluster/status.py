@@ -59,6 +59,8 @@ def _show_all(options: StatusRun, queue: Queue) -> None:
         print(json.dumps({"runs": [_summary(record) for record in records]}))
     elif records:
         print(_table([_COLUMNS, *(_row(record) for record in records)]))
+        for fault in (record.fault for record in records if record.fault is not None):
+            print(f"note: {fault}", file=sys.stderr)
     else:
         print(f"no runs below {options.root}; launch/train.py starts one", file=sys.stderr)
 

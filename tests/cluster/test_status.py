@@ -1,0 +1,34 @@
+"""launch/status.py without Slurm: what it prints of the folders that it finds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from supersam.cluster.status import show
+from supersam.config import StatusRun
+
+
+def make_run(folder: Path, text: str = "optim: {steps: 9}\n") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "run.yaml").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("damage", ["{optim: [", "", "- 3", "\0", "optim: 3"])
+def test_a_run_that_cannot_be_read_hides_no_other(tmp_path: Path, capsys, damage: str) -> None:
+    make_run(tmp_path / "good")
+    broken = make_run(tmp_path / "broken", damage)
+    assert show(StatusRun(root=tmp_path)) == 0
+    said = capsys.readouterr()
+    rows = {line.split()[0]: line.split()[1] for line in said.out.splitlines()[1:]}
+    assert rows == {"good": "new", "broken": "unreadable"}
+    (note,) = said.err.splitlines()
+    assert str(broken / "run.yaml") in note
+    assert show(StatusRun(root=tmp_path, json=True)) == 0
+    states = {run["state"] for run in json.loads(capsys.readouterr().out)["runs"]}
+    assert states == {"new", "unreadable"}
+    assert show(StatusRun(run=broken)) == 2
+    assert str(broken / "run.yaml") in capsys.readouterr().err
