@@ -35,7 +35,9 @@ Reason = Literal[
     "stuck",
     "failed",
     "cancelled",
+    "ended",
 ]
+"""`ended`: the job is over, and neither it nor Slurm says why."""
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,20 @@ class Ending:
         return "failed" if self.exit_code is None else reason_of(self.exit_code)
 
 
+def reason_of_state(state: str | None) -> Reason:
+    """Why an attempt that left no end is over, by Slurm's state of its job; None: forgotten."""
+    reasons: dict[str | None, Reason] = {
+        "CANCELLED": "cancelled",
+        "DEADLINE": "time limit",
+        "FAILED": "failed",
+        "NODE_FAIL": "node failure",
+        "OUT_OF_MEMORY": "failed",
+        "PREEMPTED": "preempted",
+        "TIMEOUT": "time limit",
+    }
+    return reasons.get(state, "ended")
+
+
 def pick_hosts(
     here: Sequence[str], *, suspects: Collection[str], counts: Sequence[int]
 ) -> list[str]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from supersam.cluster.attempts import AttemptEvent, is_cancelled, read_attempts
+from supersam.cluster.attempts import AttemptEvent, Reason, is_cancelled, read_attempts
+from supersam.cluster.decisions import reason_of_state
 from supersam.cluster.queue import Job, Queue
 from supersam.config import UserError, read_yaml
 from supersam.runtime.process import is_same_process
@@ -80,13 +81,25 @@ class RunRecord:
         if 0 < self.steps <= self.saved_step:
             return "finished"
         if self.beats or self.saved_step:
-            return "lost"
+            return "cancelled" if self._was_cancelled else "lost"
         return "failed" if self.events else "new"
 
     @property
     def _was_cancelled(self) -> bool:
         """Whether the last attempt was, also by a scancel, which leaves no mark in the folder."""
-        return bool(self.events) and self.events[-1].reason == "cancelled"
+        return self.open_end == "cancelled" or (
+            bool(self.events) and self.events[-1].reason == "cancelled"
+        )
+
+    @property
+    def open_end(self) -> Reason | None:
+        """Why the last attempt is over, where it left no word; None where it did or goes on."""
+        if not self.events or self.events[-1].event == "end":
+            return None
+        if self.job is not None and self.job_id == self.events[-1].job_id:
+            return None if self.job.is_active else reason_of_state(self.job.state)
+        known = [beat for beat in self.beats if beat.time > self.events[-1].time]
+        return "ended" if known and not any(self.works(beat) for beat in known) else None
 
     def works(self, beat: Beat) -> bool:
         """Whether a rank still does; of an attempt that is over none does, however fresh its beat.

@@ -161,8 +161,12 @@ def _attempt_lines(record: RunRecord) -> list[str]:
     lines = []
     for start in (event for event in record.events if event.event == "start"):
         end = ends.get(start.attempt)
-        until = time.time() if end is None else end.time
-        how = "still open" if end is None else f"{end.reason}, saved at step {end.step}"
+        until, how = time.time(), "still open"
+        if end is not None:
+            until, how = end.time, f"{end.reason}, saved at step {end.step}"
+        elif record.open_end is not None:
+            until = max(start.time, _seen(record) or 0.0)
+            how = f"{record.open_end}, saved at step {record.saved_step}"
         where = f"{start.world_size} rank(s) on {len(set(start.hosts))} host(s)"
         lasted = duration(until - start.time)
         lines.append(f"{start.attempt:<4} from step {start.step}, {where}, {lasted}: {how}")

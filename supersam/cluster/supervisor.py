@@ -27,8 +27,9 @@ from supersam.cluster.attempts import (
 )
 from supersam.cluster.avoid import hosts_to_avoid, merge_hosts
 from supersam.cluster.batch import legal_node_counts
-from supersam.cluster.decisions import Action, Ending, next_action, pick_hosts
+from supersam.cluster.decisions import Action, Ending, next_action, pick_hosts, reason_of_state
 from supersam.cluster.orphans import start_beating
+from supersam.cluster.queue import Queue
 from supersam.cluster.rendezvous import clear_rendezvous
 from supersam.cluster.tasks import load_task
 from supersam.cluster.usher import send_usher
@@ -140,9 +141,13 @@ class _Job:
         return self._requeue()
 
     def _former_fault(self) -> Reason:
-        """Why an attempt that left no end was killed: its hosts tell."""
-        former = [event.hosts for event in read_attempts(self.folder)][-1:]
-        hosts = sorted({host for group in former for host in group})
+        """Why an attempt without an end is over: of an earlier job Slurm tells, else the hosts."""
+        events = read_attempts(self.folder)
+        former = events[-1].job_id if events else None
+        if former is not None and former != self.id:  # nothing requeues a job under another number
+            job = Queue().jobs([former]).get(former)
+            return reason_of_state(None if job is None else job.state)
+        hosts = sorted(set(events[-1].hosts)) if events else []
         return "node failure" if slurm.patiently(lambda: slurm.lost_hosts(hosts)) else "requeued"
 
     def _choose_hosts(self) -> list[str]:

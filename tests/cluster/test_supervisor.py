@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from supersam.cluster import steps
-from supersam.cluster.attempts import read_attempts
+from supersam.cluster.attempts import read_attempts, start_attempt
 from supersam.cluster.slurm import KilledCommandError, SlurmError, expand_hosts, patiently, requeue
 from supersam.cluster.submission import wait_for_end
 from supersam.cluster.supervisor import _Job
@@ -50,6 +50,19 @@ def test_an_allocation_with_a_dead_host_goes_back_into_the_queue(
     assert job._attempt_all() == 1
     assert (tmp_path / "asked").read_text().splitlines() == ["usher", "requeue 7"]
     assert read_attempts(job.folder) == []
+
+
+@pytest.mark.parametrize(
+    ("former", "state", "reason"),
+    [("6", "CANCELLED", "cancelled"), ("6", "FORGOTTEN", "ended"), ("7", "RUNNING", "requeued")],
+)
+def test_only_a_job_that_slurm_requeued_is_called_so(
+    job: _Job, slurm: Install, former: str, state: str, reason: str
+):
+    start_attempt(job.folder, job_id=former, hosts=("n1", "n2"), world_size=2)
+    slurm("sinfo", "echo n1 allocated; echo n2 allocated")
+    slurm("squeue", f"echo '{former}|{state}|None|n[1-2]|'")
+    assert job._former_fault() == reason
 
 
 def test_an_allocation_that_lives_and_is_too_small_is_the_users_to_mend(

@@ -164,6 +164,16 @@ def event(attempt: int, kind: str, reason: str | None = None, step: int = 0) -> 
     )
 
 
+def test_a_job_that_was_cancelled_without_a_word_is_no_open_attempt(lost_record: RunRecord) -> None:
+    job = Job("7", "CANCELLED", "", "n[0-1]", "")
+    record = replace(lost_record, job=job, events=[event(1, "start")])
+    said = explain(record)
+    assert (said.kind, said.text.partition("; ")[2]) == ("cancelled", "saved at step 2")
+    assert record.open_end == "cancelled"
+    assert replace(record, job=replace(job, state="RUNNING")).open_end is None
+    assert replace(record, job=None).open_end == "ended"
+
+
 def test_slurm_knows_better_than_silence(lost_record: RunRecord) -> None:
     job = Job("7", "OUT_OF_MEMORY", "", "n[0-1]", "")
     said = explain(replace(lost_record, job=job))
