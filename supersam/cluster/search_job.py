@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -100,7 +101,8 @@ def submit_search_jobs(asked: SearchRun) -> list[str]:
     drivers = [SearchSupervisor(str(plain_path(s.folder)), str(home)) for s in searches]
     with slurm.outside_allocation():
         try:
-            jobs = [executor.submit(drivers[0])] if len(drivers) == 1 else _array(executor, drivers)
+            with contextlib.redirect_stderr(io.StringIO()):  # the fault holds sbatch's words too
+                jobs = _submit(executor, drivers)
         except Exception as fault:  # submitit has several, each with sbatch's own words
             raise UserError(f"Slurm refused the job: {fault}") from fault
     for search, job in zip(searches, jobs, strict=True):
@@ -120,7 +122,10 @@ def _record_job(folder: Path, job_id: str) -> None:
     write_json(folder / JOB_FILE, {"job_id": job_id, "submitted": time.time()})
 
 
-def _array(executor: submitit.SlurmExecutor, drivers: list[SearchSupervisor]) -> list[Any]:
+def _submit(executor: submitit.SlurmExecutor, drivers: list[SearchSupervisor]) -> list[Any]:
+    """One job, or an array of them."""
+    if len(drivers) == 1:
+        return [executor.submit(drivers[0])]
     executor.update_parameters(array_parallelism=len(drivers))
     return list(executor.map_array(call, drivers))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 import time
@@ -65,7 +66,8 @@ def submit_job(run: Task) -> str:
     prepare_job_folder(folder)
     with slurm.outside_allocation():
         try:
-            job = build_executor(run).submit(Supervisor(str(folder)))
+            with contextlib.redirect_stderr(io.StringIO()):  # the fault holds sbatch's words too
+                job = build_executor(run).submit(Supervisor(str(folder)))
         except Exception as fault:  # submitit has several, each with sbatch's own words
             raise UserError(f"Slurm refused the job: {fault}") from fault
     write_json(folder / JOB_FILE, {"job_id": job.job_id, "submitted": time.time()})

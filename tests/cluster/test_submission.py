@@ -76,3 +76,9 @@ def test_a_preflight_with_an_error_fails(asked: Path, tmp_path: Path, capsys, no
     said = capsys.readouterr().out
     assert ("  error: 4 nodes, the partition has 3" in said) == (code == 1)
     assert not asked.exists()
+
+
+def test_slurms_refusal_is_said_once(asked: Path, slurm, tmp_path: Path, capsys) -> None:
+    slurm("sbatch", "echo 'sbatch: error: invalid partition specified: nope' >&2; exit 1")
+    assert submit(run_of(tmp_path / "run", nodes=2, partition="nope")) == 2
+    assert capsys.readouterr().err.count("invalid partition") == 1
