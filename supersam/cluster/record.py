@@ -32,6 +32,7 @@ State = Literal[
 ]
 RUN_FILE = "run.yaml"
 JOB_FILE = "job.json"  # written by `submission`, which this file must not import: it is slow
+SEARCH_FILE = "search.json"  # of `search.folder`, likewise
 _FRESH_BEATS = 6
 _HEARTBEAT_S = 10.0
 
@@ -121,6 +122,8 @@ class RunRecord:
 
 def read_record(folder: Path, queue: Queue) -> RunRecord:
     """Everything about the run of `folder`. Raises UserError where there is none to be read."""
+    if (folder / SEARCH_FILE).is_file():
+        raise UserError(f"{folder} holds a search, no run; {_search_log(folder)}")
     if not (folder / RUN_FILE).is_file():
         raise UserError(f"{folder} holds no run (no {RUN_FILE}); launch/status.py lists the runs")
     record = read_records([folder], queue)[0]
@@ -196,6 +199,19 @@ def _asked_for(path: Path) -> tuple[int, float, str | None]:
         return 0, _HEARTBEAT_S, " ".join(str(fault).split())
     except (AttributeError, TypeError, ValueError) as fault:
         return 0, _HEARTBEAT_S, f"{path} describes no run: {fault}"
+
+
+def _search_log(folder: Path) -> str:
+    """Where to see how a search goes: the log of its job lies with it, its sweep or its run."""
+    job_id = _newest_job(folder, [])
+    homes = [folder, *folder.absolute().parents[:2]] if job_id is not None else []
+    logs = [home / "slurm" / f"{job_id}_0_log.out" for home in homes]
+    log = next((log for log in logs if log.is_file()), None)
+    if log is not None:
+        return f"tail -f {log} shows how it goes"
+    return (
+        f"it tells how it goes where it was started, and adds each subnet to {folder}/journal.jsonl"
+    )
 
 
 def _newest_job(folder: Path, events: list[AttemptEvent]) -> str | None:

@@ -161,10 +161,14 @@ class StatusRun(Section):
 
     @property
     def folder(self) -> Path | None:
-        """The folder of the run that was asked for."""
-        if self.run is None or (self.run / "run.yaml").is_file():
-            return self.run
-        return self.root / self.run
+        """The folder of the run that was asked for: one that holds a run, else one that exists."""
+        if self.run is None:
+            return None
+        places = (self.run, self.root / self.run)
+        found = [place for place in places if (place / "run.yaml").is_file()]
+        found += [place for place in places if place.is_dir()]
+        given = self.root / self.run if len(self.run.parts) == 1 else self.run
+        return next(iter(found), given)
 
 
 class MonitorRun(Section):
