@@ -96,12 +96,18 @@ def _wait_until_served(server: subprocess.Popen[bytes], port: int) -> None:
 
 def _instructions(logdir: Path, port: int) -> str:
     address = f"http://localhost:{port}/"
-    login = shlex.quote(f"{getpass.getuser()}@{socket.getfqdn()}")
+    login = shlex.quote(f"{getpass.getuser()}@{host_name()}")
     return (
         f"TensorBoard of {logdir} at {address}\n"
         f"from your own computer:  ssh -N -L {port}:localhost:{port} {login}\n"
         f"then open {address} there; Ctrl-C ends it"
     )
+
+
+def host_name() -> str:
+    """This host's name for others: the full one, unless that is what every host calls itself."""
+    full = socket.getfqdn()
+    return socket.gethostname() if full.partition(".")[0].startswith("localhost") else full
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from supersam.cluster.monitor import host_name
 from tests.paths import ROOT
 
 START_S = 150
@@ -56,7 +57,7 @@ def served(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int, str]]:
 
 def test_it_serves_on_loopback_and_ends_with_ctrl_c(served, tmp_path: Path) -> None:
     process, port, said = served
-    assert f"@{socket.getfqdn()}" in said
+    assert f"@{host_name()}" in said
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/logdir", timeout=60) as page:
         assert str(tmp_path) in page.read().decode()
     assert listening_addresses(port) == {"127.0.0.1"}
@@ -65,6 +66,21 @@ def test_it_serves_on_loopback_and_ends_with_ctrl_c(served, tmp_path: Path) -> N
     assert process.returncode == 0
     assert "Traceback" not in errors
     wait_until(lambda: listening_addresses(port) == set(), "the port is free", 30)
+
+
+@pytest.mark.parametrize(
+    ("full", "name"),
+    [
+        ("n1.site.org", "n1.site.org"),
+        ("localhost", "n1"),
+        ("localhost.localdomain", "n1"),
+        ("localhost6", "n1"),
+    ],
+)
+def test_the_way_here_is_never_to_localhost(monkeypatch, full: str, name: str) -> None:
+    monkeypatch.setattr(socket, "getfqdn", lambda: full)
+    monkeypatch.setattr(socket, "gethostname", lambda: "n1")
+    assert host_name() == name
 
 
 def test_tensorboard_does_not_outlive_a_killed_monitor(served) -> None:
