@@ -6,8 +6,6 @@ the next thing that this machine does. Either way it begins only with a verified
 
 from __future__ import annotations
 
-import importlib
-import os
 import shlex
 import subprocess
 import sys
@@ -20,17 +18,13 @@ from pydantic import BaseModel
 
 from supersam.cluster import slurm
 from supersam.config import (
-    CheckpointConfig,
     EvaluateRun,
     SearchClusterConfig,
     SearchRun,
     TrainRun,
     UserError,
-    exit_code,
     parse_cli,
 )
-from supersam.config.io import USAGE_ERROR
-from supersam.runtime.process import keep_others_from_writing
 
 
 @dataclass(frozen=True)
@@ -51,6 +45,8 @@ _SITE = (
     "partition", "account", "qos", "time", "constraint", "exclude", "gpus_per_node",
     "cpus_per_task", "mem", "signal_delay_s", "sbatch",
 )  # fmt: skip
+PROCESS = "supersam.cluster.follow_up_process"
+"""Module that does it. Not this one: `python -m` would load it a second time."""
 IN_JOB = "--job"
 """First word in a job of its own: a search then has all the hosts of the job."""
 
@@ -60,7 +56,7 @@ def check_follow_up(run: TrainRun) -> BaseModel:
 
     Raises UserError, or SystemExit after a message, where its words have a fault.
     """
-    return _parse(run.folder, _words(run))
+    return parse_words(run.folder, _words(run))
 
 
 def submit_follow_up(run: TrainRun, job_id: str | None = None) -> str:
@@ -81,8 +77,8 @@ def script_text(run: TrainRun, job_id: str | None) -> str:
     code = shlex.quote(str(folder / "code"))
     after = {"dependency": f"afterok:{job_id}", "kill-on-invalid-dep": "yes"}
     return script(
-        _parameters(run, _parse(run.folder, words), f"{run.name}-{words[0]}"),
-        shlex.join([sys.executable, "-u", "-m", __name__, IN_JOB, str(folder), *words]),
+        _parameters(run, parse_words(run.folder, words), f"{run.name}-{words[0]}"),
+        shlex.join([sys.executable, "-u", "-m", PROCESS, IN_JOB, str(folder), *words]),
         folder=folder / JOB_FOLDER,
         setup=[f"export PYTHONPATH={code}", f"cd {code} || exit 1"],
         options={} if job_id is None else after,
@@ -91,28 +87,8 @@ def script_text(run: TrainRun, job_id: str | None) -> str:
 
 def run_follow_up(run: TrainRun) -> int:
     """Do what follows the training on this machine, now. Returns the exit code."""
-    command = [sys.executable, "-u", "-m", __name__, str(run.folder), *_words(run)]
+    command = [sys.executable, "-u", "-m", PROCESS, str(run.folder), *_words(run)]
     return subprocess.run(command, check=False).returncode
-
-
-def main(folder: Path, words: Sequence[str], *, in_job: bool) -> int:
-    """Do it here. Returns the exit code."""
-    keep_others_from_writing()
-    if in_job:
-        os.chdir(os.environ["SLURM_SUBMIT_DIR"])  # relative paths of the words start there
-    try:
-        _require_checkpoint(folder, words[0])
-    except UserError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return USAGE_ERROR
-    asked = _parse(folder, words)
-    if in_job and isinstance(asked, SearchRun):
-        from supersam.cluster.search_job import search_in_job  # slow: it imports submitit
-
-        return exit_code(lambda search: search_in_job(search, folder), asked)
-    module, _, function = COMMANDS[words[0]].action.partition(":")
-    action = getattr(importlib.import_module(module), function)
-    return exit_code(action, asked)
 
 
 def _words(run: TrainRun) -> list[str]:
@@ -120,7 +96,8 @@ def _words(run: TrainRun) -> list[str]:
     return shlex.split(run.cluster.then)
 
 
-def _parse(folder: Path, words: Sequence[str]) -> BaseModel:
+def parse_words(folder: Path, words: Sequence[str]) -> BaseModel:
+    """What the words of `--then` ask for. Raises as `check_follow_up`."""
     name, *flags = words
     if name not in COMMANDS:
         raise UserError(f"--then {name!r} is not one of {', '.join(COMMANDS)}")
@@ -150,20 +127,3 @@ def _parameters(run: TrainRun, asked: BaseModel, name: str) -> dict[str, Any]:
     parameters = sbatch_parameters(run.model_copy(update={"name": name, "cluster": cluster}))
     del parameters["additional_parameters"]["signal"]  # nobody there would take it
     return parameters
-
-
-def _require_checkpoint(folder: Path, name: str) -> None:
-    from supersam.runtime.distributed import World  # slow: they import torch
-    from supersam.training.checkpoint import CheckpointManager
-
-    if CheckpointManager(folder, CheckpointConfig(), World.single()).latest() is None:
-        raise UserError(
-            f"{folder} holds no checkpoint to {name}; python launch/status.py {folder} --why says "
-            "how its training ended"
-        )
-
-
-if __name__ == "__main__":
-    given = sys.argv[1:]
-    job = given[0] == IN_JOB
-    sys.exit(main(Path(given[job]), given[job + 1 :], in_job=job))

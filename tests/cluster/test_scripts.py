@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from supersam.cluster import submit
-from supersam.cluster.follow_up import main, script_text
+from supersam.cluster.follow_up import run_follow_up, script_text
+from supersam.cluster.follow_up_process import main
 from supersam.cluster.sbatch import sbatch_text
 from supersam.config import ClusterConfig, TrainRun
 
@@ -117,6 +118,15 @@ def test_nothing_follows_without_a_checkpoint(tmp_path: Path, capsys: pytest.Cap
     finally:
         os.umask(before)
     assert f"error: {tmp_path} holds no checkpoint to evaluate" in capsys.readouterr().err
+
+
+def test_what_follows_here_says_nothing_but_its_own_words(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    assert run_follow_up(run_of(tmp_path, then="evaluate")) == 2
+    said = capfd.readouterr().err
+    assert said.startswith(f"error: {tmp_path} holds no checkpoint to evaluate")
+    assert len(said.splitlines()) == 1
 
 
 @pytest.mark.usefixtures("echo")

@@ -1,0 +1,51 @@
+"""The process that does what follows a training, which `follow_up` starts or submits."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from supersam.cluster.follow_up import COMMANDS, IN_JOB, parse_words
+from supersam.config import CheckpointConfig, SearchRun, UserError, exit_code
+from supersam.config.io import USAGE_ERROR
+from supersam.runtime.process import keep_others_from_writing
+
+
+def main(folder: Path, words: Sequence[str], *, in_job: bool) -> int:
+    """Do it here. Returns the exit code."""
+    keep_others_from_writing()
+    if in_job:
+        os.chdir(os.environ["SLURM_SUBMIT_DIR"])  # relative paths of the words start there
+    try:
+        _require_checkpoint(folder, words[0])
+    except UserError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return USAGE_ERROR
+    asked = parse_words(folder, words)
+    if in_job and isinstance(asked, SearchRun):
+        from supersam.cluster.search_job import search_in_job  # slow: it imports submitit
+
+        return exit_code(lambda search: search_in_job(search, folder), asked)
+    module, _, function = COMMANDS[words[0]].action.partition(":")
+    action = getattr(importlib.import_module(module), function)
+    return exit_code(action, asked)
+
+
+def _require_checkpoint(folder: Path, name: str) -> None:
+    from supersam.runtime.distributed import World  # slow: they import torch
+    from supersam.training.checkpoint import CheckpointManager
+
+    if CheckpointManager(folder, CheckpointConfig(), World.single()).latest() is None:
+        raise UserError(
+            f"{folder} holds no checkpoint to {name}; python launch/status.py {folder} --why says "
+            "how its training ended"
+        )
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    job = given[0] == IN_JOB
+    sys.exit(main(Path(given[job]), given[job + 1 :], in_job=job))
