@@ -143,12 +143,13 @@ def test_other_numbers_of_hosts_go_on_with_the_same_samples_and_then_evaluate(
 def test_a_search_follows_a_training_with_nodes_of_its_own(
     devcluster: DevCluster, folder: Path, reference: Path
 ):
-    """The training is complete already: its job ends at once, and the search's begins."""
+    """The training is complete already: it gets no job, and the search's waits for none."""
     shutil.copytree(reference, folder)
     search = "search --name after --trials 4 --chunk 2 --nodes 2 --threads 1 --device cpu"
     words = ("--nodes", "1", *SLURM, "--then", f"{search} --protocol.images 1")
     assert launch(folder, *words, env=devcluster.env).wait(PATIENCE_S) == 0, printed(folder)
-    assert f", after it: {search}" in printed(folder)
+    assert "this run is complete at step" in printed(folder)
+    assert f": {search}" in printed(folder)
     wait_for((folder / "results/after/report.html").is_file, PATIENCE_S, what="the search")
     assert len(read_journal(folder / "results/after/journal.jsonl")) == 4
 
