@@ -110,11 +110,11 @@ class ClusterConfig(Section):
     cluster: Literal["auto", "inline", "local", "slurm"] = "auto"
     """auto: Slurm where there is one and nodes are asked for, else this machine."""
     nodes: PositiveInt | None = None
-    """Nodes that train, of the Slurm job."""
+    """Nodes of the Slurm job that work; spare ones come on top."""
     min_nodes: PositiveInt | None = None
     """Fewest nodes to go on with when hosts fail or are not free; null insists on `nodes`."""
     spare_nodes: int = Field(0, ge=0)
-    """Further nodes, idle until one that trains fails."""
+    """Further nodes, idle until one that works fails."""
     tasks_per_node: PositiveInt | None = None
     """Ranks on each node (with `local`: on this machine); null takes one a GPU, else one."""
     partition: Plain | None = None

@@ -18,6 +18,8 @@ def read_front(path: Path) -> list[Trial]:
     Raises UserError where there is none, or none on it yet.
     """
     file = path / FRONT_JSON if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{file} is not there; name the folder of a search that found something")
     try:
         front = [Trial.from_dict(values) for values in json.loads(file.read_text(encoding="utf-8"))]
     except (OSError, ValueError, KeyError, TypeError) as fault:
