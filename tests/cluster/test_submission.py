@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,16 @@ from supersam.cluster import submit
 from supersam.config import TrainRun
 from supersam.training.run_folder import prepare_run_folder
 from tests.cluster.tiny_run import TINY
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    """A command sets its process up for good: left so, a broken pipe would end the tests."""
+    handler, umask = signal.getsignal(signal.SIGPIPE), os.umask(0o022)
+    os.umask(umask)
+    yield
+    signal.signal(signal.SIGPIPE, handler)
+    os.umask(umask)
 
 
 @pytest.fixture
