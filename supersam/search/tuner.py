@@ -10,11 +10,10 @@ loggers, its experiment state on shared storage.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from supersam.config import SearchRun, UserError
 from supersam.runtime.scratch import scratch_folder
 from supersam.runtime.signals import StopFlag
+from supersam.search.desk import Desk
 from supersam.search.journal import Trial
 from supersam.search.objective import Chunk, SubnetObjective, prepare_process
 from supersam.search.program import Program
@@ -83,7 +83,7 @@ def evaluate_on_ray(
     evaluators = plan_evaluators(asked)
     # All evaluators start at once; by default one after the other.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(evaluators.count)
-    desk: Any = ray.remote(num_cpus=0)(_Desk).options(scheduling_strategy=_on_this_node()).remote()
+    desk: Any = ray.remote(num_cpus=0)(Desk).options(scheduling_strategy=_on_this_node()).remote()
     clerk = _Clerk(program, desk, stop, on_trials)
     parameters = {"desk": desk, "asked": asked, "source": source, "evaluators": evaluators}
     trainable = tune.with_resources(
@@ -157,56 +157,6 @@ class Evaluator(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing to load."""
-
-
-class _Desk:
-    """Where chunks wait for evaluators. An actor: its methods are called from every host."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[Chunk] = deque()
-        self._taken: dict[str, Chunk] = {}
-        self._lives: Counter[str] = Counter()  # a lost evaluator comes back under the same name
-        self._closed = False
-        self._news = asyncio.Event()
-
-    async def put(self, chunks: list[Chunk]) -> None:
-        """More work."""
-        self._waiting += chunks
-        self._news.set()
-
-    async def take(self, evaluator: str) -> Chunk | None:
-        """The next chunk, as soon as there is one; None when there will be no other."""
-        life = self._lives[evaluator]
-        while not self._waiting and not self._closed:
-            self._news.clear()
-            await self._news.wait()
-            if self._lives[evaluator] != life:
-                return None  # who asked was lost meanwhile: a chunk would be lost with it
-        if self._closed:
-            return None
-        self._taken[evaluator] = self._waiting.popleft()
-        return self._taken[evaluator]
-
-    async def finish(self, evaluator: str, key: str) -> None:
-        """An evaluator delivered the chunk whose first job has that key."""
-        if evaluator in self._taken and self._taken[evaluator].jobs[0].key == key:
-            del self._taken[evaluator]
-
-    async def give_back(self, evaluator: str) -> str | None:
-        """An evaluator was lost: its chunk is next. Returns its first key; None for none."""
-        self._lives[evaluator] += 1
-        chunk = self._taken.pop(evaluator, None)
-        if chunk is None:
-            return None
-        self._waiting.appendleft(chunk)
-        self._news.set()
-        return chunk.jobs[0].key
-
-    async def close(self) -> int:
-        """Give out no more. Returns how many chunks nobody has taken."""
-        self._closed = True
-        self._news.set()
-        return len(self._waiting)
 
 
 class _Clerk(tune.Callback):  # type: ignore[misc]  # Ray is untyped
