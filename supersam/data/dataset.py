@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from supersam.config import UserError
 from supersam.config.data import DataConfig
 from supersam.data.images import BadImageError, decode_rgb
 from supersam.data.partition import AUGMENT_STREAM, SampleKey, philox
@@ -164,7 +163,7 @@ class ShardDataset(Dataset[TrainSample]):
 class EvalDataset(Dataset[EvalImage]):
     """Every image of the held-out folders, in order, with all its objects and fixed prompts.
 
-    A damaged record raises UserError: a score without it would not be the score of the set.
+    A damaged record raises ShardFolderError: a score without it would not be the score of the set.
     """
 
     def __init__(
@@ -186,10 +185,7 @@ class EvalDataset(Dataset[EvalImage]):
         try:
             return self._load(_Record(reader, int(index - self._first[which])))
         except (BadRecordError, BadImageError, BadMaskError) as error:
-            raise UserError(
-                f"{reader.folder}: {error}; launch/shard.py --verify {reader.folder} --full names "
-                "all that is damaged"
-            ) from error
+            raise reader.damaged(error) from error
 
     def _load(self, record: _Record) -> EvalImage:
         meta = record.meta

@@ -178,10 +178,23 @@ class ShardReader:
             shard.will_need(i)
 
     def image_ids(self) -> NDArray[np.uint64]:
-        """(num_images,) the id of every image, from the shards' indexes alone."""
+        """(num_images,) the id of every image, from the shards' indexes alone.
+
+        Raises ShardFolderError where a shard cannot be opened.
+        """
         starts = [first for first in self._first if first < self.num_images]
-        parts = [self._locate(first)[0].image_ids() for first in starts]
+        try:
+            parts = [self._locate(first)[0].image_ids() for first in starts]
+        except BadRecordError as error:
+            raise self.damaged(error) from error
         return np.concatenate([np.zeros(0, np.uint64), *parts])
+
+    def damaged(self, error: Exception) -> ShardFolderError:
+        """`error` as a user's: what cannot be read of this folder, and how to find the rest."""
+        return ShardFolderError(
+            f"{self.folder}: {error}; launch/shard.py --verify {self.folder} --full names all that "
+            "is damaged"
+        )
 
     def read(self, index: int) -> SegmentationSample:
         """Everything that was written for image `index`."""

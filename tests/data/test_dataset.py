@@ -9,7 +9,6 @@ from PIL import Image
 from pycocotools import mask as coco
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from supersam.config import UserError
 from supersam.config.data import AugmentConfig, DataConfig, SourceConfig
 from supersam.data import dataset as dataset_module
 from supersam.data.dataset import EvalDataset, ShardDataset, TooManyBadRecordsError
@@ -21,7 +20,7 @@ from supersam.data.sample import (
     MaskRecord,
     SegmentationSample,
 )
-from supersam.data.shards import ShardReader, ShardWriter, write_manifest
+from supersam.data.shards import ShardFolderError, ShardReader, ShardWriter, write_manifest
 from supersam.data.sources import list_items, read_samples
 from tests.data.samples import random_mask, random_sample, write_shards
 from tests.paths import REAL_DATA, needs_real_data
@@ -275,7 +274,7 @@ def test_an_evaluation_never_replaces_a_damaged_image(tmp_path):
     samples = [random_sample(i) for i in range(3)]
     reader = write_folder(tmp_path / "shards", samples)
     damage(tmp_path / "shards", samples[1])
-    with pytest.raises(UserError, match=r"shards: .* record 1.*--verify"):
+    with pytest.raises(ShardFolderError, match=r"shards: .* record 1.*--verify"):
         EvalDataset([reader], side=SIDE, prompt="box")[1]
 
 

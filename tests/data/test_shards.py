@@ -205,3 +205,12 @@ def test_folders_that_share_an_image_are_refused_and_others_opened(folder, tmp_p
     for second, shared in ((tmp_path / "sharing", 1), (folder, 13)):
         with pytest.raises(ShardFolderError, match=f"share {shared} of 13 images.*name one"):
             open_held_out([folder, tmp_path / "apart", second])
+
+
+def test_a_shard_that_cannot_be_opened_is_named_with_its_folder(tmp_path):
+    folder = tmp_path / "shards"
+    write_shards(folder, (3,))
+    (shard,) = folder.glob("*.h5")
+    os.truncate(shard, shard.stat().st_size // 2)
+    with pytest.raises(ShardFolderError, match=rf"{folder}: .*cannot be opened.*--verify {folder}"):
+        ShardReader(folder).image_ids()
