@@ -17,7 +17,7 @@ from supersam.training.checkpoint import CheckpointManager, read_moments, read_w
 from supersam.training.run_folder import prepare_run_folder
 from supersam.training.session import train
 from supersam.training.trainer import InterruptedRunError, Trainer
-from tests.distributed.forked import run_ranks
+from tests.distributed.ranks import run_ranks
 from tests.training.runs import tiny_run
 
 pytestmark = pytest.mark.slow

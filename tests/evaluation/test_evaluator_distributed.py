@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from supersam.data.sample import EvalImage
 from supersam.evaluation import evaluate
+from supersam.runtime.distributed import close_world, init_world
+from tests.distributed.ranks import run_ranks
 from tests.evaluation.scenes import Replay, eval_image, smooth_logits
 
 NUM_OBJECTS = {11: 4, 2: 1, 8: 7, 5: 0, 9: 3}
@@ -28,18 +28,16 @@ def scene() -> tuple[Replay, list[EvalImage]]:
     return Replay(logits), images
 
 
-def evaluate_share(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/group", rank=rank, world_size=2)
+def evaluate_share(folder: Path) -> None:
+    world = init_world(torch.device("cpu"))
     predictor, images = scene()
-    result = evaluate(predictor, images[rank::2])
-    Path(folder, f"rank{rank}").write_bytes(pickle.dumps(result))
-    dist.destroy_process_group()
+    result = evaluate(predictor, images[world.rank :: 2])
+    (folder / f"rank{world.rank}").write_bytes(pickle.dumps(result))
+    close_world()
 
 
 def test_two_ranks_get_the_result_of_one(tmp_path: Path):
-    # forked, not spawned: importing torch twice more would take longer than the test
-    mp.start_processes(evaluate_share, args=(str(tmp_path),), nprocs=2, start_method="fork")
+    assert run_ranks(2, evaluate_share, tmp_path) == [0, 0]
     predictor, images = scene()
     alone = evaluate(predictor, images)
     for rank in range(2):

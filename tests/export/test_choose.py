@@ -47,8 +47,11 @@ def test_other_places_are_refused(tiny_space, front):
     for place, expected in (("3", "has 3 subnets, 0 to 2"), ("x", "best, knee, cheapest")):
         with pytest.raises(UserError, match=expected):
             choose(f"{folder}#{place}", tiny_space)
-    with pytest.raises(UserError, match="is not a front"):
+    with pytest.raises(UserError, match="absent.json is not there"):
         choose(f"{folder / 'absent.json'}#0", tiny_space)
+    (folder / "pareto.json").write_text("{}}")
+    with pytest.raises(UserError, match="is not a front"):
+        choose(f"{folder}#0", tiny_space)
     (folder / "pareto.json").write_text("[]")
     with pytest.raises(UserError, match="holds no subnet yet"):
         choose(f"{folder}#0", tiny_space)

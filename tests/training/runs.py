@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import deepspeed  # noqa: F401  once here instead of in every forked rank
 import torch
 from torch import Tensor
 

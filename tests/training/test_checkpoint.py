@@ -30,7 +30,7 @@ from supersam.training.checkpoint import (
     read_weights,
     verify,
 )
-from tests.distributed.forked import run_ranks
+from tests.distributed.ranks import run_ranks
 
 LARGE = 1 << 19  # float32 values of a tensor that a small disk does not hold
 

@@ -26,7 +26,7 @@ from supersam.training.engine import (
     trainable_parameters,
 )
 from supersam.training.session import build_supernet
-from tests.distributed.forked import run_ranks
+from tests.distributed.ranks import run_ranks
 from tests.training.runs import (
     build_trainer,
     plain_training,

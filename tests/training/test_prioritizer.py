@@ -13,7 +13,7 @@ from supersam.runtime.distributed import World, close_world, init_world
 from supersam.training.checkpoint import CheckpointManager, read_moments, read_weights
 from supersam.training.run_folder import prepare_run_folder
 from supersam.training.session import train
-from tests.distributed.forked import run_ranks
+from tests.distributed.ranks import run_ranks
 from tests.training.runs import tiny_run
 
 pytestmark = pytest.mark.slow

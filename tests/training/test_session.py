@@ -14,7 +14,7 @@ from supersam.space import read_space, resolve_shape
 from supersam.training.run_folder import prepare_run_folder
 from supersam.training.session import train
 from supersam.training.trained import find_weights, load_supernet
-from tests.distributed.forked import run_ranks
+from tests.distributed.ranks import run_ranks
 from tests.training.runs import tiny_run
 
 

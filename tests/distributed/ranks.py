@@ -1,4 +1,9 @@
-"""Functions run as ranks of a small world: forked, for torch and deepspeed are slow to import."""
+"""Functions run as ranks of a small world.
+
+A fork server that has imported torch and deepspeed once begins them: spawned, each would import
+them for seconds; forked from the tests' own process, they could not run a backward pass once any
+test there has run one in a thread (torch's autograd keeps threads that a fork loses).
+"""
 
 from __future__ import annotations
 
@@ -12,14 +17,17 @@ from typing import Any
 from supersam.cluster.rendezvous import free_port
 
 TIMEOUT_S = 280
+PRELOADED = ["deepspeed", "supersam.training.session", "supersam.evaluation", "pytest"]
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list[int]:
     """Call `function(*args)` in `world_size` processes; returns their exit codes by rank.
 
-    The environment of each names its place, as a launcher would.
+    The environment of each names its place, as a launcher would. The function is one of a module,
+    and what a test changed in its own process is not changed in theirs.
     """
-    context = get_context("fork")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
     port = free_port("127.0.0.1")
     ranks = [
         context.Process(target=_as_rank, args=(rank, world_size, port, function, args))
