@@ -23,7 +23,7 @@ from supersam.cluster.slurm import missing_slurm
 from supersam.cluster.tasks import Task, describe_task, execute_task, prepare_task
 from supersam.config import TrainRun, UserError
 from supersam.config.io import USAGE_ERROR
-from supersam.runtime.process import end_with_parent, end_with_reader, keep_others_from_writing
+from supersam.runtime.process import end_with_parent, ends_with_reader, keep_others_from_writing
 from supersam.runtime.vitals import saved_step
 from supersam.runtime.watchdog import STALLED
 
@@ -43,9 +43,9 @@ def submit(run: Task) -> int:
         if isinstance(run, TrainRun) and run.cluster.then is not None:
             check_follow_up(run)
         if run.dry_run:
-            end_with_reader()
             text, ok = describe_task(run, where)
-            print(text)
+            with ends_with_reader():
+                print(text)
             return 0 if ok else FAILURE
         if where == "slurm":
             return _run_on_slurm(run)

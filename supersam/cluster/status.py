@@ -18,7 +18,7 @@ from supersam.cluster.record import RunRecord, find_runs, read_record, read_reco
 from supersam.cluster.why import duration, explain, progress
 from supersam.config import StatusRun, UserError
 from supersam.config.io import USAGE_ERROR
-from supersam.runtime.process import end_with_reader
+from supersam.runtime.process import ends_with_reader
 from supersam.runtime.strikes import count_strikes
 from supersam.runtime.vitals import Beat
 
@@ -31,18 +31,10 @@ _COLUMNS = ("RUN", "STATE", "STEP", "OF", "IMAGES/S", "LEFT", "MIOU", "TRY", "JO
 
 def show(options: StatusRun) -> int:
     """Do what the command line asks for. Returns the exit code."""
-    end_with_reader()
     queue = Queue()
     try:
-        folder = options.folder
-        if folder is None:
-            _show_all(options, queue)
-        elif options.cancel:
-            print(cancel(read_record(folder, queue)))
-        elif options.follow:
-            _follow(folder, options.rank, queue)
-        else:
-            _show_one(read_record(folder, queue), options)
+        with ends_with_reader():
+            _show(options, queue)
     except UserError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return USAGE_ERROR
@@ -51,6 +43,18 @@ def show(options: StatusRun) -> int:
     if queue.note is not None:
         print(f"note: {queue.note}", file=sys.stderr)
     return 0
+
+
+def _show(options: StatusRun, queue: Queue) -> None:
+    folder = options.folder
+    if folder is None:
+        _show_all(options, queue)
+    elif options.cancel:
+        print(cancel(read_record(folder, queue)))
+    elif options.follow:
+        _follow(folder, options.rank, queue)
+    else:
+        _show_one(read_record(folder, queue), options)
 
 
 def _show_all(options: StatusRun, queue: Queue) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -51,9 +54,15 @@ def keep_others_from_writing() -> None:
     os.umask(os.umask(0o077) | 0o002)
 
 
-def end_with_reader() -> None:
-    """Of a command that only prints: end without a word when nobody reads on, as `| head` does."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+@contextmanager
+def ends_with_reader() -> Iterator[None]:
+    """While only printing: end without a word when nobody reads on, as before `| head`."""
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        yield
+        sys.stdout.flush()
+    finally:
+        signal.signal(signal.SIGPIPE, before)
 
 
 def resident_gib(pid: int | None = None) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,11 +17,10 @@ from tests.cluster.tiny_run import TINY
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    """A command sets its process up for good: left so, a broken pipe would end the tests."""
-    handler, umask = signal.getsignal(signal.SIGPIPE), os.umask(0o022)
+    """A command sets its process's umask for good."""
+    umask = os.umask(0o022)
     os.umask(umask)
     yield
-    signal.signal(signal.SIGPIPE, handler)
     os.umask(umask)
 
 
