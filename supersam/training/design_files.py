@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from supersam.config import DesignRun, ModelConfig, UserError, dump_run, dump_yaml
+from supersam.config import DesignRun, ModelConfig, UserError, dump_run, dump_yaml, load_run
 from supersam.data.manifest import read_manifest
 from supersam.data.sample import Batch
 from supersam.design import FunctionProbe, Sensitivity, UnitScores, prioritize_parameters
@@ -44,7 +44,11 @@ class Evidence:
 
 
 def prepare_design_folder(run: DesignRun) -> None:
-    """Create the folder and write `run.yaml`. Raises UserError for what is missing or too small."""
+    """Create the folder and write `run.yaml`.
+
+    Raises UserError for what is missing or too small, and where `--out` is the space of other
+    weights or images, or no design's; nothing is written then.
+    """
     images = sum(read_manifest(path).num_images for path in run.data)
     if images < run.calibration.images:
         raise UserError(
@@ -55,12 +59,31 @@ def prepare_design_folder(run: DesignRun) -> None:
         raise UserError(f"checkpoint {run.checkpoint} does not exist")
     if run.out.suffix != ".yaml" or run.out.is_dir():
         raise UserError(f"--out {run.out} is not the name of a file; use {run.out}/space.yaml")
+    if run.out.exists():
+        _require_same_start(run)
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
         (run.folder / PROGRESS).unlink(missing_ok=True)
         write_bytes(run.folder / "run.yaml", f"{provenance()}{dump_run(run)}".encode())
     except OSError as fault:
         raise UserError(f"cannot write to {run.folder}: {fault}") from fault
+
+
+def _require_same_start(run: DesignRun) -> None:
+    """A design may be made again with other limits, as trainings keep a copy of their space."""
+    before = run.folder / "run.yaml"
+    if not before.is_file():
+        raise UserError(f"{run.out} exists and no design made it; choose another --out FILE")
+    saved = load_run(DesignRun, before)
+    for name, old, new in (
+        ("checkpoint", [saved.checkpoint], [run.checkpoint]),
+        ("data", saved.data, run.data),
+    ):
+        if [path.resolve() for path in old] != [path.resolve() for path in new]:
+            raise UserError(
+                f"{run.out} is a design with --{name} {' '.join(map(str, old))}, and now --{name} "
+                f"{' '.join(map(str, new))} was asked for; choose another --out FILE"
+            )
 
 
 def describe_design(run: DesignRun) -> str:

@@ -106,6 +106,25 @@ def test_a_second_design_measures_nothing_again(designed, checkpoint, synthetic_
     assert all(len(c) <= 2 for c in read_space(designed / "space.yaml", TINY).mlp_widths)
 
 
+def test_a_design_of_other_weights_or_images_is_not_overwritten(
+    designed, checkpoint, synthetic_shards, held_out_shards, tmp_path
+):
+    other = tmp_path / "other.pth"
+    torch.save(load_sam(TINY, seed=4).state_dict(), other)
+    (designed / "mine.yaml").write_text("depth: 4\n")
+    before = {p: p.read_bytes() for p in designed.rglob("*") if p.is_file()}
+    for words, expected in (
+        (("--checkpoint", other), f"a design with --checkpoint {checkpoint}, and now --checkpoint"),
+        (("--data", held_out_shards, "--calibration.images", "4"), "a design with --data"),
+        (("--out", "mine.yaml"), "mine.yaml exists and no design made it; choose another --out"),
+    ):
+        given = ("--data", synthetic_shards, "--checkpoint", checkpoint, *FLAGS, *words)
+        done = launch("design.py", *given, cwd=designed)
+        assert done.returncode == 2, done.stderr
+        assert expected in done.stderr
+    assert {p: p.read_bytes() for p in designed.rglob("*") if p.is_file()} == before
+
+
 def test_two_ranks_design_what_one_does(designed, checkpoint, synthetic_shards):
     done = launch(
         "design.py", "--data", synthetic_shards, "--checkpoint", checkpoint, *FLAGS,
