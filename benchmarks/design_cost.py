@@ -22,7 +22,7 @@ from supersam.data.sample import LABEL_BOX_MAX, LABEL_BOX_MIN, Batch
 from supersam.design import DamageMeter, FunctionProbe, prioritize_parameters, score_units
 from supersam.design.sensitivity import cache_content
 from supersam.model import SamSupernet, load_sam
-from supersam.runtime.distributed import choose_device
+from supersam.runtime.device import choose_device
 from supersam.space import SHAPES, published_space
 
 PARTS = ("hash", "magnitude", "wanda", "taylor", "movement", "measure", "prioritize")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from trained import HeldOut, provenance, table
 
-from supersam.runtime.distributed import choose_device
+from supersam.runtime.device import choose_device
 from supersam.space import read_space, resolve_shape, subnet_cost
 from supersam.training.run_data import validation_folders
 from supersam.training.trained import find_weights, load_supernet, read_run

@@ -20,7 +20,8 @@ from supersam.data.shards import ShardReader
 from supersam.design.calibration import load_calibration
 from supersam.evaluation import SubnetPredictor, evaluate
 from supersam.model import SamSupernet
-from supersam.runtime.distributed import World, choose_device
+from supersam.runtime.device import choose_device
+from supersam.runtime.distributed import World
 from supersam.space import published_space, resolve_shape
 from supersam.training.losses import subnet_loss
 from supersam.training.run_folder import git_commit

@@ -28,7 +28,8 @@ from supersam.export.plan import ExportPlan, is_there, plan_export
 from supersam.export.writer import export_subnet
 from supersam.model import SamSupernet
 from supersam.runtime.atomic import write_bytes
-from supersam.runtime.distributed import World, choose_device
+from supersam.runtime.device import choose_device
+from supersam.runtime.distributed import World
 from supersam.runtime.logging import setup_logging
 from supersam.space import subnet_cost
 from supersam.training.run_folder import git_commit, versions

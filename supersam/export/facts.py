@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 from typing import Any
 
-import torch
 from segment_anything.modeling import Sam
 
 from supersam.config import TrainRun, UserError
 from supersam.config.search import LatencyConfig
 from supersam.data.manifest import read_manifest
 from supersam.evaluation import SamModelPredictor
+from supersam.runtime.device import describe_device
 from supersam.search.measure import predictor_latency
 from supersam.training.trained import WeightSource, read_run
 
@@ -64,21 +63,6 @@ def describe_latency(sam: Sam) -> dict[str, Any]:
         "precision": "fp32",
         "device": describe_device(sam.device),
     }
-
-
-def describe_device(device: torch.device) -> str:
-    """Name of the processor that computes, with the number of threads of a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{_cpu_name()}, {threads} thread" + ("s" if threads > 1 else "")
-
-
-def _cpu_name() -> str:
-    table = Path("/proc/cpuinfo")  # platform.processor() is empty on Linux
-    lines = table.read_text(encoding="utf-8").splitlines() if table.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _run_of(start: Path) -> TrainRun | None:

@@ -6,19 +6,16 @@ import datetime
 import os
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, TCPStore
 
-from supersam.config import UserError
+from supersam.runtime.device import choose_device
 
 TIMEOUT_MIN = 10
 LOOPBACK = "127.0.0.1"
-_CPUINFO = Path("/proc/cpuinfo")
-_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86, x86 and Arm
 Value = TypeVar("Value")
 
 
@@ -98,38 +95,6 @@ def close_world() -> None:
     """Leave the default process group, where there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device that `auto`, `cpu` or `cuda` means for this rank.
-
-    Raises UserError where it is a GPU and none is here.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device cuda was asked for, and PyTorch sees no GPU here; take auto or cpu")
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    # One visible GPU each is the usual cluster set-up; several visible ones are taken in turn.
-    return torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))
-
-
-def computes_bf16(precision: str, device: torch.device) -> bool:
-    """Whether `auto`, `bf16` or `fp32` means bfloat16 on `device`."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return not _BF16_FLAGS.isdisjoint(_cpu_flags())
-
-
-def _cpu_flags() -> set[str]:
-    """The instruction sets of this host's CPU, as Linux names them; none elsewhere."""
-    try:
-        lines = _CPUINFO.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return set()
-    flags = (line for line in lines if line.startswith(("flags", "Features")))
-    return set(next(flags, "").split())
 
 
 def share_cores(threads: int) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from supersam.config import SearchRun, UserError
-from supersam.runtime.distributed import World, choose_device
+from supersam.runtime.device import choose_device
+from supersam.runtime.distributed import World
 from supersam.runtime.logging import setup_logging
 from supersam.runtime.ray_address import RayAddress
 from supersam.runtime.signals import StopFlag, stop_requested
@@ -250,7 +251,7 @@ def format_front(result: SearchResult, objectives: tuple[str, ...]) -> str:
     names = list(dict.fromkeys(("miou", *objectives, "params_m", "flops_g")))
     header = ["subnet", *names, "95 % interval"]
     rows = [(name, trial) for name, trial in result.references.items()]
-    rows += [(trial.key, trial) for trial in result.front]
+    rows += [(trial.spec.key(), trial) for trial in result.front]
     lines = [header] + [[name, *_cells(trial, names)] for name, trial in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

@@ -73,6 +73,21 @@ def require_measured_feasible(
             )
 
 
+def require_one_device(trials: Iterable[Trial], measured: Sequence[str]) -> None:
+    """Raise UserError where trials were measured on different kinds of devices."""
+    first: Trial | None = None
+    for trial in trials:
+        if not trial.device:
+            continue
+        first = first or trial
+        if trial.device != first.device:
+            raise UserError(
+                f"{', '.join(measured)} on {trial.host} ({trial.device}) and on {first.host} "
+                f"({first.device}) do not compare; ask for one kind of host, with --partition or "
+                "--node-constraint, or for one --device: the same command then goes on"
+            )
+
+
 def _require_together(space: SearchSpace, limits: Sequence[Constraint]) -> None:
     rng = np.random.default_rng(0)
     nearest: tuple[float, dict[str, float]] | None = None

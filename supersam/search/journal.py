@@ -62,6 +62,9 @@ class Trial:
     """Where IoU is taken: on the model's mask logits (S / 4), or on the original image's pixels."""
     rungs: tuple[tuple[int, float], ...] = field(default=())
     """(images, mIoU on them) at each early-stopping decision, fewest first."""
+    device: str = ""
+    """Name of the processor: what is measured compares on the same one alone. Empty in journals
+    that did not say it yet."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -12,7 +12,7 @@ from supersam.data.dataset import EvalDataset
 from supersam.data.sample import EvalImage
 from supersam.data.shards import ShardReader
 from supersam.evaluation import Predictor, SubnetPredictor
-from supersam.runtime.distributed import choose_device
+from supersam.runtime.device import choose_device
 from supersam.space import SubnetSpec, read_space, resolve_shape
 from supersam.training.overlay import draw_overlays
 from supersam.training.run_data import validation_folders

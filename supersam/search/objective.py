@@ -21,7 +21,7 @@ from supersam.data.sample import EvalImage
 from supersam.evaluation import bootstrap_interval, mask_iou, single_mask_ious
 from supersam.evaluation.evaluator import require_finite
 from supersam.model import SamSupernet
-from supersam.runtime.distributed import choose_device
+from supersam.runtime.device import choose_device, describe_device
 from supersam.runtime.memory import keep_freed_memory
 from supersam.search.costs import is_hopeless, keeps_limits, known_costs
 from supersam.search.images import GridTargets, ImageBatch, load_images
@@ -228,6 +228,7 @@ class SubnetObjective:
             host=socket.gethostname(),
             resolution="original" if final else self._asked.protocol.resolution,
             rungs=tuple(running.rungs),
+            device=describe_device(self._device),
         )
 
 

@@ -115,17 +115,20 @@ def _volume(front: Costs, reference: NDArray[np.float64]) -> float:
 
 
 def write_front(folder: Path, front: Sequence[Trial]) -> None:
-    """Write `pareto.json`, a list of trials, and `pareto.csv`, the same as a table."""
+    """Write `pareto.json`, a list of trials, and `pareto.csv`, the same as a table.
+
+    `key` there is the trial's, `subnet` the name that an export has too.
+    """
     write_json(folder / FRONT_JSON, [trial.to_dict() for trial in front])
     names = sorted({name for trial in front for name in trial.metrics})
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     genes = ["layers", "mlp_widths", "heads", "embed_dim"]
-    table.writerow(["key", *names, "num_images", "num_objects", *genes])
+    table.writerow(["key", "subnet", *names, "num_images", "num_objects", *genes])
     for trial in front:
         spec = trial.spec.to_dict()
         table.writerow(
-            [trial.key, *(trial.metrics.get(name, "") for name in names)]
+            [trial.key, trial.spec.key(), *(trial.metrics.get(name, "") for name in names)]
             + [trial.num_images, trial.num_objects]
             + [" ".join(map(str, spec[name])) for name in genes[:3]]
             + [trial.spec.embed_dim]

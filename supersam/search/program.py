@@ -7,7 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from supersam.config import SearchRun
-from supersam.search.costs import keeps_limits, require_measured_feasible
+from supersam.search.costs import (
+    keeps_limits,
+    require_measured_feasible,
+    require_one_device,
+)
 from supersam.search.folder import Basis
 from supersam.search.journal import Journal, Stage, Trial, trial_key
 from supersam.search.objective import Chunk, Job, protocol_of
@@ -45,7 +49,14 @@ class Program:
         return self._schedule.next_chunk() if self._schedule is not None else None
 
     def complete(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Write trials to the journal and go on. Returns those that are new."""
+        """Write trials to the journal and go on. Returns those that are new.
+
+        Raises UserError where latency or memory was measured on another kind of device than the
+        journal's; nothing is written then.
+        """
+        trials = list(trials)
+        if self._asked.measured:
+            require_one_device([*self._journal, *trials], self._asked.measured)
         new = self._journal.append(trials)
         self._advance()
         return new

@@ -182,7 +182,13 @@ def _cells(trial: Trial, costs: Sequence[str]) -> list[str]:
         f"{metrics['miou_lo']:.3f} to {metrics['miou_hi']:.3f}" if "miou_lo" in metrics else "-"
     )
     shown = [f"{metrics[name]:.2f}" if name in metrics else "-" for name in costs]
-    return [f"{metrics['miou']:.4f}", interval, *shown, str(len(trial.spec.layers)), trial.key]
+    return [
+        f"{metrics['miou']:.4f}",
+        interval,
+        *shown,
+        str(len(trial.spec.layers)),
+        trial.spec.key(),
+    ]
 
 
 def _subnets(report: Report, place: Path) -> list[Markup]:
@@ -290,12 +296,14 @@ def _savings(found: list[Contribution]) -> Markup:
 def _facts(report: Report) -> list[Markup]:
     record, asked = report.record, report.asked
     status = Counter(trial.status for trial in report.trials)
+    devices = ", ".join(sorted({trial.device for trial in report.trials if trial.device}))
     rows = [
         ("supernet", f"{record['run']}, step {record['checkpoint']['step']}, weights "
                      f"{record['checkpoint']['sha256']}"),
         ("evaluation data", f"{', '.join(record['data']['folders'])}; "
                             f"{record['data']['seen_in_training']['detail']}"),
         ("searcher", f"{asked.searcher}, seed {asked.seed}, population {asked.population}"),
+        *([("measured on", devices)] if asked.measured and devices else []),
         ("trials", ", ".join(f"{count} {name}" for name, count in status.items())),
         ("time in evaluations", f"{sum(trial.seconds for trial in report.trials) / 60:.1f} min"),
         ("software", ", ".join(f"{n} {v}" for n, v in record["versions"].items())),

@@ -14,7 +14,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,19 +51,20 @@ class Evaluators:
     cpus: float
     gpus: float
 
-    @property
-    def sharers(self) -> int:
-        """Evaluators in the memory of one host, or of one GPU."""
-        return self.per_node if self.gpus == 0 else math.ceil(1 / self.gpus)
+    sharers: int
+    """In the memory of one host, or of one GPU."""
 
 
-def plan_evaluators(asked: SearchRun) -> Evaluators:
-    """One a GPU, or `evaluators_per_node`, else one a host, on the hosts that Ray has."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def plan_evaluators(asked: SearchRun, nodes: Sequence[Mapping[str, float]]) -> Evaluators:
+    """One a GPU, or `evaluators_per_node`, else one a host; none takes more than one GPU.
+
+    nodes: for each host, how many of `CPU` and `GPU` Ray has there.
+    """
     gpus = min(int(node.get("GPU", 0)) for node in nodes) if asked.device != "cpu" else 0
     per_node = asked.cluster.evaluators_per_node or max(1, gpus)
+    sharers = math.ceil(per_node / gpus) if gpus else per_node
     cpus = min(node["CPU"] for node in nodes) / per_node
-    return Evaluators(per_node * len(nodes), per_node, cpus, gpus / per_node)
+    return Evaluators(per_node * len(nodes), per_node, cpus, 1 / sharers if gpus else 0.0, sharers)
 
 
 def evaluate_on_ray(
@@ -80,7 +81,8 @@ def evaluate_on_ray(
     Where a stop is requested, chunks under way are finished and no other is begun. `evaluator`
     stands in for `Evaluator` where a benchmark wants one that takes a known time.
     """
-    evaluators = plan_evaluators(asked)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    evaluators = plan_evaluators(asked, nodes)
     # All evaluators start at once; by default one after the other.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(evaluators.count)
     desk: Any = ray.remote(num_cpus=0)(Desk).options(scheduling_strategy=_on_this_node()).remote()

@@ -14,7 +14,8 @@ from supersam.data.loader import build_eval_loader
 from supersam.data.shards import open_held_out
 from supersam.evaluation import EvalResult, SubnetPredictor, evaluate, format_table
 from supersam.runtime.atomic import write_json
-from supersam.runtime.distributed import World, choose_device
+from supersam.runtime.device import choose_device
+from supersam.runtime.distributed import World
 from supersam.space import read_space, resolve_shape, subnet_cost
 from supersam.training.run_data import validation_folders
 from supersam.training.trained import choose_subnet, find_weights, load_supernet, read_run

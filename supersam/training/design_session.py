@@ -26,14 +26,8 @@ from supersam.design.score_cache import cached_scores
 from supersam.design.sensitivity import cache_content
 from supersam.model import Prediction, SamSupernet, load_sam
 from supersam.model.sam import infer_model, infer_shape, read_checkpoint
-from supersam.runtime.distributed import (
-    World,
-    barrier,
-    choose_device,
-    close_world,
-    init_world,
-    share_cores,
-)
+from supersam.runtime.device import choose_device
+from supersam.runtime.distributed import World, barrier, close_world, init_world, share_cores
 from supersam.runtime.logging import setup_logging
 from supersam.space import SHAPES, describe_shape, published_space, resolve_shape
 from supersam.training.design_files import Evidence, write_design

@@ -13,14 +13,8 @@ from supersam.config import TrainRun, UserError, dump_run
 from supersam.data.dataset import EvalDataset, ShardDataset
 from supersam.data.loader import TrainLoader, build_eval_loader, build_loader
 from supersam.model import SamSupernet
-from supersam.runtime.distributed import (
-    World,
-    choose_device,
-    close_world,
-    computes_bf16,
-    init_world,
-    share_cores,
-)
+from supersam.runtime.device import choose_device, computes_bf16
+from supersam.runtime.distributed import World, close_world, init_world, share_cores
 from supersam.runtime.heartbeat import Heart
 from supersam.runtime.logging import setup_logging
 from supersam.runtime.memory import keep_freed_memory

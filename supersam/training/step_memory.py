@@ -32,7 +32,7 @@ from supersam.model.attention import (
 )
 from supersam.model.fused_attention import fused_attention
 from supersam.model.sam import build_sam
-from supersam.runtime.distributed import computes_bf16
+from supersam.runtime.device import computes_bf16
 from supersam.space import EncoderShape, build_space, resolve_shape
 from supersam.training.engine import freeze_untrained, trainable_parameters
 from supersam.training.losses import subnet_loss

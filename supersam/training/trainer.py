@@ -16,7 +16,8 @@ from supersam.data.loader import TrainLoader
 from supersam.data.prefetch import DeviceBatches
 from supersam.data.sample import Batch
 from supersam.model import Prediction, SamSupernet
-from supersam.runtime.distributed import World, all_reduce_max, computes_bf16
+from supersam.runtime.device import computes_bf16
+from supersam.runtime.distributed import World, all_reduce_max
 from supersam.runtime.heartbeat import Heart
 from supersam.runtime.signals import StopFlag
 from supersam.training.checkpoint import TrainState

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from supersam.runtime import distributed
-from supersam.runtime.distributed import computes_bf16
+from supersam.runtime import device
+from supersam.runtime.device import computes_bf16
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -31,7 +31,7 @@ def test_auto_follows_the_instructions_of_the_cpu(tmp_path, monkeypatch, cpuinfo
     file = tmp_path / "cpuinfo"
     if cpuinfo is not None:
         file.write_text(cpuinfo)
-    monkeypatch.setattr(distributed, "_CPUINFO", file)
+    monkeypatch.setattr(device, "_CPUINFO", file)
     assert computes_bf16("auto", CPU) is expected
 
 

@@ -1,4 +1,4 @@
-"""What a process that only prints does when nobody reads on, and that others are left as they were."""
+"""A process that only prints, and nobody reads on."""
 
 import signal
 import subprocess

@@ -64,6 +64,7 @@ def test_the_front_is_written_as_json_and_as_a_table(tmp_path):
     assert [float(row["miou"]) for row in rows] == [0.5, 0.6]
     assert [row["latency_ms"] for row in rows] == ["", "3.5"]
     assert rows[1]["mlp_widths"] == "17 32"
+    assert [row["subnet"] for row in rows] == [trial.spec.key() for trial in front]
 
 
 @pytest.mark.parametrize("objectives", [1, 2, 3])

@@ -14,7 +14,7 @@ from supersam.cluster import search_job
 from supersam.config import UserError, load_run
 from supersam.config.search import SearchRun
 from supersam.runtime.signals import stop_requested
-from supersam.search import Trial, pareto_front, read_journal
+from supersam.search import Trial, objective, pareto_front, read_journal
 from supersam.search.command import run_search, run_search_here
 from supersam.search.folder import find_basis, prepare_folder
 from supersam.search.objective import SubnetObjective
@@ -274,6 +274,26 @@ def test_what_is_measured_is_measured_in_one_way(run, tmp_path):
             continue
         with pytest.raises(UserError, match=r"threads: 1 -> 2\n  evaluators_per_node: None -> 3"):
             prepare_folder(other, basis)
+
+
+def test_what_is_measured_is_measured_on_one_kind_of_device(run, tmp_path, monkeypatch):
+    for limits in ((), ("latency_ms<=1e6",)):
+        folder = tmp_path / str(len(limits))
+        changes = {"constraint": limits, "latency": {"repeats": 1, "warmup": 1}}
+        monkeypatch.setattr(objective, "describe_device", lambda _: "a fast one")
+        search(run, folder, trials=4, **changes)
+        before = (folder / "journal.jsonl").read_bytes()
+        monkeypatch.setattr(objective, "describe_device", lambda _: "a slow one")
+        if not limits:
+            search(run, folder, trials=6, **changes)
+            assert {t.device for t in read_journal(folder / "journal.jsonl")} == {
+                "a fast one", "a slow one"
+            }  # fmt: skip
+            continue
+        words = r"latency_ms on .* \(a slow one\) and on .* \(a fast one\) do not compare"
+        with pytest.raises(UserError, match=words):
+            search(run, folder, trials=6, **changes)
+        assert (folder / "journal.jsonl").read_bytes() == before
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(run, tmp_path):

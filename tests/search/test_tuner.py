@@ -2,9 +2,13 @@
 
 from types import SimpleNamespace
 
-from supersam.config import UserError
+import pytest
+
+from supersam.config import SearchRun, UserError
 from supersam.search import tuner
 from tests.search.test_desk import chunk
+
+ONE = SimpleNamespace(trial_id="one")
 
 
 def test_an_evaluator_that_cannot_be_set_up_says_why(monkeypatch, tmp_path):
@@ -34,7 +38,9 @@ def test_an_evaluator_says_what_ended_a_chunk(monkeypatch):
     assert evaluator.step() == {"trials": [], "kept_bytes": 0.0, "fault": "it diverged"}
 
 
-def test_what_an_evaluator_says_ends_the_search(monkeypatch):
+@pytest.fixture
+def clerk(monkeypatch):
+    """With one chunk, "a", that an evaluator holds."""
     monkeypatch.setattr(tuner.ray, "get", lambda reference: reference)
     desk = SimpleNamespace(
         put=SimpleNamespace(remote=lambda chunks: None),
@@ -45,10 +51,49 @@ def test_what_an_evaluator_says_ends_the_search(monkeypatch):
     program = SimpleNamespace(
         next_chunk=lambda: chunks.pop() if chunks else None, is_finished=False
     )
-    clerk = tuner._Clerk(program, desk, False, print)
+    return tuner._Clerk(program, desk, False, print)
+
+
+def test_what_an_evaluator_says_ends_the_search(clerk):
     said = {"trials": [], "kept_bytes": 0.0, "fault": "it diverged"}
-    clerk.on_trial_result(1, [], SimpleNamespace(trial_id="one"), said)
+    clerk.on_trial_result(1, [], ONE, said)
     assert not clerk.is_over
     clerk.on_step_end(1, [])
     assert clerk.is_over
     assert str(clerk.fault) == "it diverged"
+
+
+def test_a_chunk_that_loses_every_evaluator_ends_the_search(clerk):
+    for _ in range(3):
+        clerk.on_trial_recover(1, [], ONE)
+        clerk.on_step_end(1, [])
+        assert clerk.failure is None
+    clerk.on_trial_error(1, [], ONE)
+    clerk.on_step_end(1, [])
+    assert clerk.failure == "a chunk failed 4 times; see Ray's message above"
+    assert clerk.is_over
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "count", "each"),
+    [
+        (None, 0, 1, (16, 0, 1)),
+        (3, 0, 3, (16 / 3, 0, 3)),
+        (None, 4, 4, (4, 1, 1)),
+        (3, 2, 3, (16 / 3, 1 / 2, 2)),
+        (3, 4, 3, (16 / 3, 1, 1)),
+        (8, 4, 8, (2, 1 / 2, 2)),
+    ],
+)
+def test_evaluators_share_the_gpus_of_a_host(tmp_path, asked, gpus, count, each):
+    run = SearchRun(run=tmp_path, cluster={"evaluators_per_node": asked})
+    nodes = [{"CPU": 16.0, "GPU": float(gpus)}] * 2
+    found = tuner.plan_evaluators(run, nodes)
+    assert (found.count, found.per_node) == (2 * count, count)
+    assert (found.cpus, found.gpus, found.sharers) == each
+    assert found.per_node <= found.sharers * max(1, gpus)
+
+
+def test_evaluators_on_cpus_leave_the_gpus_alone(tmp_path):
+    nodes = [{"CPU": 16.0, "GPU": 4.0}]
+    assert tuner.plan_evaluators(SearchRun(run=tmp_path, device="cpu"), nodes).gpus == 0
