@@ -47,7 +47,11 @@ def describe_submission(run: TrainRun, where: str) -> tuple[str, bool]:
 
 def check_run(run: TrainRun) -> list[str]:
     """Findings about the folder, its disk and the shards; each begins with ok or error."""
-    return [_check_folder(run), _check_space(run), *(_check_shards(p) for p in run.data.train)]
+    shards = [_check_shards(path) for path in (*run.data.train, *run.data.val)]
+    found = [_check_folder(run), _check_space(run), *shards]
+    if all(finding.startswith("ok: ") for finding in shards):  # else it would say the same
+        found.append(_check_start(run))
+    return found
 
 
 def check_slurm(run: TrainRun) -> list[str]:
@@ -169,6 +173,17 @@ def _check_folder(run: TrainRun) -> str:
     if not os.access(place, os.W_OK):
         return f"error: {place} is not writable; choose another --run DIR"
     return f"ok: {place} is writable"
+
+
+def _check_start(run: TrainRun) -> str:
+    from supersam.training.run_folder import check_run_folder
+
+    try:
+        check_run_folder(run)
+    except UserError as fault:
+        return f"error: {fault}"
+    goes_on = (run.folder / "run.yaml").exists()
+    return f"ok: {run.folder} {'holds this run, which would go on' if goes_on else 'is new'}"
 
 
 def _check_space(run: TrainRun) -> str:

@@ -13,6 +13,7 @@ from supersam.data.manifest import read_manifest
 from supersam.runtime.atomic import write_bytes, write_json
 from supersam.space import (
     SearchSpace,
+    SubnetSpec,
     build_space,
     read_space,
     read_subnet,
@@ -40,8 +41,25 @@ def prepare_run_folder(run: TrainRun) -> SearchSpace:
     Writes `run.yaml` and `space.yaml`. Raises UserError that lists what differs, or names shards
     or a checkpoint that are not there; nothing is written then.
     """
+    folder = run.folder
+    space, only = check_run_folder(run)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / "run.yaml", f"{provenance()}{dump_run(run)}".encode())
+        write_bytes(folder / "space.yaml", space_yaml(space).encode())
+        if only is not None:
+            write_json(folder / SUBNET, only.to_dict())
+    except OSError as fault:
+        raise UserError(f"cannot write to {folder}: {fault}") from fault
+    return space
+
+
+def check_run_folder(run: TrainRun) -> tuple[SearchSpace, SubnetSpec | None]:
+    """The space in force, and the subnet that alone is trained, of a new or an existing run.
+
+    Writes nothing. Raises UserError as `prepare_run_folder`.
+    """
     folder, only = run.folder, None
-    space_file, run_file = folder / "space.yaml", folder / "run.yaml"
     space = _build_space(run)
     for path in (*run.data.train, *run.data.val):
         read_manifest(path)  # now, not on a node an hour later
@@ -49,22 +67,14 @@ def prepare_run_folder(run: TrainRun) -> SearchSpace:
         raise UserError(f"model.checkpoint {run.model.checkpoint} does not exist")
     if run.sandwich.only is not None:
         only = read_subnet(run.sandwich.only, space)
-    if run_file.exists():
-        _require_same(load_run(TrainRun, run_file), run, folder)
-        space = read_space(space_file, space.shape)
+    if (folder / "run.yaml").exists():
+        _require_same(load_run(TrainRun, folder / "run.yaml"), run, folder)
+        space = read_space(folder / "space.yaml", space.shape)
         if only is not None and only != read_subnet(folder / SUBNET, space):
             raise UserError(f"{folder} trains another subnet, {folder / SUBNET}")
     elif folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no run; choose another --run DIR")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(run_file, f"{provenance()}{dump_run(run)}".encode())
-        write_bytes(space_file, space_yaml(space).encode())
-        if only is not None:
-            write_json(folder / SUBNET, only.to_dict())
-    except OSError as fault:
-        raise UserError(f"cannot write to {folder}: {fault}") from fault
-    return space
+    return space, only
 
 
 def versions() -> dict[str, str]:

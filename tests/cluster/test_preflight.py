@@ -3,8 +3,10 @@ from pathlib import Path
 import pytest
 
 from supersam.cluster import submit
-from supersam.cluster.preflight import check_memory, check_partition, describe_batch
+from supersam.cluster.preflight import check_memory, check_partition, check_run, describe_batch
 from supersam.config import TrainRun
+from supersam.training.run_folder import prepare_run_folder
+from tests.training.runs import tiny_run
 
 BATCH = {
     **{"PartitionName": "batch", "Default": "YES", "MaxTime": "1-00:00:00", "TotalNodes": "8"},
@@ -51,6 +53,26 @@ def test_what_slurm_would_refuse_is_found_before(cluster, fault):
 )
 def test_what_slurm_would_grant_has_no_faults(cluster):
     assert faults(**cluster) == []
+
+
+def test_what_the_start_would_refuse_is_found_before(tmp_path: Path, synthetic_shards: Path):
+    folder = tmp_path / "run"
+    run = tiny_run(folder, synthetic_shards)
+    assert check_run(run)[-1] == f"ok: {folder} is new"
+    for changes, fault in (
+        ({"sandwich": {"only": str(tmp_path / "gone.json")}}, "gone.json"),
+        ({"model": {"checkpoint": str(tmp_path / "gone.pth")}}, "gone.pth does not exist"),
+        ({"data": {"val": [str(tmp_path / "gone")]}}, str(tmp_path / "gone")),
+    ):
+        found = check_run(tiny_run(folder, synthetic_shards, changes))
+        (wrong,) = [each for each in found if not each.startswith("ok: ")]
+        assert wrong.startswith("error: ")
+        assert fault in wrong
+    assert list(tmp_path.iterdir()) == []
+    prepare_run_folder(run)
+    assert check_run(run)[-1] == f"ok: {folder} holds this run, which would go on"
+    other = tiny_run(folder, synthetic_shards, {"optim": {"lr": 1.0}})
+    assert "holds another run. It differs in\n  optim.lr" in check_run(other)[-1]
 
 
 @pytest.mark.parametrize(
