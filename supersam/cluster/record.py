@@ -122,8 +122,6 @@ class RunRecord:
 
 def read_record(folder: Path, queue: Queue) -> RunRecord:
     """Everything about the run of `folder`. Raises UserError where there is none to be read."""
-    if (folder / SEARCH_FILE).is_file():
-        raise UserError(f"{folder} holds a search, no run; {_search_log(folder)}")
     if not (folder / RUN_FILE).is_file():
         raise UserError(f"{folder} holds no run (no {RUN_FILE}); launch/status.py lists the runs")
     record = read_records([folder], queue)[0]
@@ -135,7 +133,7 @@ def read_record(folder: Path, queue: Queue) -> RunRecord:
 def read_records(folders: Sequence[Path], queue: Queue) -> list[RunRecord]:
     """The same for several runs, with one question to Slurm. Of one that cannot be read, why."""
     events = {folder: read_attempts(folder) for folder in folders}
-    ids = {folder: _newest_job(folder, events[folder]) for folder in folders}
+    ids = {folder: newest_job(folder, events[folder]) for folder in folders}
     jobs = queue.jobs(job_id for job_id in ids.values() if job_id is not None)
     return [_record(folder, events[folder], ids[folder], jobs) for folder in folders]
 
@@ -201,20 +199,7 @@ def _asked_for(path: Path) -> tuple[int, float, str | None]:
         return 0, _HEARTBEAT_S, f"{path} describes no run: {fault}"
 
 
-def _search_log(folder: Path) -> str:
-    """Where to see how a search goes: the log of its job lies with it, its sweep or its run."""
-    job_id = _newest_job(folder, [])
-    homes = [folder, *folder.absolute().parents[:2]] if job_id is not None else []
-    logs = [home / "slurm" / f"{job_id}_0_log.out" for home in homes]
-    log = next((log for log in logs if log.is_file()), None)
-    if log is not None:
-        return f"tail -f {log} shows how it goes"
-    return (
-        f"it tells how it goes where it was started, and adds each subnet to {folder}/journal.jsonl"
-    )
-
-
-def _newest_job(folder: Path, events: list[AttemptEvent]) -> str | None:
+def newest_job(folder: Path, events: list[AttemptEvent]) -> str | None:
     """The job submitted last, which may not have begun, else the one that ran last."""
     began = max((event.time for event in events), default=0.0)
     try:

@@ -14,7 +14,10 @@ from supersam.cluster.cancel import cancel
 from supersam.cluster.goodput import Goodput, measure_goodput
 from supersam.cluster.logs import log_rank
 from supersam.cluster.queue import Queue
-from supersam.cluster.record import RunRecord, find_runs, read_record, read_records
+from supersam.cluster.record import SEARCH_FILE, RunRecord, find_runs, read_record, read_records
+from supersam.cluster.search_record import find_searches, read_searches
+from supersam.cluster.search_status import search_summary, search_table, show_search
+from supersam.cluster.table import ago, aligned, number
 from supersam.cluster.why import duration, explain, progress
 from supersam.config import StatusRun, UserError
 from supersam.config.io import USAGE_ERROR
@@ -49,6 +52,8 @@ def _show(options: StatusRun, queue: Queue) -> None:
     folder = options.folder
     if folder is None:
         _show_all(options, queue)
+    elif (folder / SEARCH_FILE).is_file():
+        show_search(read_searches([folder], queue)[0], options)
     elif options.cancel:
         print(cancel(read_record(folder, queue)))
     elif options.follow:
@@ -59,14 +64,20 @@ def _show(options: StatusRun, queue: Queue) -> None:
 
 def _show_all(options: StatusRun, queue: Queue) -> None:
     records = read_records(find_runs(options.root), queue)
+    searches = read_searches(find_searches(options.root), queue)
     if options.json_:
-        print(json.dumps({"runs": [_summary(record) for record in records]}))
-    elif records:
-        print(_table([_COLUMNS, *(_row(record) for record in records)]))
-        for fault in (record.fault for record in records if record.fault is not None):
-            print(f"note: {fault}", file=sys.stderr)
-    else:
+        runs, found = map(_summary, records), map(search_summary, searches)
+        print(json.dumps({"runs": [*runs], "searches": [*found]}))
+        return
+    if not records:
         print(f"no runs below {options.root}; launch/train.py starts one", file=sys.stderr)
+        return
+    print(aligned([_COLUMNS, *(_row(record) for record in records)]))
+    if searches:
+        print(f"\n{search_table(searches, options.root)}")
+    for fault in (*(run.fault for run in records), *(search.fault for search in searches)):
+        if fault is not None:
+            print(f"note: {fault}", file=sys.stderr)
 
 
 def _show_one(record: RunRecord, options: StatusRun) -> None:
@@ -120,10 +131,10 @@ def _page(record: RunRecord) -> str:
     status = record.status
     if status is not None:
         lines.append(f"progress     {progress(record)}")
-        losses = [f"{slot} {_number(value, '.3f')}" for slot, value in status.losses.items()]
-        rate = _number(status.images_per_s, ".1f")
+        losses = [f"{slot} {number(value, '.3f')}" for slot, value in status.losses.items()]
+        rate = number(status.images_per_s, ".1f")
         lines.append(f"throughput   {rate} images/s; loss: {', '.join(losses) or '-'}")
-        lines.append(f"mIoU         {_number(status.miou, '.3f')}")
+        lines.append(f"mIoU         {number(status.miou, '.3f')}")
     saved = [path.name for path in _checkpoints(record.folder)]
     lines.append(f"checkpoints  {' '.join(saved) or 'none'}")
     if record.job is not None:
@@ -146,7 +157,7 @@ def _rank_lines(record: RunRecord) -> list[str]:
     age = duration(max(0.0, time.time() - oldest.time))
     lines = [f"ranks        {len(record.beats)} on {hosts} host(s); oldest sign of life {age} ago"]
     for beat in find_stragglers(record.beats):
-        work = _number(beat.median_work_s, ".2f")
+        work = number(beat.median_work_s, ".2f")
         lines.append(f"straggler    rank {beat.rank} on {beat.host}: {work} s of own work a step")
     return lines
 
@@ -201,22 +212,13 @@ def _row(record: RunRecord) -> tuple[str, ...]:
         record.state,
         str(record.step),
         str(record.steps),
-        _number(status.images_per_s if status is not None else None, ".1f"),
+        number(status.images_per_s if status is not None else None, ".1f"),
         "-" if eta is None else duration(eta),
-        _number(status.miou if status is not None else None, ".3f"),
+        number(status.miou if status is not None else None, ".3f"),
         str(_attempt(record) or "-"),
         record.job_id or "-",
-        "-" if seen is None else f"{duration(max(0.0, time.time() - seen))} ago",
+        ago(seen),
     )
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    padded = (
-        "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True))
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in padded)
 
 
 def _attempt(record: RunRecord) -> int:
@@ -230,10 +232,6 @@ def _seen(record: RunRecord) -> float | None:
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
 
 
 def _follow(folder: Path, rank: int, queue: Queue) -> None:

@@ -42,18 +42,3 @@ def test_a_folder_is_found_below_the_root_or_as_it_is_named(tmp_path: Path, monk
         assert StatusRun(run=Path(named)).folder == Path("runs/a")
     assert StatusRun(run=Path("b")).folder == Path("runs/b")
     assert StatusRun(run=Path("runs/b/results/s")).folder == Path("runs/b/results/s")
-
-
-@pytest.mark.parametrize("home", [".", "../.."])  # its own job, and that of `--then`
-def test_a_search_is_no_run_and_its_log_is_named(tmp_path: Path, capsys, home: str) -> None:
-    search = make_run(tmp_path / "a") / "results" / "s"
-    search.mkdir(parents=True)
-    (search / "search.json").write_text("{}", encoding="utf-8")
-    assert show(StatusRun(run=search)) == 2
-    assert f"{search} holds a search, no run; " in capsys.readouterr().err
-    (search / "job.json").write_text('{"job_id": "7", "submitted": 1}', encoding="utf-8")
-    log = (search / home).resolve() / "slurm" / "7_0_log.out"
-    log.parent.mkdir()
-    log.touch()
-    assert show(StatusRun(run=search)) == 2
-    assert f"tail -f {log} shows how it goes" in capsys.readouterr().err
