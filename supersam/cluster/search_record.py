@@ -93,18 +93,19 @@ def read_searches(folders: Sequence[Path], queue: Queue) -> list[SearchRecord]:
 
 def _read(folder: Path, job_id: str | None, jobs: dict[str, Job]) -> SearchRecord:
     journal = folder / _JOURNAL
-    asked, has_ended, fault = 0, False, None
+    asked, known, has_ended, fault = 0, 0, False, None
     front: list[float] = []
     try:
         record = json.loads((folder / SEARCH_FILE).read_text(encoding="utf-8"))
         asked, has_ended = int(record["config"]["trials"]), bool(record.get("finished", False))
+        known = int(record.get("num_trials", 0))  # with proposals that were references already
         front = _front(folder / _FRONT)
     except (OSError, ValueError, KeyError, TypeError) as problem:
         fault = f"{folder} cannot be read as a search: {problem!r}"
     return SearchRecord(
         folder=folder,
         asked=asked,
-        trials=_count_trials(journal),
+        trials=max(known, _count_trials(journal)),
         front=len(front),
         best_miou=max(front, default=None),
         has_ended=has_ended,

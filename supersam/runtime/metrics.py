@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -63,9 +63,17 @@ class MetricWriter:
     def hparams(
         self, values: Mapping[str, float | str | bool], results: Mapping[str, float]
     ) -> None:
-        """Write the run's settings beside its results."""
-        if self._board is not None:
-            self._board.add_hparams(dict(values), dict(results), run_name="hparams")
+        """Write the run's settings; results name scalars of it, whose last values are shown.
+
+        `add_hparams` would write into a folder below, which TensorBoard lists as one more run.
+        """
+        if self._board is None:
+            return
+        from torch.utils.tensorboard.summary import hparams
+
+        file: Any = self._board.file_writer
+        for summary in hparams(dict(values), dict(results)):  # type: ignore[no-untyped-call]  # torch
+            file.add_summary(summary)
 
     def close(self) -> None:
         """Flush and close; a closed writer writes nothing more."""

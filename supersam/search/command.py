@@ -204,6 +204,7 @@ def _evaluate(
             assert chunk is not None  # this is the only evaluator
             on_trials(program.complete(objective.evaluate(chunk)))
         return
+    logger.info("joining Ray%s", "" if cluster is not None else ", which starts on this machine")
     most = asked.cluster.nodes or 1
     nodes = (asked.cluster.min_nodes or most, most)
     with local_ray(asked) if cluster is None else joined_ray(cluster, nodes=nodes):

@@ -83,6 +83,8 @@ def evaluate_on_ray(
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     evaluators = plan_evaluators(asked, nodes)
+    logger.info("%d evaluators on %d hosts load the supernet and the images",
+                evaluators.count, len(nodes))  # fmt: skip
     # All evaluators start at once; by default one after the other.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(evaluators.count)
     desk: Any = ray.remote(num_cpus=0)(Desk).options(scheduling_strategy=_on_this_node()).remote()
