@@ -49,10 +49,15 @@ def batch_parameters(name: str, cluster: ClusterConfig, folder: Path) -> dict[st
 
 
 def sbatch_text(run: Task) -> str:
-    """The script that would be submitted, without Slurm."""
-    folder = plain_path(run.folder) / JOB_FOLDER
-    command = f"{supervisor_python()} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    return str(_make_sbatch_string(command=command, folder=folder, **sbatch_parameters(run)))
+    """The script that would be submitted for `run`, without Slurm."""
+    return submitit_script(sbatch_parameters(run), run.folder)
+
+
+def submitit_script(parameters: dict[str, Any], folder: Path) -> str:
+    """The script of a job with these parameters of submitit, its code and pickles in `folder`."""
+    place = plain_path(folder) / JOB_FOLDER
+    command = f"{supervisor_python()} -u -m submitit.core._submit {shlex.quote(str(place))}"
+    return str(_make_sbatch_string(command=command, folder=place, **parameters))
 
 
 def script(

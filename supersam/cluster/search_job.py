@@ -24,6 +24,7 @@ from supersam.cluster.sbatch import (
     JOB_FOLDER,
     batch_parameters,
     plain_path,
+    submitit_script,
     supervisor_python,
 )
 from supersam.cluster.snapshot import snapshot_code
@@ -32,6 +33,7 @@ from supersam.cluster.submission import JOB_FILE, submitted_job, wait_for_end
 from supersam.config import SearchRun, UserError, dump_run, load_run
 from supersam.config.io import USAGE_ERROR
 from supersam.runtime.atomic import write_bytes, write_json
+from supersam.runtime.process import ends_with_reader
 from supersam.runtime.signals import StopFlag, stop_requested
 
 logger = logging.getLogger(__name__)
@@ -49,9 +51,14 @@ def submit_search(asked: SearchRun) -> int:
 
     on_slurm = _is_for_slurm(asked)
     if asked.dry_run:
-        print(*(describe_search(search) for search in expand(asked)), sep="\n\n")
+        parts = [describe_search(search) for search in expand(asked)]
         if on_slurm:
-            print(f"Slurm would be asked for {search_parameters(asked)}")
+            require_enough_nodes(asked.cluster)
+            array = "" if asked.sweep.is_empty else f", as an array of {len(parts)},"
+            script = submitit_script(search_parameters(asked), asked.folder)
+            parts.append(f"submitted{array} would be\n\n{script}")
+        with ends_with_reader():
+            print(*parts, sep="\n\n")
         return 0
     if not on_slurm:
         return run_search_here(asked)
@@ -89,7 +96,7 @@ def submit_search_jobs(asked: SearchRun) -> list[str]:
     _require_no_active_job(asked)
     require_enough_nodes(asked.cluster)
     home = plain_path(asked.folder)
-    searches = [asked] if asked.sweep.is_empty else expand(asked)
+    searches = expand(asked)
     basis = [find_basis(search) for search in searches]  # all are checked before one is written
     for search, found in zip(searches, basis, strict=True):
         prepare_folder(search, found)
@@ -169,7 +176,7 @@ def follow_searches(asked: SearchRun, job_ids: list[str]) -> int:
         job_id = whole_job(job_ids[0])
         print(f"\njob {job_id} goes on; end it with scancel {job_id}", file=sys.stderr)
         return 128 + 2
-    searches = [asked] if asked.sweep.is_empty else expand(asked)
+    searches = expand(asked)
     if not asked.sweep.is_empty:
         print(format_sweep(write_comparison(asked.folder, searches)))
     ended = [bool(read_record(search.folder).get("finished", False)) for search in searches]

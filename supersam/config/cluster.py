@@ -102,6 +102,7 @@ def _valid_command(value: str) -> str:
 
 
 Plain = Annotated[str, AfterValidator(plain)]
+SlurmTime = Annotated[str, BeforeValidator(_time_text), AfterValidator(_valid_time)]
 
 
 class ClusterConfig(Section):
@@ -123,7 +124,7 @@ class ClusterConfig(Section):
     """Account to charge."""
     qos: Plain | None = None
     """Quality of service."""
-    time: Annotated[str, BeforeValidator(_time_text), AfterValidator(_valid_time)] | None = None
+    time: SlurmTime | None = None
     """Time limit of one attempt: minutes, HH:MM:SS or D-HH:MM:SS. The run goes on in the next."""
     constraint: Plain | None = None
     """Node features."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from supersam.config.cluster import ClusterConfig
 from supersam.config.data import PromptKind
@@ -108,6 +108,13 @@ class LimitsConfig(Section):
     """MLP and residual widths are multiples of this, for fast matrix kernels."""
 
 
+class DesignClusterConfig(ClusterConfig):
+    """Where a design runs; what is for trainings alone is read, and means nothing here."""
+
+    gpu_memory_gib: Annotated[PositiveFloat | None, tyro.conf.Suppress] = None
+    then: Annotated[str | None, tyro.conf.Suppress] = None
+
+
 class DesignRun(Section):
     """A search space designed from weights and a few calibration images."""
 
@@ -132,7 +139,7 @@ class DesignRun(Section):
     """Print what would be done, and stop."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")
     """Print the result as one JSON object on stdout."""
-    cluster: Annotated[ClusterConfig, tyro.conf.arg(name="")] = ClusterConfig()
+    cluster: Annotated[DesignClusterConfig, tyro.conf.arg(name="")] = DesignClusterConfig()
 
     @model_validator(mode="after")
     def _names_its_data(self) -> DesignRun:

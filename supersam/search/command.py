@@ -24,6 +24,7 @@ from supersam.search.board import Board
 from supersam.search.comparison import write_comparison
 from supersam.search.folder import (
     Basis,
+    check_folder,
     find_basis,
     prepare_folder,
     require_searchable,
@@ -140,8 +141,9 @@ def _end(asked: SearchRun, result: SearchResult) -> int:
 
 
 def describe_search(asked: SearchRun) -> str:
-    """What would be searched, for `--dry-run`. Touches no file."""
+    """What would be searched, for `--dry-run`. Touches no file. Raises UserError."""
     basis = find_basis(asked)
+    check_folder(asked, basis)
     lines = [
         f"run {asked.run}, checkpoint at step {basis.source.step} ({basis.weights})",
         f"search space: {basis.space.num_subnets():,} subnets",

@@ -118,19 +118,24 @@ def prepare_folder(asked: SearchRun, basis: Basis) -> None:
 
     Raises UserError that says what differs; nothing is overwritten then.
     """
+    check_folder(asked, basis)
     folder = asked.folder
-    record = folder / SEARCH_JSON
-    if record.is_file():
-        _require_same(asked, basis, folder)
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty and holds no search; choose another --out DIR")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / SEARCH_YAML, dump_run(asked).encode())
-        if not record.is_file():
+        if not (folder / SEARCH_JSON).is_file():
             write_record(asked, basis, {})
     except OSError as fault:
         raise UserError(f"cannot write to {folder}: {fault}") from fault
+
+
+def check_folder(asked: SearchRun, basis: Basis) -> None:
+    """Raise UserError where the folder holds another search, or something else. Writes nothing."""
+    folder = asked.folder
+    if (folder / SEARCH_JSON).is_file():
+        _require_same(asked, basis, folder)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no search; choose another --out DIR")
 
 
 def write_record(asked: SearchRun, basis: Basis, results: dict[str, Any]) -> None:

@@ -42,8 +42,10 @@ class SweepRow:
 
 
 def expand(asked: SearchRun) -> list[SearchRun]:
-    """The searches of a sweep, each with a folder below the sweep's."""
+    """The searches of a sweep, each with a folder below the sweep's; one that is none, itself."""
     sweep = asked.sweep
+    if sweep.is_empty:
+        return [asked]
     searches = []
     for searcher, constraint, seed in product(
         sweep.searchers or (asked.searcher,),

@@ -34,6 +34,17 @@ def test_the_contract_of_the_command_line():
     assert asked.measured == ("latency_ms",)
 
 
+def test_a_sites_profile_may_hold_what_is_for_trainings(tmp_path, capsys):
+    profile = tmp_path / "site.yaml"
+    profile.write_text("cluster: {partition: gpu, spare_nodes: 2, gpu_memory_gib: 80}\n")
+    asked = parse("--run", "a", "--config", profile)
+    assert (asked.cluster.partition, asked.cluster.spare_nodes) == ("gpu", 0)
+    profile.write_text("cluster: {then: evaluate}\n")
+    with pytest.raises(SystemExit):
+        parse("--run", "a", "--config", profile)
+    assert "then follows a training, not a search" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -55,6 +66,8 @@ def test_the_contract_of_the_command_line():
         (["--searcher", "annealing"], "nsga2"),
         (["--protocol.rungs", "0.5", "0.2"], "ascending"),
         (["--checkpoint", "last", "--trials", "0"], "greater than"),
+        (["--then", "evaluate"], "--then"),
+        (["--spare-nodes", "1"], "--spare-nodes"),
     ],
 )
 def test_a_wrong_search_is_one_message(capsys, words, said):

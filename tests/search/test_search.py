@@ -199,6 +199,25 @@ def test_a_device_that_is_not_here_is_refused(run, tmp_path):
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize("sweep", [{}, {"seeds": [0, 1]}])
+def test_a_dry_run_shows_what_slurm_would_be_asked_and_writes_nothing(run, tmp_path, capsys, sweep):
+    place = {"cluster": "slurm", "nodes": 2, "spare_nodes": 1}  # of a site's profile
+    asked = tiny_search(run, tmp_path / "s", sweep=sweep, dry_run=True, cluster=place)
+    assert search_job.submit_search(asked) == 0
+    said = capsys.readouterr().out
+    for each in expand(asked):
+        assert f"folder: {each.folder}\n" in said
+    assert ("as an array of 2, would be" in said) == bool(sweep)
+    assert "#SBATCH --nodes=2\n" in said
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_dry_run_refuses_what_the_search_would(run, undisturbed):
+    asked = tiny_search(run, undisturbed.folder, seed=9, dry_run=True)
+    with pytest.raises(UserError, match="holds another search. It differs in\n  seed: 0 -> 9"):
+        search_job.submit_search(asked)
+
+
 def test_a_sweep_is_checked_whole_before_its_first_search(run, tmp_path):
     sweep = {"constraints": ["params_m<=5", "params_m<=1"]}
     with pytest.raises(UserError, match="params_m <= 1 is impossible"):
