@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from supersam.runtime.figures import figure_pixels, new_figure, save_figure
@@ -39,6 +38,7 @@ _WIDTH_IN, _HEIGHT_IN = 5.2, 3.6  # narrow: a phone scales it down, and letters 
 _FRONT, _TRIAL = "#2f6f9f", "#9aa5b1"
 _MARKS = {"pretrained": ("*", "#7c3aed"), "largest": ("s", "#b45309"), "smallest": ("^", "#0f766e")}
 _OTHER = ("D", "#334155")
+_RINGS = {"cheapest": "#0891b2", "knee": "#d97706", "best": "#dc2626"}
 
 
 def draw_trials(path: Path, trials: Sequence[Trial], objectives: Sequence[str]) -> None:
@@ -92,15 +92,17 @@ def draw_front(
     for name, trial in references.items():
         mark, colour = _MARKS.get(name, _OTHER)
         _plot(axes, [trial], x, y, fmt=mark, color=colour, label=name)
-    for index, (name, trial) in enumerate(picks.items()):
-        axes.annotate(
-            name,
-            (trial.metrics[x], trial.metrics[y]),
-            xytext=(8, 8 - 16 * (index % 2)),  # up and down in turn: neighbours stay legible
-            textcoords="offset points",
-            fontsize=8,
-            color="#334155",
-            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+    for name, trial in picks.items():  # rings: words beside points would cross the intervals
+        axes.plot(
+            trial.metrics[x],
+            trial.metrics[y],
+            "o",
+            markersize=12,
+            markerfacecolor="none",
+            markeredgewidth=1.8,
+            markeredgecolor=_RINGS.get(name, _OTHER[1]),
+            label=name,
+            zorder=3,
         )
     _name(axes, x, y)
     _legend(axes)
@@ -166,7 +168,14 @@ def _plot(
 
 def _legend(axes: Axes) -> None:
     """Above the axes: intervals fill the frame, and nothing inside it stays free."""
-    axes.legend(frameon=False, fontsize=8, ncols=5, loc="lower left", bbox_to_anchor=(0, 1))
+    axes.legend(
+        frameon=False,
+        fontsize=8,
+        ncols=4,
+        labelspacing=0.9,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+    )
 
 
 def _name(axes: Axes, x: str, y: str) -> None:
