@@ -67,6 +67,12 @@ class Basis:
     """16 hex digits of the evaluation shards' content."""
     seen: SeenData
 
+    @property
+    def has_start(self) -> bool:
+        """Whether the weights that training began from were given, and are still there."""
+        start = self.train_run.model.checkpoint
+        return start is not None and start.exists()
+
 
 def find_basis(asked: SearchRun) -> Basis:
     """Check everything a user can get wrong, and write nothing. Raises UserError."""

@@ -115,7 +115,7 @@ class Program:
     def _reference_jobs(self, *, final: bool) -> list[Job]:
         space = self._basis.space
         named = {LARGEST: space.largest(), SMALLEST: space.smallest()}
-        if self._basis.train_run.model.checkpoint is not None:
+        if self._basis.has_start:
             named[PRETRAINED] = space.largest()
         return [
             self._job(spec, "reference", name, place, final=final)

@@ -11,6 +11,7 @@ from supersam import __version__
 from supersam.config import TrainRun, UserError, dump_run, load_run
 from supersam.data.manifest import read_manifest
 from supersam.runtime.atomic import write_bytes, write_json
+from supersam.runtime.vitals import saved_step
 from supersam.space import (
     SearchSpace,
     SubnetSpec,
@@ -38,11 +39,13 @@ _CHANGEABLE_ENGINE = tuple(
 def prepare_run_folder(run: TrainRun) -> SearchSpace:
     """Create the folder of a new run, or check that an existing one is the same run.
 
-    Writes `run.yaml` and `space.yaml`. Raises UserError that lists what differs, or names shards
-    or a checkpoint that are not there; nothing is written then.
+    Writes `run.yaml` and `space.yaml`. Where another run is the start, that run's newest checkpoint
+    is from now on: the other may go on training. Raises UserError that lists what differs, or names
+    shards or a checkpoint that are not there; nothing is written then.
     """
     folder = run.folder
     space, only = check_run_folder(run)
+    run = _with_start_of(_saved(folder) or _with_checkpoint(run), run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / "run.yaml", f"{provenance()}{dump_run(run)}".encode())
@@ -67,14 +70,42 @@ def check_run_folder(run: TrainRun) -> tuple[SearchSpace, SubnetSpec | None]:
         raise UserError(f"model.checkpoint {run.model.checkpoint} does not exist")
     if run.sandwich.only is not None:
         only = read_subnet(run.sandwich.only, space)
-    if (folder / "run.yaml").exists():
-        _require_same(load_run(TrainRun, folder / "run.yaml"), run, folder)
+    saved = _saved(folder)
+    if saved is not None:
+        _require_same(saved, _with_start_of(saved, run), folder)
         space = read_space(folder / "space.yaml", space.shape)
         if only is not None and only != read_subnet(folder / SUBNET, space):
             raise UserError(f"{folder} trains another subnet, {folder / SUBNET}")
     elif folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no run; choose another --run DIR")
     return space, only
+
+
+def _saved(folder: Path) -> TrainRun | None:
+    """What was asked for when the folder was made; None for a new one."""
+    file = folder / "run.yaml"
+    return load_run(TrainRun, file) if file.exists() else None
+
+
+def _with_checkpoint(run: TrainRun) -> TrainRun:
+    """The run with the newest checkpoint of the run that it starts from; else as it is."""
+    start = run.model.checkpoint
+    if start is None or not (start / "run.yaml").is_file():
+        return run
+    newest = start / "checkpoints" / f"step-{saved_step(start):06d}"
+    return _starting_from(run, newest) if newest.is_dir() else run
+
+
+def _with_start_of(saved: TrainRun, asked: TrainRun) -> TrainRun:
+    """What is asked for, from the saved run's start where that is a checkpoint of the asked."""
+    first, start = saved.model.checkpoint, asked.model.checkpoint
+    if first is None or start is None or first.parent.parent.absolute() != start.absolute():
+        return asked
+    return _starting_from(asked, first)
+
+
+def _starting_from(run: TrainRun, start: Path) -> TrainRun:
+    return run.model_copy(update={"model": run.model.model_copy(update={"checkpoint": start})})
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -39,6 +40,24 @@ def test_the_same_run_may_start_again_and_change_where_it_runs(run, synthetic_sh
     changed = tiny_run(run.folder, synthetic_shards, changes)
     assert prepare_run_folder(changed) == space
     assert load_run(TrainRun, run.folder / "run.yaml") == changed
+
+
+def test_a_run_that_starts_from_another_keeps_to_the_checkpoint_of_its_first_start(
+    trained, synthetic_shards, tmp_path
+):
+    other, first = tmp_path / "other", tmp_path / "other" / "checkpoints" / "step-000003"
+    shutil.copytree(trained.folder, other)
+    run = tiny_run(tmp_path / "run", synthetic_shards, {"model": {"checkpoint": str(other)}})
+    prepare_run_folder(run)
+    assert load_run(TrainRun, run.folder / "run.yaml").model.checkpoint == first
+    shutil.copytree(first, first.with_name("step-000007"))
+    (other / "progress.json").write_text('{"step": 7}')
+    prepare_run_folder(run)  # the same command
+    assert load_run(TrainRun, run.folder / "run.yaml").model.checkpoint == first
+    prepare_run_folder(load_run(TrainRun, run.folder / "run.yaml"))  # what --run DIR alone recalls
+    third = tiny_run(run.folder, synthetic_shards, {"model": {"checkpoint": str(tmp_path)}})
+    with pytest.raises(UserError, match=r"model.checkpoint: .*step-000003 -> "):
+        prepare_run_folder(third)
 
 
 def test_another_run_is_refused_with_every_difference(run, synthetic_shards):
