@@ -19,7 +19,7 @@ from supersam.cluster.follow_up import check_follow_up, run_follow_up, submit_fo
 from supersam.cluster.last_words import keep_last_words, write_last_words
 from supersam.cluster.preflight import require_enough_nodes
 from supersam.cluster.rendezvous import free_port
-from supersam.cluster.slurm import missing_slurm
+from supersam.cluster.slurm import at_the_prompt, missing_slurm
 from supersam.cluster.tasks import Task, describe_task, execute_task, load_task, prepare_task
 from supersam.config import TrainRun, UserError
 from supersam.config.io import USAGE_ERROR
@@ -48,7 +48,8 @@ def submit(run: Task) -> int:
                 print(text)
             return 0 if ok else FAILURE
         if where == "slurm":
-            return _run_on_slurm(run)
+            with at_the_prompt():
+                return _run_on_slurm(run)
         tasks = 1 if where == "inline" else run.cluster.tasks_per_node or 1
         require_legal_world(run, tasks)
         prepare_task(run)

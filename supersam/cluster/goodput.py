@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,11 +98,16 @@ def _join(
         return [_Attempt(t.started, t.updated, t.nodes, None, t) for t in attempts]
     ends = {event.attempt: event for event in events if event.event == "end"}
     joined = []
-    for start in starts:
+    begins = [*(start.time for start in starts[1:]), math.inf]
+    accounts = list(attempts)
+    for start, following in zip(starts, begins, strict=True):
         end = ends.get(start.attempt)
-        until = now if end is None else end.time
-        inside = [t for t in attempts if start.time - _CLOCKS_S <= t.started <= until + _CLOCKS_S]
+        until = min(now if end is None else end.time, following - _CLOCKS_S)
+        inside = [t for t in accounts if start.time - _CLOCKS_S <= t.started <= until + _CLOCKS_S]
         nearest = min(inside, key=lambda t: abs(t.started - start.time), default=None)
+        if nearest is not None:
+            accounts.remove(nearest)  # an attempt before that ended too soon has none
+        until = now if end is None else end.time
         reason = None if end is None else end.reason
         joined.append(_Attempt(start.time, until, max(1, len(set(start.hosts))), reason, nearest))
     return joined

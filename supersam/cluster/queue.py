@@ -64,7 +64,7 @@ class Queue:
             self.note = "there is no Slurm here (no squeue): this is what the run wrote itself"
             return {}
         names = ",".join(wanted)
-        fields = ["--states=all", f"--format={_SQUEUE}"]
+        fields = ["--array", "--states=all", f"--format={_SQUEUE}"]  # a line for each element
         found = self._ask("squeue", "--noheader", f"--jobs={names}", *fields)
         missing = [job_id for job_id in wanted if job_id not in found]
         if missing and shutil.which("sacct") is not None:

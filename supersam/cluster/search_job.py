@@ -53,8 +53,8 @@ def submit_search(asked: SearchRun) -> int:
     if asked.dry_run:
         parts = [describe_search(search) for search in expand(asked)]
         if on_slurm:
-            require_enough_nodes(asked.cluster)
-            array = "" if asked.sweep.is_empty else f", as an array of {len(parts)},"
+            _require_enough_nodes(asked)
+            array = f", as an array of {len(parts)}," if len(parts) > 1 else ""
             script = submitit_script(search_parameters(asked), asked.folder)
             parts.append(f"submitted{array} would be\n\n{script}")
         with ends_with_reader():
@@ -62,7 +62,8 @@ def submit_search(asked: SearchRun) -> int:
         return 0
     if not on_slurm:
         return run_search_here(asked)
-    job_ids = submit_search_jobs(asked)
+    with slurm.at_the_prompt():
+        job_ids = submit_search_jobs(asked)
     print(f"submitted job {' '.join(job_ids)}: {asked.cluster.nodes or 1} nodes, {asked.folder}")
     if asked.cluster.wait:
         return follow_searches(asked, job_ids)
@@ -94,7 +95,7 @@ def submit_search_jobs(asked: SearchRun) -> list[str]:
     from supersam.search.sweep import expand
 
     _require_no_active_job(asked)
-    require_enough_nodes(asked.cluster)
+    _require_enough_nodes(asked)
     home = plain_path(asked.folder)
     searches = expand(asked)
     basis = [find_basis(search) for search in searches]  # all are checked before one is written
@@ -146,9 +147,10 @@ def search_parameters(asked: SearchRun) -> dict[str, Any]:
     """The parameters of submitit's Slurm executor for a search.
 
     Without --no-kill: where a host is lost the job is requeued, and the journal goes on. With it, a
-    job whose batch host is lost would stand still until its time is over.
+    job whose batch host is lost would stand still until its time is over. And never a range of
+    nodes, of which Slurm grants the fewest: `min_nodes` is for hosts that do not join.
     """
-    cluster = asked.cluster
+    cluster = asked.cluster.model_copy(update={"min_nodes": None})
     evaluators = cluster.evaluators_per_node or cluster.gpus_per_node or 1
     return {
         **batch_parameters(asked.name, cluster, asked.folder),
@@ -269,6 +271,10 @@ def _is_for_slurm(asked: SearchRun) -> bool:
             "--nodes to search here"
         )
     return True
+
+
+def _require_enough_nodes(asked: SearchRun) -> None:
+    require_enough_nodes(asked.cluster.model_copy(update={"min_nodes": None}))
 
 
 def _require_no_active_job(asked: SearchRun) -> None:

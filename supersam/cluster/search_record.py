@@ -113,7 +113,7 @@ def _read(folder: Path, job_id: str | None, jobs: dict[str, Job]) -> SearchRecor
         seen=journal.stat().st_mtime if journal.is_file() else None,
         job=None if job_id is None else jobs.get(job_id),
         job_id=job_id,
-        log=_find_log(folder, job_id),
+        log=_find_log(folder, job_id, is_here=_is_locked(journal)),
         fault=fault,
     )
 
@@ -156,9 +156,10 @@ def _is_locked(path: Path) -> bool:
     return any(name in line.split() for line in locks)
 
 
-def _find_log(folder: Path, job_id: str | None) -> Path | None:
+def _find_log(folder: Path, job_id: str | None, *, is_here: bool) -> Path | None:
     """A job's log lies with the search, its sweep or its run; that of this machine with it."""
-    homes = [folder, *folder.absolute().parents[:2]] if job_id is not None else []
+    by_job = job_id is not None and not is_here
+    homes = [folder, *folder.absolute().parents[:2]] if by_job else []
     logs = [home / "slurm" / f"{job_id}_0_log.out" for home in homes]
     logs.append(folder / "logs" / "search.log")
     return next((log for log in logs if log.is_file()), None)

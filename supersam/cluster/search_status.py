@@ -24,7 +24,10 @@ def show_search(search: SearchRecord, options: StatusRun) -> None:
     if search.fault is not None:
         raise UserError(search.fault)
     if options.cancel:
-        how = "end its command with Ctrl-C" if search.job_id is None else f"scancel {search.job_id}"
+        if search.state not in ("running", "pending"):
+            raise UserError(f"{search.folder} is not running ({search.state}); nothing to end")
+        on_slurm = search.job is not None and search.job.is_active
+        how = f"scancel {search.job_id}" if on_slurm else "end its command with Ctrl-C"
         raise UserError(f"{search.folder} is a search: {how}; nothing that it found is lost")
     if options.follow:
         log = search.log or search.folder / "logs"

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from supersam.config import UserError
+
 logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
@@ -116,6 +118,15 @@ def patiently(ask: Callable[[], Answer]) -> Answer:
             logger.warning("Slurm does not answer (%s); asking again", fault)
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 15.0)
+
+
+@contextlib.contextmanager
+def at_the_prompt() -> Iterator[None]:
+    """For a command that a user waits for: Slurm's silence is a message, not a traceback."""
+    try:
+        yield
+    except SlurmError as fault:
+        raise UserError(f"Slurm does not answer ({fault}); try again in a minute") from fault
 
 
 def missing_slurm() -> str | None:

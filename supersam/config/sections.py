@@ -32,8 +32,7 @@ class ModelConfig(Section):
     """vit_t, vit_b, vit_l, vit_h; or any word when all sizes below are given."""
     checkpoint: Path | None = None
     """Weights to start from: a file in the format of `sam_vit_b_01ec64.pth`, or the folder of
-    another run of the same model, whose newest checkpoint it then is, or of one of its checkpoints;
-    null draws random ones."""
+    another run of the same model or of one of its checkpoints; null draws random ones."""
     image_size: PositiveInt | None = None
     """Side of the square input, pixels; null takes the named model's."""
     embed_dim: PositiveInt | None = None

@@ -66,11 +66,10 @@ def describe_latency(sam: Sam) -> dict[str, Any]:
 
 
 def _run_of(start: Path) -> TrainRun | None:
-    """The run whose folder, or whose checkpoint's folder, `start` is; None for a file."""
-    for folder in (start, start.parent.parent):
-        if start.is_dir() and (folder / "run.yaml").is_file():
-            return read_run(folder)
-    return None
+    """The run whose folder, or one of whose checkpoints, `start` is or was; None for a file."""
+    is_checkpoint = start.parent.name == "checkpoints"
+    folder = start.parent.parent if is_checkpoint else start
+    return read_run(folder) if (folder / "run.yaml").is_file() else None
 
 
 def _training_folders(run: TrainRun) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from supersam.config import ClusterConfig, ExportRun, TrainRun, merge
+from supersam.config import ClusterConfig, ExportRun, TrainRun, UserError, merge
 from supersam.space import SubnetSpec
 from supersam.training.run_folder import prepare_run_folder
 from supersam.training.trained import WeightSource
@@ -30,8 +30,11 @@ def prepare_finetune(
     steps, rate = asked.finetune_steps, peak_rate(asked, run)
     place = run.folder / "results" / "finetune"
     spec_file = place / f"{spec.key()}.json"
-    place.mkdir(parents=True, exist_ok=True)
-    spec.write(spec_file)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        spec.write(spec_file)
+    except OSError as fault:
+        raise UserError(f"cannot write to {place}: {fault}") from fault
     changes = {
         "name": f"finetune-{spec.key()}",
         "run": place / f"{spec.key()}-from-{source.step:06d}-steps-{steps}-lr-{rate:g}",

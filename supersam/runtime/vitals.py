@@ -26,6 +26,8 @@ ENDED: frozenset[str] = frozenset({"finished", "stopped", "failed", "stuck"})
 BEATS = "heartbeats"
 STATUS = "status.json"
 PROGRESS = "progress.json"
+MANIFEST = "MANIFEST.json"
+"""In the folder of a checkpoint that is complete."""
 
 
 @dataclass(frozen=True)

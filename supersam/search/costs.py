@@ -84,7 +84,7 @@ def require_one_device(trials: Iterable[Trial], measured: Sequence[str]) -> None
             raise UserError(
                 f"{', '.join(measured)} on {trial.host} ({trial.device}) and on {first.host} "
                 f"({first.device}) do not compare; ask for one kind of host, with --partition or "
-                "--node-constraint, or for one --device: the same command then goes on"
+                "--node-constraint, and as many cores as before: the same command then goes on"
             )
 
 

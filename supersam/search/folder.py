@@ -66,12 +66,8 @@ class Basis:
     data: str
     """16 hex digits of the evaluation shards' content."""
     seen: SeenData
-
-    @property
-    def has_start(self) -> bool:
-        """Whether the weights that training began from were given, and are still there."""
-        start = self.train_run.model.checkpoint
-        return start is not None and start.exists()
+    has_start: bool
+    """Whether the weights that training began from were given, and are still there."""
 
 
 def find_basis(asked: SearchRun) -> Basis:
@@ -100,6 +96,7 @@ def find_basis(asked: SearchRun) -> Basis:
         data_folders=folders,
         data=data_id(folders),
         seen=seen_in_training(train_run, source, folders),
+        has_start=train_run.model.checkpoint is not None and train_run.model.checkpoint.exists(),
     )
 
 
@@ -131,8 +128,17 @@ def prepare_folder(asked: SearchRun, basis: Basis) -> None:
         write_bytes(folder / SEARCH_YAML, dump_run(asked).encode())
         if not (folder / SEARCH_JSON).is_file():
             write_record(asked, basis, {})
+        elif asked.trials > read_record(folder)["config"]["trials"]:
+            _reopen(asked)
     except OSError as fault:
         raise UserError(f"cannot write to {folder}: {fault}") from fault
+
+
+def _reopen(asked: SearchRun) -> None:
+    """A search that goes on to more trials is not finished, whatever it was before."""
+    record = read_record(asked.folder)
+    record |= {"config": asked.model_dump(mode="json", by_alias=True), "finished": False}
+    write_json(asked.folder / SEARCH_JSON, record)
 
 
 def check_folder(asked: SearchRun, basis: Basis) -> None:

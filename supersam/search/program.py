@@ -115,12 +115,14 @@ class Program:
     def _reference_jobs(self, *, final: bool) -> list[Job]:
         space = self._basis.space
         named = {LARGEST: space.largest(), SMALLEST: space.smallest()}
-        if self._basis.has_start:
+        if self._basis.train_run.model.checkpoint is not None:
             named[PRETRAINED] = space.largest()
-        return [
+        jobs = [
             self._job(spec, "reference", name, place, final=final)
             for place, (name, spec) in enumerate(named.items())
         ]
+        can = {LARGEST, SMALLEST, *([PRETRAINED] if self._basis.has_start else [])}
+        return [job for job in jobs if job.searcher in can or job.key in self._journal]
 
     def _final_job(self, trial: Trial) -> Job:
         return self._job(trial.spec, "final", trial.searcher, trial.index, final=True)

@@ -29,11 +29,10 @@ from supersam.config import CheckpointConfig, UserError
 from supersam.runtime.atomic import file_sha256, sync, write_json
 from supersam.runtime.distributed import World, all_reduce_max, barrier
 from supersam.runtime.tensors import save_tensors
-from supersam.runtime.vitals import PROGRESS, saved_step
+from supersam.runtime.vitals import MANIFEST, PROGRESS, saved_step
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "MANIFEST.json"
 FORMAT = 2
 _READABLE = (1, FORMAT)
 """Format 1 had whole moments, gathered by all ranks."""

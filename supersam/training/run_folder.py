@@ -11,7 +11,7 @@ from supersam import __version__
 from supersam.config import TrainRun, UserError, dump_run, load_run
 from supersam.data.manifest import read_manifest
 from supersam.runtime.atomic import write_bytes, write_json
-from supersam.runtime.vitals import saved_step
+from supersam.runtime.vitals import MANIFEST, saved_step
 from supersam.space import (
     SearchSpace,
     SubnetSpec,
@@ -39,13 +39,11 @@ _CHANGEABLE_ENGINE = tuple(
 def prepare_run_folder(run: TrainRun) -> SearchSpace:
     """Create the folder of a new run, or check that an existing one is the same run.
 
-    Writes `run.yaml` and `space.yaml`. Where another run is the start, that run's newest checkpoint
-    is from now on: the other may go on training. Raises UserError that lists what differs, or names
-    shards or a checkpoint that are not there; nothing is written then.
+    Writes `run.yaml` and `space.yaml`. Raises UserError that lists what differs, or names shards
+    or a checkpoint that are not there; nothing is written then.
     """
     folder = run.folder
     space, only = check_run_folder(run)
-    run = _with_start_of(_saved(folder) or _with_checkpoint(run), run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / "run.yaml", f"{provenance()}{dump_run(run)}".encode())
@@ -66,13 +64,12 @@ def check_run_folder(run: TrainRun) -> tuple[SearchSpace, SubnetSpec | None]:
     space = _build_space(run)
     for path in (*run.data.train, *run.data.val):
         read_manifest(path)  # now, not on a node an hour later
-    if run.model.checkpoint is not None and not run.model.checkpoint.exists():
-        raise UserError(f"model.checkpoint {run.model.checkpoint} does not exist")
+    _require_start(run)
     if run.sandwich.only is not None:
         only = read_subnet(run.sandwich.only, space)
     saved = _saved(folder)
     if saved is not None:
-        _require_same(saved, _with_start_of(saved, run), folder)
+        _require_same(saved, run, folder)
         space = read_space(folder / "space.yaml", space.shape)
         if only is not None and only != read_subnet(folder / SUBNET, space):
             raise UserError(f"{folder} trains another subnet, {folder / SUBNET}")
@@ -87,25 +84,19 @@ def _saved(folder: Path) -> TrainRun | None:
     return load_run(TrainRun, file) if file.exists() else None
 
 
-def _with_checkpoint(run: TrainRun) -> TrainRun:
-    """The run with the newest checkpoint of the run that it starts from; else as it is."""
+def _require_start(run: TrainRun) -> None:
+    """Once a run has a checkpoint of its own, what it began from may be gone."""
     start = run.model.checkpoint
-    if start is None or not (start / "run.yaml").is_file():
-        return run
-    newest = start / "checkpoints" / f"step-{saved_step(start):06d}"
-    return _starting_from(run, newest) if newest.is_dir() else run
-
-
-def _with_start_of(saved: TrainRun, asked: TrainRun) -> TrainRun:
-    """What is asked for, from the saved run's start where that is a checkpoint of the asked."""
-    first, start = saved.model.checkpoint, asked.model.checkpoint
-    if first is None or start is None or first.parent.parent.absolute() != start.absolute():
-        return asked
-    return _starting_from(asked, first)
-
-
-def _starting_from(run: TrainRun, start: Path) -> TrainRun:
-    return run.model_copy(update={"model": run.model.model_copy(update={"checkpoint": start})})
+    if start is None or saved_step(run.folder) > 0:
+        return
+    if not start.exists():
+        raise UserError(f"model.checkpoint {start} does not exist")
+    is_checkpoint = not start.is_dir() or (start / MANIFEST).is_file()
+    if not is_checkpoint and not list(start.glob(f"checkpoints/step-*/{MANIFEST}")):
+        raise UserError(
+            f"model.checkpoint {start} is a folder without checkpoints of a run; train that first, "
+            "or name a file"
+        )
 
 
 def versions() -> dict[str, str]:

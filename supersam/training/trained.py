@@ -11,9 +11,9 @@ from supersam.config import TrainRun, UserError, load_run
 from supersam.model import SamSupernet, load_sam
 from supersam.model.sam import build_sam
 from supersam.runtime.distributed import World
+from supersam.runtime.vitals import MANIFEST
 from supersam.space import SearchSpace, SubnetSpec, read_subnet
 from supersam.training.checkpoint import (
-    MANIFEST,
     CheckpointManager,
     Manifest,
     read_weights,

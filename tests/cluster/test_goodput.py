@@ -54,6 +54,22 @@ def interrupted() -> tuple[list[AttemptEvent], list[AttemptTimes]]:
     return events, [first, second]
 
 
+def test_an_attempt_that_ended_too_soon_has_no_account_of_its_own() -> None:
+    events = [
+        event(1, "start", 0.0),
+        event(1, "end", 8.0, "failed"),
+        event(2, "start", 9.0),
+        event(2, "end", 9.0 + HOUR, "finished"),
+    ]
+    account = times(20.0, 0, 100, starting=100.0, training=3000.0)
+    goodput = measure_goodput(events, [account], now=0.0)
+    assert goodput.allocated_node_h == pytest.approx(2 * (HOUR + 8) / HOUR)
+    assert goodput.productive_node_h == pytest.approx(2 * 3000 / HOUR)
+    assert goodput.lost_node_h["no step before the end: failed"] == pytest.approx(2 * 8 / HOUR)
+    parts = goodput.productive_node_h + sum(goodput.lost_node_h.values())
+    assert parts == pytest.approx(goodput.allocated_node_h)
+
+
 def test_the_parts_make_the_whole(interrupted) -> None:
     goodput = measure_goodput(*interrupted, now=0.0)
     assert goodput.allocated_node_h == pytest.approx(2 * (HOUR + 1800) / HOUR)

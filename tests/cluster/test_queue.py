@@ -22,6 +22,13 @@ def test_squeue_comes_first_and_sacct_is_asked_for_the_rest(slurm) -> None:
     assert queue.note is None
 
 
+def test_each_element_of_an_array_is_asked_for(slurm) -> None:
+    """Without --array, squeue shows those that wait as one line, `7_[0-1]`."""
+    each = "echo '7_0|PENDING|None||'; echo '7_1|PENDING|None||'"
+    slurm("squeue", f"case \"$*\" in *--array*) {each};; *) echo '7_[0-1]|PENDING|None||';; esac")
+    assert sorted(Queue().jobs(["7_0", "7_1"])) == ["7_0", "7_1"]
+
+
 def test_a_hanging_controller_costs_the_time_limit_and_one_note(slurm) -> None:
     slurm("squeue", "exec /bin/sleep 60")
     queue = Queue(timeout_s=0.3)

@@ -91,6 +91,9 @@ def test_the_log_is_that_of_the_job_else_of_this_machine(search: Path, home: str
     log.parent.mkdir()
     log.touch()
     assert read(search, "RUNNING").log.resolve() == log
+    journal = Journal(search / "journal.jsonl")
+    assert read(search, "TIMEOUT").log == own  # it goes on here
+    journal.close()
 
 
 def test_all_searches_are_listed_below_the_runs(search: Path, capsys):
@@ -116,8 +119,12 @@ def test_one_search_alone(search: Path, capsys):
     assert show(StatusRun(run=search)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"{search}: {read(search).words}", f"report  {search / 'report.html'}"]
-    for question, answer in (("cancel", "end its command with Ctrl-C"), ("follow", "tail -f")):
+    for question, answer in (("cancel", "is not running (unfinished)"), ("follow", "tail -f")):
         assert show(StatusRun(run=search, **{question: True})) == 2
         assert answer in capsys.readouterr().err
+    journal = Journal(search / "journal.jsonl")
+    assert show(StatusRun(run=search, cancel=True)) == 2
+    assert "end its command with Ctrl-C" in capsys.readouterr().err
+    journal.close()
     assert show(StatusRun(run=search, json=True)) == 0
     assert json.loads(capsys.readouterr().out)["trials"] == 2

@@ -2,8 +2,18 @@
 
 import time
 
-from supersam.export.facts import describe_latency
+from supersam.export.facts import describe_latency, describe_start, describe_training_data
 from supersam.model import extract_subnet
+from supersam.training.trained import WeightSource
+
+
+def test_a_start_whose_checkpoint_is_gone_is_still_of_its_run(trained, synthetic_shards):
+    gone = trained.folder / "checkpoints" / "step-000001"
+    model = trained.model.model_copy(update={"checkpoint": gone})
+    run = trained.model_copy(update={"model": model})
+    assert describe_start(run).startswith(f"run `{trained.folder.name}`, ")
+    data = describe_training_data(run, WeightSource(step=0))
+    assert str(synthetic_shards) in {each["folder"] for each in data}
 
 
 def test_the_latency_is_that_of_the_exported_model(make_supernet):

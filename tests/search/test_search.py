@@ -16,7 +16,7 @@ from supersam.config.search import SearchRun
 from supersam.runtime.signals import stop_requested
 from supersam.search import Trial, objective, pareto_front, read_journal
 from supersam.search.command import run_search, run_search_here
-from supersam.search.folder import find_basis, prepare_folder
+from supersam.search.folder import find_basis, prepare_folder, read_record
 from supersam.search.objective import SubnetObjective
 from supersam.search.searchers import plain
 from supersam.search.searchers.plain import RandomSearcher
@@ -96,6 +96,19 @@ def test_a_longer_search_begins_as_the_shorter_one(run, tmp_path):
     grown = search(run, tmp_path / "grown", trials=12)
     whole = search(run, tmp_path / "whole", trials=12)
     assert numbers(grown.front) == numbers(whole.front)
+
+
+def test_a_finished_search_that_goes_on_is_not_finished(run, tmp_path):
+    first = search(run, tmp_path / "s", trials=4)
+    before = read_record(first.folder)
+    assert before["finished"]
+    longer = tiny_search(run, first.folder, trials=8)
+    prepare_folder(longer, find_basis(longer))  # and then it is killed
+    after = read_record(first.folder)
+    assert (after["finished"], after["config"]["trials"]) == (False, 8)
+    assert after["front"] == before["front"]
+    search(run, first.folder, trials=8)
+    assert read_record(first.folder)["finished"]
 
 
 def test_a_finished_search_evaluates_nothing_again(run, undisturbed, monkeypatch):
@@ -210,6 +223,13 @@ def test_a_dry_run_shows_what_slurm_would_be_asked_and_writes_nothing(run, tmp_p
     assert ("as an array of 2, would be" in said) == bool(sweep)
     assert "#SBATCH --nodes=2\n" in said
     assert not (tmp_path / "s").exists()
+
+
+def test_a_search_asks_for_all_its_nodes_though_fewer_may_join(run, tmp_path):
+    place = {"nodes": 4, "min_nodes": 2}
+    parameters = search_job.search_parameters(tiny_search(run, tmp_path, cluster=place))
+    assert parameters["nodes"] == 4
+    assert not {"nodes", "no-kill"} & set(parameters["additional_parameters"])
 
 
 def test_a_dry_run_refuses_what_the_search_would(run, undisturbed):
@@ -339,6 +359,17 @@ def test_the_weights_before_training_are_a_reference(run, shards, tmp_path):
     assert (before.step, after.step) == (0, 7)
     assert before.metrics["miou"] != after.metrics["miou"]
     assert before.key != after.key
+
+
+def test_a_start_that_is_gone_leaves_what_was_measured_of_it(run, shards, tmp_path, capsys):
+    start = shutil.copytree(run.folder, tmp_path / "start")
+    tuned = make_run(tmp_path / "tuned", shards, model={"checkpoint": str(start)})
+    search(tuned, tmp_path / "s", trials=4)
+    shutil.rmtree(start)
+    again = search(tuned, tmp_path / "s", trials=4)
+    assert set(again.references) == {"largest", "smallest", "pretrained"}
+    assert set(search(tuned, tmp_path / "new", trials=4).references) == {"largest", "smallest"}
+    assert "start is gone: nothing pretrained to compare with" in capsys.readouterr().err
 
 
 def test_the_settings_are_read_back_equal(run, tmp_path, undisturbed):

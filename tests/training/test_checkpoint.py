@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from supersam.config import CheckpointConfig, UserError
 from supersam.runtime.atomic import file_sha256
 from supersam.runtime.distributed import World, barrier, close_world, init_world
+from supersam.runtime.vitals import MANIFEST
 from supersam.training import checkpoint
 from supersam.training.checkpoint import (
     FORMAT,
-    MANIFEST,
     CheckpointManager,
     Share,
     TrainState,

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from supersam.config import TrainRun, UserError, load_run
+from supersam.runtime.vitals import PROGRESS
 from supersam.space import read_space
 from supersam.training.run_folder import describe_run, prepare_run_folder
 from tests.training.runs import tiny_run
@@ -42,22 +43,28 @@ def test_the_same_run_may_start_again_and_change_where_it_runs(run, synthetic_sh
     assert load_run(TrainRun, run.folder / "run.yaml") == changed
 
 
-def test_a_run_that_starts_from_another_keeps_to_the_checkpoint_of_its_first_start(
+def test_what_a_run_begins_from_must_be_there_until_it_has_a_checkpoint(
     trained, synthetic_shards, tmp_path
 ):
-    other, first = tmp_path / "other", tmp_path / "other" / "checkpoints" / "step-000003"
-    shutil.copytree(trained.folder, other)
+    other = tmp_path / "other"
     run = tiny_run(tmp_path / "run", synthetic_shards, {"model": {"checkpoint": str(other)}})
+    with pytest.raises(UserError, match="other does not exist"):
+        prepare_run_folder(run)
+    other.mkdir()
+    with pytest.raises(UserError, match="other is a folder without checkpoints of a run; train"):
+        prepare_run_folder(run)
+    assert not run.folder.exists()
+    shutil.rmtree(other)
+    shutil.copytree(trained.folder, other)
     prepare_run_folder(run)
-    assert load_run(TrainRun, run.folder / "run.yaml").model.checkpoint == first
-    shutil.copytree(first, first.with_name("step-000007"))
-    (other / "progress.json").write_text('{"step": 7}')
-    prepare_run_folder(run)  # the same command
-    assert load_run(TrainRun, run.folder / "run.yaml").model.checkpoint == first
-    prepare_run_folder(load_run(TrainRun, run.folder / "run.yaml"))  # what --run DIR alone recalls
-    third = tiny_run(run.folder, synthetic_shards, {"model": {"checkpoint": str(tmp_path)}})
-    with pytest.raises(UserError, match=r"model.checkpoint: .*step-000003 -> "):
-        prepare_run_folder(third)
+    (one,) = (other / "checkpoints").iterdir()
+    one_step = {"model": {"checkpoint": str(one)}}
+    prepare_run_folder(tiny_run(tmp_path / "of_one", synthetic_shards, one_step))
+    shutil.rmtree(other)
+    with pytest.raises(UserError, match="other does not exist"):
+        prepare_run_folder(run)
+    (run.folder / PROGRESS).write_text('{"step": 2}')
+    prepare_run_folder(run)
 
 
 def test_another_run_is_refused_with_every_difference(run, synthetic_shards):
