@@ -66,7 +66,7 @@ def _mount_private_tmp(cluster: Cluster) -> None:
     handles = [os.open(path, os.O_PATH) for path in shared]
     _mount_memory("/tmp", cluster.memory_mib)
     for path, handle in zip(shared, handles, strict=True):
-        path.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=True)  # one may lie in another
         # -c: mount would otherwise follow the handle's link to the name that /tmp now hides
         _mount("-c", "--bind", f"/proc/{os.getpid()}/fd/{handle}", str(path))
         os.close(handle)

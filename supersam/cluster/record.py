@@ -123,7 +123,9 @@ class RunRecord:
 def read_record(folder: Path, queue: Queue) -> RunRecord:
     """Everything about the run of `folder`. Raises UserError where there is none to be read."""
     if not (folder / RUN_FILE).is_file():
-        raise UserError(f"{folder} holds no run (no {RUN_FILE}); launch/status.py lists the runs")
+        raise UserError(
+            f"{folder} holds no run (no {RUN_FILE}); launch/status.py lists runs and searches"
+        )
     record = read_records([folder], queue)[0]
     if record.fault is not None:
         raise UserError(record.fault)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from supersam.cluster.record import SEARCH_FILE, newest_job
 State = Literal["pending", "running", "finished", "failed", "unfinished", "unreadable"]
 _JOURNAL, _FRONT, _REPORT = "journal.jsonl", "pareto.json", "report.html"
 _LOCKS = Path("/proc/locks")
+_TAIL_BYTES = 4096
+_FAULT = re.compile(r"(error|[\w.]*(Error|Exception)): ")
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,9 @@ class SearchRecord:
         if self.state == "failed" and self.job is not None:
             text += f"; job {self.job_id} ended as {self.job.state}"
         goes_on = self.state in ("failed", "unfinished")
+        fault = _last_fault(self.log) if goes_on and self.log is not None else None
+        if fault is not None:
+            text += f"; its log ends with {fault}"
         return f"{text}; the same command goes on" if goes_on else text
 
     @property
@@ -154,6 +160,15 @@ def _is_locked(path: Path) -> bool:
     major, minor = os.major(about.st_dev), os.minor(about.st_dev)
     name = f"{major:02x}:{minor:02x}:{about.st_ino}"
     return any(name in line.split() for line in locks)
+
+
+def _last_fault(log: Path) -> str | None:
+    """The last line of a log, where it tells of an error."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        lines = file.read().decode("utf-8", errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return last if _FAULT.match(last) else None
 
 
 def _find_log(folder: Path, job_id: str | None, *, is_here: bool) -> Path | None:

@@ -54,6 +54,8 @@ def _show(options: StatusRun, queue: Queue) -> None:
         _show_all(options, queue)
     elif (folder / SEARCH_FILE).is_file():
         show_search(read_searches([folder], queue)[0], options)
+    elif below := sorted(file.parent for file in folder.glob(f"*/{SEARCH_FILE}")):  # a sweep
+        print(search_table(read_searches(below, queue), folder))
     elif options.cancel:
         print(cancel(read_record(folder, queue)))
     elif options.follow:

@@ -106,6 +106,7 @@ def _evaluate(
     """The exported model's scores by prompt; none without evaluation data."""
     results: dict[str, EvalResult] = {}
     for prompt in _PROMPTS if readers else ():
+        logger.info("evaluating it with a %s for each object; --images N looks at fewer", prompt)
         dataset = EvalDataset(readers, side=plan.space.shape.image_size, prompt=prompt)
         loader = build_eval_loader(dataset, World.single(), limit=plan.asked.images)
         results[prompt] = evaluate(predictor, loader, boundary=False)

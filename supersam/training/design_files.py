@@ -49,6 +49,17 @@ def prepare_design_folder(run: DesignRun) -> None:
     Raises UserError for what is missing or too small, and where `--out` is the space of other
     weights or images, or no design's; nothing is written then.
     """
+    check_design(run)
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        (run.folder / PROGRESS).unlink(missing_ok=True)
+        write_bytes(run.folder / "run.yaml", f"{provenance()}{dump_run(run)}".encode())
+    except OSError as fault:
+        raise UserError(f"cannot write to {run.folder}: {fault}") from fault
+
+
+def check_design(run: DesignRun) -> None:
+    """Raise UserError as `prepare_design_folder`; write nothing."""
     images = sum(read_manifest(path).num_images for path in run.data)
     if images < run.calibration.images:
         raise UserError(
@@ -61,12 +72,6 @@ def prepare_design_folder(run: DesignRun) -> None:
         raise UserError(f"--out {run.out} is not the name of a file; use {run.out}/space.yaml")
     if run.out.exists():
         _require_same_start(run)
-    try:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        (run.folder / PROGRESS).unlink(missing_ok=True)
-        write_bytes(run.folder / "run.yaml", f"{provenance()}{dump_run(run)}".encode())
-    except OSError as fault:
-        raise UserError(f"cannot write to {run.folder}: {fault}") from fault
 
 
 def _require_same_start(run: DesignRun) -> None:
@@ -87,7 +92,8 @@ def _require_same_start(run: DesignRun) -> None:
 
 
 def describe_design(run: DesignRun) -> str:
-    """For `--dry-run`: what would be done. Touches no file."""
+    """For `--dry-run`: what would be done. Touches no file. Raises as `check_design`."""
+    check_design(run)
     batches = -(-run.calibration.images // run.calibration.batch)
     return "\n".join(
         [

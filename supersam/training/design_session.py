@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -161,4 +162,7 @@ def _words(model: ModelConfig) -> str:
 
 def _in_words(run: DesignRun, summary: dict[str, object]) -> str:
     lines = [f"{name.replace('_', ' '):22} {value}" for name, value in summary.items()]
-    return "\n".join([*lines, f"train it: python launch/train.py --config {run.folder}/train.yaml"])
+    data = shlex.join(map(str, run.data))
+    config = shlex.quote(f"{run.folder}/train.yaml")
+    command = f"python launch/train.py --config {config} --data.train {data}"
+    return "\n".join([*lines, f"train it: {command}, and the settings of a run like it"])

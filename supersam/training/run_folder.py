@@ -97,6 +97,11 @@ def _require_start(run: TrainRun) -> None:
             f"model.checkpoint {start} is a folder without checkpoints of a run; train that first, "
             "or name a file"
         )
+    other = (start if not (start / MANIFEST).is_file() else start.parent.parent) / "run.yaml"
+    if start.is_dir() and other.is_file():
+        shape = resolve_shape(load_run(TrainRun, other).model)
+        if shape != resolve_shape(run.model):
+            raise UserError(f"model.checkpoint {start} trained a model of other sizes; see {other}")
 
 
 def versions() -> dict[str, str]:

@@ -96,6 +96,20 @@ def test_the_log_is_that_of_the_job_else_of_this_machine(search: Path, home: str
     journal.close()
 
 
+def test_what_ended_a_search_is_said_where_its_log_ends_with_it(search: Path):
+    (search / "logs").mkdir()
+    log = search / "logs" / "search.log"
+    log.write_text("I 2 of 4 trials, 1 on the front\n", encoding="utf-8")
+    assert "log" not in read(search).words
+    log.write_text("Traceback\nConnectionError: no Ray at 10.0.0.1\n\n", encoding="utf-8")
+    assert "; its log ends with ConnectionError: no Ray at 10.0.0.1; the same" in read(search).words
+
+
+def test_a_sweeps_folder_shows_its_searches(search: Path, capsys):
+    assert show(StatusRun(run=search.parent)) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("s       unfinished  2       4")
+
+
 def test_all_searches_are_listed_below_the_runs(search: Path, capsys):
     sweep = search.parent / "sweep" / "random-0"
     shutil.copytree(search, sweep)

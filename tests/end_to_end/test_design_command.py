@@ -119,9 +119,10 @@ def test_a_design_of_other_weights_or_images_is_not_overwritten(
         (("--out", "mine.yaml"), "mine.yaml exists and no design made it; choose another --out"),
     ):
         given = ("--data", synthetic_shards, "--checkpoint", checkpoint, *FLAGS, *words)
-        done = launch("design.py", *given, cwd=designed)
-        assert done.returncode == 2, done.stderr
-        assert expected in done.stderr
+        for dry in ((), ("--dry-run",)):
+            done = launch("design.py", *given, *dry, cwd=designed)
+            assert done.returncode == 2, done.stderr
+            assert expected in done.stderr
     assert {p: p.read_bytes() for p in designed.rglob("*") if p.is_file()} == before
 
 

@@ -58,6 +58,10 @@ def test_what_a_run_begins_from_must_be_there_until_it_has_a_checkpoint(
     shutil.copytree(trained.folder, other)
     prepare_run_folder(run)
     (one,) = (other / "checkpoints").iterdir()
+    for start in (other, one):
+        larger = {"model": {"checkpoint": str(start), "depth": 6, "global_layers": [1, 5]}}
+        with pytest.raises(UserError, match="trained a model of other sizes; see "):
+            prepare_run_folder(tiny_run(tmp_path / "larger", synthetic_shards, larger))
     one_step = {"model": {"checkpoint": str(one)}}
     prepare_run_folder(tiny_run(tmp_path / "of_one", synthetic_shards, one_step))
     shutil.rmtree(other)
