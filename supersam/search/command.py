@@ -37,7 +37,7 @@ from supersam.search.pareto import write_front
 from supersam.search.predictor import FEWEST, held_out_error
 from supersam.search.program import Program
 from supersam.search.ray_session import joined_ray, local_ray
-from supersam.search.report import write_report
+from supersam.search.report_page import write_report
 from supersam.search.sweep import expand, format_sweep
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from supersam.search.html import page, table, tag
 from supersam.search.journal import JOURNAL, Journal
 from supersam.search.pareto import pareto_front, write_front
 from supersam.search.picks import best, cheapest, knee, read_front
-from supersam.search.report import read_report, write_report
+from supersam.search.report import read_report
+from supersam.search.report_page import write_report
 from supersam.search.sweep import read_begun, volume_curves
 from supersam.space import read_space, subnet_cost
 from tests.search.trials import make_trial
