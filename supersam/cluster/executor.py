@@ -20,7 +20,7 @@ from supersam.cluster.last_words import keep_last_words, write_last_words
 from supersam.cluster.preflight import require_enough_nodes
 from supersam.cluster.rendezvous import free_port
 from supersam.cluster.slurm import at_the_prompt, missing_slurm
-from supersam.cluster.tasks import Task, describe_task, execute_task, load_task, prepare_task
+from supersam.cluster.tasks import Task, describe_task, execute_task, prepare_task
 from supersam.config import TrainRun, UserError
 from supersam.config.io import USAGE_ERROR
 from supersam.runtime.process import end_with_parent, ends_with_reader, keep_others_from_writing
@@ -66,8 +66,7 @@ def _run_here(run: Task, where: str, tasks: int) -> int:
     if where == "local":
         return _recorded(run.folder, tasks, lambda: run_local(run.folder, tasks=tasks))
     keep_last_words(task_log(run.folder, 0))
-    prepared = load_task(run.folder)
-    return _recorded(run.folder, 1, lambda: run_inline(prepared))
+    return _recorded(run.folder, 1, lambda: run_inline(run))
 
 
 def resolve_cluster(run: Task) -> str:

@@ -32,6 +32,7 @@ from supersam.cluster.steps import GRACE_S, step_environment
 from supersam.cluster.submission import JOB_FILE, submitted_job, wait_for_end
 from supersam.config import SearchRun, UserError, dump_run, load_run
 from supersam.config.io import USAGE_ERROR
+from supersam.config.search import SearchClusterConfig
 from supersam.runtime.atomic import write_bytes, write_json
 from supersam.runtime.process import ends_with_reader
 from supersam.runtime.signals import StopFlag, stop_requested
@@ -53,7 +54,7 @@ def submit_search(asked: SearchRun) -> int:
     if asked.dry_run:
         parts = [describe_search(search) for search in expand(asked)]
         if on_slurm:
-            _require_enough_nodes(asked)
+            require_enough_nodes(_with_all_nodes(asked))
             array = f", as an array of {len(parts)}," if len(parts) > 1 else ""
             script = submitit_script(search_parameters(asked), asked.folder)
             parts.append(f"submitted{array} would be\n\n{script}")
@@ -95,7 +96,7 @@ def submit_search_jobs(asked: SearchRun) -> list[str]:
     from supersam.search.sweep import expand
 
     _require_no_active_job(asked)
-    _require_enough_nodes(asked)
+    require_enough_nodes(_with_all_nodes(asked))
     home = plain_path(asked.folder)
     searches = expand(asked)
     basis = [find_basis(search) for search in searches]  # all are checked before one is written
@@ -150,7 +151,7 @@ def search_parameters(asked: SearchRun) -> dict[str, Any]:
     job whose batch host is lost would stand still until its time is over. And never a range of
     nodes, of which Slurm grants the fewest: `min_nodes` is for hosts that do not join.
     """
-    cluster = asked.cluster.model_copy(update={"min_nodes": None})
+    cluster = _with_all_nodes(asked)
     evaluators = cluster.evaluators_per_node or cluster.gpus_per_node or 1
     return {
         **batch_parameters(asked.name, cluster, asked.folder),
@@ -273,8 +274,9 @@ def _is_for_slurm(asked: SearchRun) -> bool:
     return True
 
 
-def _require_enough_nodes(asked: SearchRun) -> None:
-    require_enough_nodes(asked.cluster.model_copy(update={"min_nodes": None}))
+def _with_all_nodes(asked: SearchRun) -> SearchClusterConfig:
+    """The search's place as Slurm is asked for it; see `search_parameters`."""
+    return asked.cluster.model_copy(update={"min_nodes": None})
 
 
 def _require_no_active_job(asked: SearchRun) -> None:

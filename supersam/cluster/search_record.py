@@ -99,6 +99,7 @@ def read_searches(folders: Sequence[Path], queue: Queue) -> list[SearchRecord]:
 
 def _read(folder: Path, job_id: str | None, jobs: dict[str, Job]) -> SearchRecord:
     journal = folder / _JOURNAL
+    is_written_here = _is_locked(journal)
     asked, known, has_ended, fault = 0, 0, False, None
     front: list[float] = []
     try:
@@ -115,17 +116,17 @@ def _read(folder: Path, job_id: str | None, jobs: dict[str, Job]) -> SearchRecor
         front=len(front),
         best_miou=max(front, default=None),
         has_ended=has_ended,
-        is_written_here=_is_locked(journal),
+        is_written_here=is_written_here,
         seen=journal.stat().st_mtime if journal.is_file() else None,
         job=None if job_id is None else jobs.get(job_id),
         job_id=job_id,
-        log=_find_log(folder, job_id, is_here=_is_locked(journal)),
+        log=_find_log(folder, job_id, is_here=is_written_here),
         fault=fault,
     )
 
 
 def _front(file: Path) -> list[float]:
-    """MIoU of the subnets on the front."""
+    """The mIoU of each subnet on the front."""
     if not file.is_file():
         return []
     front: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))

@@ -47,6 +47,17 @@ def show_search(search: SearchRecord, options: StatusRun) -> None:
     print("\n".join(lines))
 
 
+def show_searches(searches: Sequence[SearchRecord], folder: Path, options: StatusRun) -> None:
+    """Print where the searches of a sweep's folder stand. Raises UserError as `show_search`."""
+    for name in ("cancel", "follow"):
+        if getattr(options, name):
+            raise UserError(f"{folder} holds several searches; --{name} takes one: name its folder")
+    if options.json_:
+        print(json.dumps({"searches": [search_summary(search) for search in searches]}))
+    else:
+        print(search_table(searches, folder))
+
+
 def search_summary(search: SearchRecord) -> dict[str, Any]:
     """The same for machines."""
     return {

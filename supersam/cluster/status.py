@@ -16,7 +16,7 @@ from supersam.cluster.logs import log_rank
 from supersam.cluster.queue import Queue
 from supersam.cluster.record import SEARCH_FILE, RunRecord, find_runs, read_record, read_records
 from supersam.cluster.search_record import find_searches, read_searches
-from supersam.cluster.search_status import search_summary, search_table, show_search
+from supersam.cluster.search_status import search_summary, search_table, show_search, show_searches
 from supersam.cluster.table import ago, aligned, number
 from supersam.cluster.why import duration, explain, progress
 from supersam.config import StatusRun, UserError
@@ -55,7 +55,7 @@ def _show(options: StatusRun, queue: Queue) -> None:
     elif (folder / SEARCH_FILE).is_file():
         show_search(read_searches([folder], queue)[0], options)
     elif below := sorted(file.parent for file in folder.glob(f"*/{SEARCH_FILE}")):  # a sweep
-        print(search_table(read_searches(below, queue), folder))
+        show_searches(read_searches(below, queue), folder, options)
     elif options.cancel:
         print(cancel(read_record(folder, queue)))
     elif options.follow:

@@ -108,6 +108,12 @@ def test_what_ended_a_search_is_said_where_its_log_ends_with_it(search: Path):
 def test_a_sweeps_folder_shows_its_searches(search: Path, capsys):
     assert show(StatusRun(run=search.parent)) == 0
     assert capsys.readouterr().out.splitlines()[1].startswith("s       unfinished  2       4")
+    assert show(StatusRun(run=search.parent, json=True)) == 0
+    (one,) = json.loads(capsys.readouterr().out)["searches"]
+    assert one["search"] == str(search)
+    for question in ("cancel", "follow"):
+        assert show(StatusRun(run=search.parent, **{question: True})) == 2
+        assert f"--{question} takes one: name its folder" in capsys.readouterr().err
 
 
 def test_all_searches_are_listed_below_the_runs(search: Path, capsys):
