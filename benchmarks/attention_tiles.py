@@ -29,24 +29,29 @@ from in_turn import print_record
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from supersam.model import triton_kernels
+from supersam.model import triton_kernels, triton_positions
 from supersam.model.attention import KERNELS
 from supersam.model.fused_attention import pitch
-from supersam.model.triton_attention import TILES, Tiles, constants, tiles_of
+from supersam.model.triton_attention import TILES, Tiles, constants, cut, term_cut, tiles_of
 
-SHAPES = {  # side, heads, channels of a head, windows or images
+GRID = 64
+SHAPES = {  # side of a window, heads, channels of a head, images
     "global_64": (64, 12, 64, 8),  # ViT-B and L at 1024 pixels
     "global_80": (64, 16, 80, 4),  # ViT-H
-    "window_64": (14, 12, 64, 200),
-    "window_80": (14, 16, 80, 100),
+    "window_64": (14, 12, 64, 8),
+    "window_80": (14, 16, 80, 4),
 }
 FUNCTIONS = {
     "forward": triton_kernels.forward,
     "queries": triton_kernels.backward_queries,
     "keys": triton_kernels.backward_keys,
 }
+TERMS = {
+    "terms": triton_positions.terms_forward,
+    "terms_back": triton_positions.terms_backward,
+}
 PRODUCTS = {"forward": 2, "queries": 3, "keys": 4}
-"""Matrix products of tokens x tokens x channels that a kernel makes."""
+"""Matrix products of queries x keys x channels that a kernel makes."""
 SHARED_LIMIT = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 """Bytes a block may have: CUDA C++ Programming Guide, table of compute capabilities."""
 
@@ -91,12 +96,16 @@ def candidates(kernel, side):
 def compiled_for(arch, args):
     """What the assembler says of each kernel in use, by shape and kernel."""
     found = {"faults": []}
-    for name, kernel in product(args.shapes, FUNCTIONS):
+    for name, kernel in product(args.shapes, [*FUNCTIONS, *TERMS]):
         side, _, dim, _ = SHAPES[name]
-        row = resources(kernel, tiles_of(kernel, side, arch // 10), side, dim, arch)
+        if kernel in TERMS:
+            cuts = term_cut(kernel, arch // 10)
+        else:
+            cuts = cut(tiles_of(kernel, side, arch // 10))
+        row = resources((FUNCTIONS | TERMS)[kernel], cuts, side, dim, arch)
         found[f"{name}, {kernel}"] = row
         print(
-            f"sm_{arch} {name:10} {kernel:8} {row['registers']:4} registers"
+            f"sm_{arch} {name:10} {kernel:10} {row['registers']:4} registers"
             f"{row['spilled']:6} bytes spilled{row['shared'] / 1024:7.0f} KiB shared"
         )
         if row["spilled"] > 0 or row["shared"] > SHARED_LIMIT.get(arch, 2**30):
@@ -104,12 +113,12 @@ def compiled_for(arch, args):
     return found
 
 
-def resources(kernel, tiles, side, dim, arch):
+def resources(function, cuts, side, dim, arch):
     """Registers of a thread, its bytes of local memory, and bytes of shared memory of a block."""
-    function = FUNCTIONS[kernel]
-    made = constants(tiles, side, dim, torch.bfloat16)
+    made = constants(GRID, side, dim, torch.bfloat16) | cuts
     options = {name: made.pop(name) for name in ("num_warps", "num_stages")}
-    plain = {"heads": "i32", "lse": "*fp32", "delta": "*fp32"}
+    plain = dict.fromkeys(("heads", "items"), "i32")
+    plain |= dict.fromkeys(("lse", "delta", "d_padding", "d_rel"), "*fp32")
     types = {n: "constexpr" if n in made else plain.get(n, "*bf16") for n in function.arg_names}
     aligned = {
         (place,): [["tt.divisibility", 16]]
@@ -158,7 +167,7 @@ def measure(name, compiled, args):
             for tiles, fault in tried.items()
             if fault is None
         )
-        work = 2 * PRODUCTS[kernel] * side**4 * dim * heads * batch
+        work = 2 * PRODUCTS[kernel] * GRID**2 * side**2 * dim * heads * batch
         in_use = next(iter(tried))
         result[kernel] = {
             "in_use_ms": next((ms for ms, _, tiles in rows if tiles == in_use), None),
@@ -191,27 +200,27 @@ def fault_of(job):
 def prepare(name, kernel, batch):
     """A call of a kernel on random numbers, for given tiles."""
     side, heads, dim, _ = SHAPES[name]
-    n = side * side
     torch.manual_seed(0)
 
     def random(*shape):
         return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
 
-    qkv, mixed = random(batch, n, heads, 3, dim), random(batch, n, heads, dim)
-    terms = [random(batch, side, side, heads, pitch(side)) for _ in range(2)]
-    lse = torch.full((batch, heads, n), 12.0, device="cuda")
-    results = [torch.empty_like(t) for t in (qkv, *terms, mixed, lse)]
-    d_qkv, d_row, d_column, out, numbers = results
+    windows = (-(-GRID // side)) ** 2 * batch
+    qkv, mixed = random(batch, GRID, GRID, heads, 3, dim), random(batch, GRID, GRID, heads, dim)
+    padding, terms = random(heads, 3, dim), random(batch, GRID, GRID, heads, 2, pitch(side))
+    lse = torch.full((batch, heads, GRID * GRID), 12.0, device="cuda")
+    d_qkv, d_terms, out, numbers = (torch.empty_like(t) for t in (qkv, terms, mixed, lse))
+    d_padding = lse.new_empty(windows * heads * side, 2, dim)
     arguments = {
-        "forward": (qkv, *terms, out, numbers),
-        "queries": (qkv, *terms, mixed, mixed, lse, numbers, d_qkv, d_row, d_column),
-        "keys": (qkv, *terms, mixed, lse, lse, d_qkv),
+        "forward": (qkv, padding, terms, out, numbers),
+        "queries": (qkv, padding, terms, mixed, mixed, lse, numbers, d_qkv, d_terms),
+        "keys": (qkv, padding, terms, mixed, lse, lse, d_qkv, d_padding),
     }[kernel]
 
     def call(tiles):
-        parts = -(-side // tiles.rows) if kernel == "keys" else -(-n // tiles.queries)
-        made = constants(tiles, side, dim, torch.bfloat16)
-        FUNCTIONS[kernel][parts, batch * heads](*arguments, heads, **made)
+        parts = -(-side // tiles.rows) if kernel == "keys" else -(-(side**2) // tiles.queries)
+        made = constants(GRID, side, dim, torch.bfloat16) | cut(tiles)
+        FUNCTIONS[kernel][parts, windows * heads](*arguments, heads, **made)
 
     return call
 
@@ -219,8 +228,9 @@ def prepare(name, kernel, batch):
 def beside(name, kernel, rounds):
     """Ms forward, and with backward, and GiB on top of the inputs."""
     side, heads, dim, batch = SHAPES[name]
-    qkv = torch.randn(batch, side**2, heads, 3, dim, device="cuda", dtype=torch.bfloat16)
-    inputs = [qkv, *(torch.randn(side, side, dim, device="cuda") for _ in range(2))]
+    qkv = torch.randn(batch, GRID, GRID, heads, 3, dim, device="cuda", dtype=torch.bfloat16)
+    inputs = [qkv, torch.randn(heads, 3, dim, device="cuda")]
+    inputs += [torch.randn(side, side, dim, device="cuda") for _ in range(2)]
     leaves = [t.requires_grad_() for t in inputs]
 
     def run():

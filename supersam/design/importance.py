@@ -255,7 +255,7 @@ class _ReadTap(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _record(self, name: str, x: Tensor) -> None:
-        """x: (..., c); (B, c, g, g) at the neck; windows at `proj`, whose padding is left out."""
+        """x: (..., c); (B, c, g, g) at the neck; windows or grids at `proj`: no padding counts."""
         if name == "neck.0":
             x = x.permute(0, 2, 3, 1)
         layer, _, rest = name.partition(".")
@@ -263,8 +263,9 @@ class _ReadTap(TorchFunctionMode):
             attention = self._blocks[int(layer)].attn
             assert isinstance(attention, ElasticAttention)
             geometry = attention.geometry
-            across = (geometry.grid + geometry.pad) // geometry.side if geometry.window else 1
-            x = geometry.merge(x, len(x) // across**2)
+            if x.shape[1] != geometry.grid:
+                across = (geometry.grid + geometry.pad) // geometry.side
+                x = geometry.merge(x, len(x) // across**2)
         self.squares[name] = x.double().square().flatten(0, -2).sum(0).cpu()
 
 

@@ -12,10 +12,13 @@ from torch import Tensor
 
 from supersam.model.fused_attention import fused_attention
 
-AttentionKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(qkv, rel_h, rel_w) -> mixed. qkv: (B, n, heads, 3, d), n = side * side tokens; mixed: (B, n,
-heads * d); rel_h, rel_w: (side, side, d), the position vector of each (query row, key row) and
-(query column, key column).
+AttentionKernel = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(qkv, padding, rel_h, rel_w) -> mixed.
+
+qkv: (B, g, g, heads, 3, d), a grid of tokens. padding: (heads, 3, d), what qkv is of a token in the
+padding, whose key and value take part in the attention of its window. rel_h, rel_w: (side, side,
+d), the position vector of each (query row, key row) and (query column, key column) of a window,
+which are as large as the grid in global attention. mixed: (B, g, g, heads * d).
 """
 
 
@@ -34,11 +37,19 @@ class WindowGeometry:
         position = torch.arange(self.side)
         return position[:, None] - position[None, :] + self.side - 1
 
-    def partition(self, x: Tensor) -> Tensor:
-        """(B, g, g, c) -> (B * windows, side, side, c); padded below and right with zeros."""
+    def partition(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """(B, g, g, c) -> (B * windows, side, side, c); padded below and right.
+
+        padding: (c,), or zeros.
+        """
         if self.window == 0:
             return x
-        x = F.pad(x, (0, 0, 0, self.pad, 0, self.pad))
+        if padding is None:
+            x = F.pad(x, (0, 0, 0, self.pad, 0, self.pad))
+        elif self.pad:
+            padding = padding.to(x.dtype)
+            x = torch.cat([x, padding.expand(*x.shape[:2], self.pad, -1)], dim=2)
+            x = torch.cat([x, padding.expand(len(x), self.pad, x.shape[2], -1)], dim=1)
         count, side = x.shape[1] // self.side, self.side
         x = x.view(len(x), count, side, count, side, x.shape[-1])
         return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, side, side, x.shape[-1])
@@ -53,8 +64,36 @@ class WindowGeometry:
         return x[:, : self.grid, : self.grid].contiguous() if self.pad else x
 
 
-def reference_attention(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+def reference_attention(qkv: Tensor, padding: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
     """segment-anything's own sequence of operations, bit for bit."""
+    return in_windows(_reference, qkv, padding, rel_h, rel_w)
+
+
+def sdpa_attention(qkv: Tensor, padding: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+    """PyTorch's fused attention with the position bias as its mask."""
+    return in_windows(_sdpa, qkv, padding, rel_h, rel_w)
+
+
+def in_windows(
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+    qkv: Tensor,
+    padding: Tensor,
+    rel_h: Tensor,
+    rel_w: Tensor,
+) -> Tensor:
+    """The `AttentionKernel` of a function that knows no windows.
+
+    attend: (qkv, rel_h, rel_w) -> mixed, with qkv (B, n, heads, 3, d) of a whole window and mixed
+    (B, n, heads * d).
+    """
+    batch, grid, side = len(qkv), qkv.shape[1], len(rel_h)
+    geometry = WindowGeometry(grid, side if side != grid else 0)
+    windows = geometry.partition(qkv.flatten(3), padding.flatten())
+    mixed = attend(windows.view(len(windows), side * side, *qkv.shape[3:]), rel_h, rel_w)
+    return geometry.merge(mixed.view(len(windows), side, side, -1), batch)
+
+
+def _reference(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
     batch, n, heads, _, dim = qkv.shape
     side = len(rel_h)
     q, k, v = split_heads(qkv)
@@ -66,8 +105,7 @@ def reference_attention(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
     return join_heads((weights @ v).view(batch, heads, n, dim))
 
 
-def sdpa_attention(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
-    """PyTorch's fused attention with the position bias as its mask."""
+def _sdpa(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
     q, k, v = split_heads(qkv)
     bias = position_bias(q, rel_h, rel_w)
     return join_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=_aligned(bias)))
@@ -116,10 +154,13 @@ def _aligned(bias: Tensor) -> Tensor:
     return F.pad(bias, (0, spare))[..., : bias.shape[-1]]
 
 
-def in_kernel_attention(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
-    """Kernels that add positions themselves; in float32, which spills their registers, sdpa."""
+def in_kernel_attention(qkv: Tensor, padding: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+    """Kernels that cut windows and add positions themselves.
+
+    In float32, which spills their registers, sdpa.
+    """
     whole = qkv.is_cuda and qkv.dtype == torch.float32
-    return (sdpa_attention if whole else fused_attention)(qkv, rel_h, rel_w)
+    return (sdpa_attention if whole else fused_attention)(qkv, padding, rel_h, rel_w)
 
 
 KERNELS: dict[str, AttentionKernel] = {

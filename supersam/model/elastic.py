@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from supersam.model.attention import AttentionKernel, WindowGeometry
+from supersam.model.attention import AttentionKernel, WindowGeometry, reference_attention
 from supersam.space import EncoderShape
 from supersam.standalone import NORM_EPS
 
@@ -59,13 +59,18 @@ class ElasticAttention(nn.Module):
 
     def forward(self, x: Tensor, heads: int, kernel: AttentionKernel) -> Tensor:
         """x: (B, g, g, c). Returns (B, g, g, c)."""
-        x_windows = self.geometry.partition(x)  # (B', side, side, c)
-        inner = heads * self.head_dim
-        qkv = active_linear(self.qkv, x_windows, 3 * inner)
-        qkv = qkv.view(len(x_windows), -1, heads, 3, self.head_dim)
-        mixed = kernel(qkv, self.rel_pos_h[self.relative], self.rel_pos_w[self.relative])
-        mixed = mixed.view(*x_windows.shape[:3], inner)
-        return self.geometry.merge(active_linear(self.proj, mixed, x.shape[-1]), len(x))
+        if kernel is not reference_attention:
+            return self.attend(x, heads, kernel)
+        # segment-anything cuts the windows first, and projects their padding as well.
+        return self.geometry.merge(self.attend(self.geometry.partition(x), heads, kernel), len(x))
+
+    def attend(self, x: Tensor, heads: int, kernel: AttentionKernel) -> Tensor:
+        """x: (B, s, s, c), whole images or windows. Returns (B, s, s, c)."""
+        qkv = active_linear(self.qkv, x, 3 * heads * self.head_dim)
+        qkv = qkv.view(*x.shape[:3], heads, 3, self.head_dim)
+        padding = self.qkv.bias[: 3 * heads * self.head_dim].view(heads, 3, -1)  # of a zero
+        mixed = kernel(qkv, padding, self.rel_pos_h[self.relative], self.rel_pos_w[self.relative])
+        return active_linear(self.proj, mixed, x.shape[-1])
 
 
 class ElasticMLP(nn.Module):

@@ -1,7 +1,8 @@
 """Attention with decomposed relative position on a GPU: how its kernels are cut and launched.
 
-Letters: B windows or images, h heads, n tokens = side * side, d channels of a head. The kernels run
-on a GPU, or anywhere under TRITON_INTERPRET=1 (set before triton is imported).
+Letters: B images, g tokens along a side of the grid, n = g * g, h heads, d channels of a head, side
+of a window (g in global attention), p = `pitch(side)`. The kernels run on a GPU, or anywhere under
+TRITON_INTERPRET=1 (set before triton is imported).
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 
 from supersam.model.fused_attention import pitch
 from supersam.model.triton_kernels import backward_keys, backward_queries, forward
+from supersam.model.triton_positions import terms_backward, terms_forward
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ TILES = {
     ("window", "hopper"): {
         "forward": Tiles(rows=2, queries=64, warps=4, stages=3),
         "queries": Tiles(rows=2, queries=64, warps=4, stages=3),
-        "keys": Tiles(rows=4, queries=64, warps=4, stages=3),
+        "keys": Tiles(rows=4, queries=64, warps=4, stages=2),
     },
     ("global", "ampere"): {
         "forward": Tiles(rows=1, queries=128, warps=8, stages=2),
@@ -47,17 +50,22 @@ TILES = {
     },
     ("window", "ampere"): {
         "forward": Tiles(rows=2, queries=64, warps=4, stages=2),
-        "queries": Tiles(rows=2, queries=64, warps=4, stages=2),
-        "keys": Tiles(rows=4, queries=32, warps=4, stages=2),
+        "queries": Tiles(rows=2, queries=32, warps=4, stages=2),
+        "keys": Tiles(rows=4, queries=32, warps=4, stages=1),
     },
 }
 """By kind of attention and of GPU, then by kernel. Of Hopper one choice for heads of 64
-and 80 channels, within 4 % of the fastest of up to 36 on an H200; of Ampere, not measured yet, the
-largest that NVIDIA's assembler fits into registers. benchmarks/attention_tiles.py shows both."""
+and 80 channels, within 4 % of the fastest of up to 36 on an H200 (windows when they were cut out
+before); of Ampere, not measured yet, the largest that NVIDIA's assembler fits into registers.
+benchmarks/attention_tiles.py shows both."""
+
+_PARTS = 8
+"""Programs that share the gradients of one place of a window: global attention has places enough
+for a GPU, windows have not."""
 
 
 def tiles_of(kernel: str, side: int, capability: int) -> Tiles:
-    """Those of the kernel named forward, queries or keys, for a grid of side x side tokens.
+    """Those of the kernel named forward, queries or keys, for windows of side x side tokens.
 
     capability: the GPU's compute capability, its first number: 8 for Ampere and Ada, 9 for Hopper.
     """
@@ -66,69 +74,116 @@ def tiles_of(kernel: str, side: int, capability: int) -> Tiles:
     return replace(tiles, rows=tiles.rows // 2) if 16 < side <= 32 else tiles
 
 
-def _capability(x: Tensor) -> int:
-    """Of the device that x is on; the interpreter takes any tiles."""
-    return torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 9
-
-
-def constants(tiles: Tiles, side: int, dim: int, dtype: torch.dtype) -> dict[str, Any]:
-    """What a kernel is compiled for."""
+def constants(grid: int, side: int, dim: int, dtype: torch.dtype) -> dict[str, Any]:
+    """What every kernel is compiled for."""
     first = dim if dim & (dim - 1) == 0 else triton.next_power_of_2(dim) // 2
     return {
+        "GRID": grid,
         "SIDE": side,
         "PITCH": pitch(side),
-        "ROWS": tiles.rows,
         "COLUMNS": max(16, triton.next_power_of_2(side)),  # matrix units take 16 at least
-        "QUERIES": tiles.queries,
         "D": dim,
         "D0": first,
         "D1": triton.next_power_of_2(dim - first) if dim > first else 0,
         "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
+    }
+
+
+def cut(tiles: Tiles) -> dict[str, int]:
+    """What a kernel of attention is compiled for besides."""
+    return {
+        "ROWS": tiles.rows,
+        "QUERIES": tiles.queries,
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,
     }
 
 
-def attend(qkv: Tensor, by_row: Tensor, by_column: Tensor) -> tuple[Tensor, Tensor]:
-    """Mixed values, and the logarithm to base 2 of each softmax's denominator.
+def attend(qkv: Tensor, padding: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, ...]:
+    """Attention in windows of the grid.
 
     Args:
-        qkv: (B, n, h, 3, d) contiguous.
-        by_row: (B, row, column, h, p): term of a query at (row, column) for each of `side` key
-            rows; p is `pitch(side)`.
-        by_column: (B, column, row, h, p): the same for each key column; columns come first.
+        qkv: (B, g, g, h, 3, d) contiguous.
+        padding: (h, 3, d): of each token beyond the grid.
+        rel_h: (side, side, d), the position vector of each (query row, key row).
+        rel_w: the same of columns. All four are of one type.
 
     Returns:
-        (B, n, h, d) in the type of `qkv`, and (B, h, n) float32.
+        Mixed values (B, g, g, h, d); the logarithm to base 2 of each softmax's denominator, (B, h,
+        n) float32; and the position terms, (B, g, g, h, 2, p): of each query for each row of keys,
+        then for each column.
     """
-    batch, n, heads, _, dim = qkv.shape
-    mixed = qkv.new_empty(batch, n, heads, dim)
-    lse = qkv.new_empty(batch, heads, n, dtype=torch.float32)
-    tiles = tiles_of("forward", by_row.shape[1], _capability(qkv))
-    forward[triton.cdiv(n, tiles.queries), batch * heads](
-        qkv, by_row, by_column, mixed, lse, heads,
-        **constants(tiles, by_row.shape[1], dim, qkv.dtype),
-    )  # fmt: skip
-    return mixed, lse
+    batch, grid, _, heads, _, dim = qkv.shape
+    side = len(rel_h)
+    windows = triton.cdiv(grid, side) ** 2
+    made = constants(grid, side, dim, qkv.dtype)
+    terms = qkv.new_empty(batch, grid, grid, heads, 2, pitch(side))
+    items = batch * windows * heads
+    capability = _capability(qkv)
+    cuts = term_cut("terms", capability)
+    terms_forward[side * side, triton.cdiv(items, cuts["ITEMS"])](
+        qkv, rel_h, rel_w, terms, items, heads, **made, **cuts
+    )
+    mixed = qkv.new_empty(batch, grid, grid, heads, dim)
+    lse = qkv.new_empty(batch, heads, grid * grid, dtype=torch.float32)
+    tiles = tiles_of("forward", side, capability)
+    forward[triton.cdiv(side * side, tiles.queries), items](
+        qkv, padding, terms, mixed, lse, heads, **made, **cut(tiles)
+    )
+    return mixed, lse, terms
 
 
 def attend_backward(
-    qkv: Tensor, by_row: Tensor, by_column: Tensor, mixed: Tensor, lse: Tensor, grad: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `qkv`, `by_row` and `by_column`; grad: that of `mixed`, (B, n, h, d)."""
-    batch, n, heads, _, dim = qkv.shape
-    side = by_row.shape[1]
-    d_qkv, d_column = torch.empty_like(qkv), torch.empty_like(by_column)
-    d_row = torch.zeros_like(by_row)  # a kernel for rows of one tile writes no padding
-    delta = torch.empty_like(lse)
-    tiles = tiles_of("queries", side, _capability(qkv))
-    backward_queries[triton.cdiv(n, tiles.queries), batch * heads](
-        qkv, by_row, by_column, mixed, grad, lse, delta, d_qkv, d_row, d_column, heads,
-        **constants(tiles, side, dim, qkv.dtype),
-    )  # fmt: skip
-    tiles = tiles_of("keys", side, _capability(qkv))
-    backward_keys[triton.cdiv(side, tiles.rows), batch * heads](
-        qkv, by_row, by_column, grad, lse, delta, d_qkv, heads,
-        **constants(tiles, side, dim, qkv.dtype),
-    )  # fmt: skip
-    return d_qkv, d_row, d_column
+    grad: Tensor,
+    qkv: Tensor,
+    padding: Tensor,
+    rel_h: Tensor,
+    rel_w: Tensor,
+    mixed: Tensor,
+    lse: Tensor,
+    terms: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `qkv`, and in float32 of `padding`, `rel_h` and `rel_w`.
+
+    grad: that of `mixed`, contiguous and in its type; the others as in `attend`.
+    """
+    batch, grid, _, heads, _, dim = qkv.shape
+    side = len(rel_h)
+    windows = triton.cdiv(grid, side) ** 2
+    made = constants(grid, side, dim, qkv.dtype)
+    items = batch * windows * heads
+    d_qkv, d_terms, delta = (torch.empty_like(t) for t in (qkv, terms, lse))
+    capability = _capability(qkv)
+    tiles = tiles_of("queries", side, capability)
+    backward_queries[triton.cdiv(side * side, tiles.queries), items](
+        qkv, padding, terms, mixed, grad, lse, delta, d_qkv, d_terms, heads, **made, **cut(tiles)
+    )
+    tiles = tiles_of("keys", side, capability)
+    key_tiles = triton.cdiv(side, tiles.rows)
+    padded = (batch * windows, heads, key_tiles) if grid % side else (0, heads, 0)
+    d_padding = lse.new_empty(*padded, 2, dim)
+    backward_keys[key_tiles, items](
+        qkv, padding, terms, grad, lse, delta, d_qkv, d_padding, heads, **made, **cut(tiles)
+    )
+    cuts = term_cut("terms_back", capability)
+    parts = min(1 if side == grid else _PARTS, triton.cdiv(items, cuts["ITEMS"]))
+    d_rel = lse.new_empty(parts, side, side, 2, side, dim)
+    terms_backward[side * side, parts](
+        qkv, rel_h, rel_w, d_terms, d_qkv, d_rel, items, heads, **made, **cuts
+    )
+    d_rel_h, d_rel_w = d_rel[:, :, :, 0].sum((0, 2)), d_rel[:, :, :, 1].sum((0, 1))
+    return d_qkv, F.pad(d_padding.sum((0, 2)), (0, 0, 1, 0)), d_rel_h, d_rel_w
+
+
+def term_cut(kernel: str, capability: int) -> dict[str, int]:
+    """How the kernel of position terms named terms or terms_back is cut up, to fit into registers.
+
+    ITEMS: queries of one place of a window that a program takes at once.
+    """
+    items = 64 if kernel == "terms" else 32 if capability >= 9 else 16
+    return {"ITEMS": items, "num_warps": 4, "num_stages": 2}
+
+
+def _capability(x: Tensor) -> int:
+    """Of the device that x is on; the interpreter takes any tiles."""
+    return torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 9

@@ -2,9 +2,9 @@
 
 Nothing of the size of the scores is ever in memory, and no gradient is summed by atomic additions:
 results are the same in every run. The online softmax and the two backward passes are those of
-FlashAttention-2 (Dao, arXiv 2307.08691); the position terms are new here. A tile of keys is whole
-rows of the grid, so that within it the row term is one number a query (global attention, where a
-tile is one row) and the column term the same for every tile: it is read once.
+FlashAttention-2 (Dao, arXiv 2307.08691); windows and position terms are new here. A tile of keys is
+whole rows of a window, so that within it the row term is one number a query (global attention,
+where a tile is one row) and the column term the same for every tile: it is read once.
 
 `triton_attention` names the tensors' shapes and launches these.
 """
@@ -12,88 +12,55 @@ tile is one row) and the column term the same for every tile: it is read once.
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _load_part(start, rows, valid, row_stride, FIRST: tl.constexpr, WIDTH: tl.constexpr,
-               D: tl.constexpr):  # fmt: skip
-    """Channels FIRST to FIRST + WIDTH of `rows`, zero where not valid or not below D."""
-    channels = FIRST + tl.arange(0, WIDTH)
-    places = start + rows[:, None] * row_stride + channels[None, :]
-    return tl.load(places, mask=valid[:, None] & (channels < D)[None, :], other=0.0)
-
-
-@triton.jit
-def _store_part(start, rows, valid, row_stride, values, FIRST: tl.constexpr, WIDTH: tl.constexpr,
-                D: tl.constexpr):  # fmt: skip
-    channels = FIRST + tl.arange(0, WIDTH)
-    places = start + rows[:, None] * row_stride + channels[None, :]
-    values = values.to(start.dtype.element_ty)
-    tl.store(places, values, mask=valid[:, None] & (channels < D)[None, :])
-
-
-@triton.jit
-def _keys_of_tile(tile, SIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Row, token and validity of each slot of a tile of keys."""
-    slots = tl.arange(0, ROWS * COLUMNS)
-    row, column = tile * ROWS + slots // COLUMNS, slots % COLUMNS
-    return row, row * SIDE + column, (row < SIDE) & (column < SIDE)
-
-
-@triton.jit
-def _column_tile(by_column, queries, valid, heads, SIDE: tl.constexpr, PITCH: tl.constexpr,
-                 ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
-    """Column terms of a tile of queries for a tile of keys, the same for all tiles of keys."""
-    column = tl.arange(0, ROWS * COLUMNS) % COLUMNS
-    place = (queries % SIDE) * SIDE + queries // SIDE
-    places = by_column + place[:, None] * (heads * PITCH) + column[None, :]
-    return tl.load(places, mask=valid[:, None] & (column < PITCH)[None, :], other=0.0)
-
-
-@triton.jit
-def _row_terms(by_row, queries, valid, heads, PITCH: tl.constexpr, COLUMNS: tl.constexpr):
-    """Row terms of a tile of queries for all rows of keys, (queries, COLUMNS)."""
-    row = tl.arange(0, COLUMNS)
-    places = by_row + queries[:, None] * (heads * PITCH) + row[None, :]
-    return tl.load(places, mask=valid[:, None] & (row < PITCH)[None, :], other=0.0)
-
-
-@triton.jit
-def _row_choice(key_row, DTYPE: tl.constexpr, COLUMNS: tl.constexpr):
-    """One where a key lies in a row: (COLUMNS, keys)."""
-    return (tl.arange(0, COLUMNS)[:, None] == key_row[None, :]).to(DTYPE)
+from supersam.model.triton_tiles import (
+    column_tile,
+    keys_of_tile,
+    load_keys,
+    load_part,
+    row_choice,
+    row_terms_tile,
+    store_part,
+    store_sum,
+    tokens_of,
+    window_of,
+)
 
 
 @triton.jit
 def forward(
-    qkv, by_row, by_column, mixed, lse, heads,
-    SIDE: tl.constexpr, PITCH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    QUERIES: tl.constexpr,
+    qkv, padding, terms, mixed, lse, heads,
+    GRID: tl.constexpr, SIDE: tl.constexpr, PITCH: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, QUERIES: tl.constexpr,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries against all keys."""
-    N: tl.constexpr = SIDE * SIDE
+    N: tl.constexpr = GRID * GRID
+    PADDED: tl.constexpr = GRID % SIDE != 0
     LOG2E: tl.constexpr = 1.4426950408889634
     EXACT: tl.constexpr = COLUMNS == SIDE and SIDE % ROWS == 0
     scale = LOG2E / tl.sqrt(D * 1.0)
-    batch, head = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
+    batch, head, top, left, rows, columns = window_of(tl.program_id(1), heads, GRID, SIDE)
+    if tl.program_id(0) * QUERIES >= rows * columns:
+        return
     stride = heads * 3 * D
     q_start = qkv + batch * N * stride + head * 3 * D
     k_start, v_start = q_start + D, q_start + 2 * D
-    by_row += (batch * N * heads + head) * PITCH
-    by_column += (batch * N * heads + head) * PITCH
+    k_padding, v_padding = padding + (head * 3 + 1) * D, padding + (head * 3 + 2) * D
+    terms += (batch * N * heads + head) * 2 * PITCH
 
-    queries = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
-    valid = queries < N
-    q0 = _load_part(q_start, queries, valid, stride, 0, D0, D)
+    places = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    valid = places < rows * columns
+    queries = tokens_of(places, top, left, columns, GRID, SIDE)
+    q0 = load_part(q_start, queries, valid, stride, 0, D0, D)
     if D1 > 0:
-        q1 = _load_part(q_start, queries, valid, stride, D0, D1, D)
-    columns = _column_tile(by_column, queries, valid, heads, SIDE, PITCH, ROWS, COLUMNS)
-    columns = columns.to(tl.float32) * LOG2E
+        q1 = load_part(q_start, queries, valid, stride, D0, D1, D)
+    by_column = column_tile(terms, queries, valid, heads, PITCH, ROWS, COLUMNS)
+    by_column = by_column.to(tl.float32) * LOG2E
     if ROWS == 1:
-        row_place = by_row + queries * (heads * PITCH)
+        row_place = terms + queries * (heads * 2 * PITCH)
         next_row = tl.load(row_place, mask=valid, other=0.0)
     else:
-        row_terms = _row_terms(by_row, queries, valid, heads, PITCH, COLUMNS)
+        row_terms = row_terms_tile(terms, queries, valid, heads, PITCH, COLUMNS)
 
     most = tl.full([QUERIES], -float("inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
@@ -101,18 +68,18 @@ def forward(
     if D1 > 0:
         out1 = tl.zeros([QUERIES, D1], tl.float32)
     for tile in range(0, (SIDE + ROWS - 1) // ROWS):
-        key_row, keys, exists = _keys_of_tile(tile, SIDE, ROWS, COLUMNS)
-        k0 = _load_part(k_start, keys, exists, stride, 0, D0, D)
+        key_row, keys, exists, inside = keys_of_tile(tile, top, left, GRID, SIDE, ROWS, COLUMNS)
+        k0 = load_keys(k_start, keys, inside, stride, k_padding, PADDED, 0, D0, D)
         scores = tl.dot(q0, tl.trans(k0), input_precision=PRECISION)
         if D1 > 0:
-            k1 = _load_part(k_start, keys, exists, stride, D0, D1, D)
+            k1 = load_keys(k_start, keys, inside, stride, k_padding, PADDED, D0, D1, D)
             scores = tl.dot(q1, tl.trans(k1), scores, input_precision=PRECISION)
         if ROWS == 1:
-            bias = columns + (next_row.to(tl.float32) * LOG2E)[:, None]
+            bias = by_column + (next_row.to(tl.float32) * LOG2E)[:, None]
             next_row = tl.load(row_place + tile + 1, mask=valid & (tile + 1 < SIDE), other=0.0)
         else:
-            choice = _row_choice(key_row, row_terms.dtype, COLUMNS)
-            bias = columns + tl.dot(row_terms, choice, input_precision=PRECISION) * LOG2E
+            choice = row_choice(key_row, row_terms.dtype, COLUMNS)
+            bias = by_column + tl.dot(row_terms, choice, input_precision=PRECISION) * LOG2E
         scores = scores * scale + bias
         if not EXACT:
             scores = tl.where(exists[None, :], scores, -float("inf"))
@@ -121,87 +88,89 @@ def forward(
         shrink = tl.exp2(most - new_most)
         total = total * shrink + tl.sum(weights, 1)
         most = new_most
-        v0 = _load_part(v_start, keys, exists, stride, 0, D0, D)
+        v0 = load_keys(v_start, keys, inside, stride, v_padding, PADDED, 0, D0, D)
         weights = weights.to(v0.dtype)
         out0 = tl.dot(weights, v0, out0 * shrink[:, None], input_precision=PRECISION)
         if D1 > 0:
-            v1 = _load_part(v_start, keys, exists, stride, D0, D1, D)
+            v1 = load_keys(v_start, keys, inside, stride, v_padding, PADDED, D0, D1, D)
             out1 = tl.dot(weights, v1, out1 * shrink[:, None], input_precision=PRECISION)
 
     mixed += (batch * N * heads + head) * D
-    _store_part(mixed, queries, valid, heads * D, out0 / total[:, None], 0, D0, D)
+    store_part(mixed, queries, valid, heads * D, out0 / total[:, None], 0, D0, D)
     if D1 > 0:
-        _store_part(mixed, queries, valid, heads * D, out1 / total[:, None], D0, D1, D)
+        store_part(mixed, queries, valid, heads * D, out1 / total[:, None], D0, D1, D)
     tl.store(lse + (batch * heads + head) * N + queries, most + tl.log2(total), mask=valid)
 
 
 @triton.jit
 def backward_queries(
-    qkv, by_row, by_column, mixed, grad, lse, delta, d_qkv, d_row, d_column, heads,
-    SIDE: tl.constexpr, PITCH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    QUERIES: tl.constexpr,
+    qkv, padding, terms, mixed, grad, lse, delta, d_qkv, d_terms, heads,
+    GRID: tl.constexpr, SIDE: tl.constexpr, PITCH: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, QUERIES: tl.constexpr,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of queries and of its position terms, from all keys."""
-    N: tl.constexpr = SIDE * SIDE
+    N: tl.constexpr = GRID * GRID
+    PADDED: tl.constexpr = GRID % SIDE != 0
     LOG2E: tl.constexpr = 1.4426950408889634
     EXACT: tl.constexpr = COLUMNS == SIDE and SIDE % ROWS == 0
     plain_scale = 1.0 / tl.sqrt(D * 1.0)
-    batch, head = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
+    batch, head, top, left, rows, columns = window_of(tl.program_id(1), heads, GRID, SIDE)
+    if tl.program_id(0) * QUERIES >= rows * columns:
+        return
     stride = heads * 3 * D
     q_offset = batch * N * stride + head * 3 * D
     k_start, v_start = qkv + q_offset + D, qkv + q_offset + 2 * D
-    term_offset = (batch * N * heads + head) * PITCH
-    by_row += term_offset
-    by_column += term_offset
-    d_row += term_offset
-    d_column += term_offset
+    k_padding, v_padding = padding + (head * 3 + 1) * D, padding + (head * 3 + 2) * D
+    terms += (batch * N * heads + head) * 2 * PITCH
+    d_terms += (batch * N * heads + head) * 2 * PITCH
 
-    queries = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
-    valid = queries < N
+    places = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    valid = places < rows * columns
+    queries = tokens_of(places, top, left, columns, GRID, SIDE)
     out_offset = (batch * N * heads + head) * D
-    q0 = _load_part(qkv + q_offset, queries, valid, stride, 0, D0, D)
-    g0 = _load_part(grad + out_offset, queries, valid, heads * D, 0, D0, D)
-    m0 = _load_part(mixed + out_offset, queries, valid, heads * D, 0, D0, D)
+    q0 = load_part(qkv + q_offset, queries, valid, stride, 0, D0, D)
+    g0 = load_part(grad + out_offset, queries, valid, heads * D, 0, D0, D)
+    m0 = load_part(mixed + out_offset, queries, valid, heads * D, 0, D0, D)
     dots = tl.sum(g0.to(tl.float32) * m0.to(tl.float32), 1)
     if D1 > 0:
-        q1 = _load_part(qkv + q_offset, queries, valid, stride, D0, D1, D)
-        g1 = _load_part(grad + out_offset, queries, valid, heads * D, D0, D1, D)
-        m1 = _load_part(mixed + out_offset, queries, valid, heads * D, D0, D1, D)
+        q1 = load_part(qkv + q_offset, queries, valid, stride, D0, D1, D)
+        g1 = load_part(grad + out_offset, queries, valid, heads * D, D0, D1, D)
+        m1 = load_part(mixed + out_offset, queries, valid, heads * D, D0, D1, D)
         dots += tl.sum(g1.to(tl.float32) * m1.to(tl.float32), 1)
     numbers = (batch * heads + head) * N + queries
     tl.store(delta + numbers, dots, mask=valid)
     denominator = tl.load(lse + numbers, mask=valid, other=float("inf"))
 
-    columns = _column_tile(by_column, queries, valid, heads, SIDE, PITCH, ROWS, COLUMNS)
-    columns = columns.to(tl.float32) * LOG2E
+    by_column = column_tile(terms, queries, valid, heads, PITCH, ROWS, COLUMNS)
+    by_column = by_column.to(tl.float32) * LOG2E
     if ROWS == 1:
-        row_place = by_row + queries * (heads * PITCH)
+        row_place = terms + queries * (heads * 2 * PITCH)
         next_row = tl.load(row_place, mask=valid, other=0.0)
     else:
-        row_terms = _row_terms(by_row, queries, valid, heads, PITCH, COLUMNS)
+        row_terms = row_terms_tile(terms, queries, valid, heads, PITCH, COLUMNS)
         row_sums = tl.zeros([QUERIES, COLUMNS], tl.float32)
     column_sums = tl.zeros([QUERIES, ROWS * COLUMNS], tl.float32)
     dq0 = tl.zeros([QUERIES, D0], tl.float32)
     if D1 > 0:
         dq1 = tl.zeros([QUERIES, D1], tl.float32)
     for tile in range(0, (SIDE + ROWS - 1) // ROWS):
-        key_row, keys, exists = _keys_of_tile(tile, SIDE, ROWS, COLUMNS)
-        k0 = _load_part(k_start, keys, exists, stride, 0, D0, D)
-        v0 = _load_part(v_start, keys, exists, stride, 0, D0, D)
+        key_row, keys, exists, inside = keys_of_tile(tile, top, left, GRID, SIDE, ROWS, COLUMNS)
+        k0 = load_keys(k_start, keys, inside, stride, k_padding, PADDED, 0, D0, D)
+        v0 = load_keys(v_start, keys, inside, stride, v_padding, PADDED, 0, D0, D)
         scores = tl.dot(q0, tl.trans(k0), input_precision=PRECISION)
         d_weights = tl.dot(g0, tl.trans(v0), input_precision=PRECISION)
         if D1 > 0:
-            k1 = _load_part(k_start, keys, exists, stride, D0, D1, D)
-            v1 = _load_part(v_start, keys, exists, stride, D0, D1, D)
+            k1 = load_keys(k_start, keys, inside, stride, k_padding, PADDED, D0, D1, D)
+            v1 = load_keys(v_start, keys, inside, stride, v_padding, PADDED, D0, D1, D)
             scores = tl.dot(q1, tl.trans(k1), scores, input_precision=PRECISION)
             d_weights = tl.dot(g1, tl.trans(v1), d_weights, input_precision=PRECISION)
         if ROWS == 1:
-            bias = columns + (next_row.to(tl.float32) * LOG2E)[:, None]
+            bias = by_column + (next_row.to(tl.float32) * LOG2E)[:, None]
             next_row = tl.load(row_place + tile + 1, mask=valid & (tile + 1 < SIDE), other=0.0)
         else:
-            choice = _row_choice(key_row, row_terms.dtype, COLUMNS)
-            bias = columns + tl.dot(row_terms, choice, input_precision=PRECISION) * LOG2E
+            choice = row_choice(key_row, row_terms.dtype, COLUMNS)
+            bias = by_column + tl.dot(row_terms, choice, input_precision=PRECISION) * LOG2E
         scores = scores * (plain_scale * LOG2E) + bias
         weights = tl.exp2(scores - denominator[:, None])
         if not EXACT:
@@ -213,73 +182,78 @@ def backward_queries(
         if D1 > 0:
             dq1 = tl.dot(rounded, k1, dq1, input_precision=PRECISION)
         if ROWS == 1:
-            place = d_row + queries * (heads * PITCH) + tile
-            tl.store(place, tl.sum(d_scores, 1).to(d_row.dtype.element_ty), mask=valid)
+            place = d_terms + queries * (heads * 2 * PITCH) + tile
+            tl.store(place, tl.sum(d_scores, 1).to(d_terms.dtype.element_ty), mask=valid)
         else:
-            choice = _row_choice(key_row, k0.dtype, COLUMNS)
+            choice = row_choice(key_row, k0.dtype, COLUMNS)
             row_sums = tl.dot(rounded, tl.trans(choice), row_sums, input_precision=PRECISION)
 
-    _store_part(d_qkv + q_offset, queries, valid, stride, dq0 * plain_scale, 0, D0, D)
+    store_part(d_qkv + q_offset, queries, valid, stride, dq0 * plain_scale, 0, D0, D)
     if D1 > 0:
-        _store_part(d_qkv + q_offset, queries, valid, stride, dq1 * plain_scale, D0, D1, D)
+        store_part(d_qkv + q_offset, queries, valid, stride, dq1 * plain_scale, D0, D1, D)
     if ROWS > 1:
-        _store_part(d_row, queries, valid, heads * PITCH, row_sums, 0, COLUMNS, PITCH)
+        store_part(d_terms, queries, valid, heads * 2 * PITCH, row_sums, 0, COLUMNS, PITCH)
         column_sums = tl.sum(tl.reshape(column_sums, [QUERIES, ROWS, COLUMNS]), 1)
-    place = (queries % SIDE) * SIDE + queries // SIDE
-    _store_part(d_column, place, valid, heads * PITCH, column_sums, 0, COLUMNS, PITCH)
+    d_terms += PITCH
+    store_part(d_terms, queries, valid, heads * 2 * PITCH, column_sums, 0, COLUMNS, PITCH)
 
 
 @triton.jit
 def backward_keys(
-    qkv, by_row, by_column, grad, lse, delta, d_qkv, heads,
-    SIDE: tl.constexpr, PITCH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    QUERIES: tl.constexpr,
+    qkv, padding, terms, grad, lse, delta, d_qkv, d_padding, heads,
+    GRID: tl.constexpr, SIDE: tl.constexpr, PITCH: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, QUERIES: tl.constexpr,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of keys and values, from all queries. Tiles are (keys, queries) here."""
-    N: tl.constexpr = SIDE * SIDE
+    N: tl.constexpr = GRID * GRID
+    PADDED: tl.constexpr = GRID % SIDE != 0
     LOG2E: tl.constexpr = 1.4426950408889634
     plain_scale = 1.0 / tl.sqrt(D * 1.0)
-    batch, head = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
+    batch, head, top, left, rows, columns = window_of(tl.program_id(1), heads, GRID, SIDE)
     stride = heads * 3 * D
     q_offset = batch * N * stride + head * 3 * D
+    k_start, v_start = qkv + q_offset + D, qkv + q_offset + 2 * D
+    k_padding, v_padding = padding + (head * 3 + 1) * D, padding + (head * 3 + 2) * D
     grad += (batch * N * heads + head) * D
-    by_row += (batch * N * heads + head) * PITCH
-    by_column += (batch * N * heads + head) * PITCH
+    terms += (batch * N * heads + head) * 2 * PITCH
     lse += (batch * heads + head) * N
     delta += (batch * heads + head) * N
 
-    key_row, keys, exists = _keys_of_tile(tl.program_id(0), SIDE, ROWS, COLUMNS)
-    k0 = _load_part(qkv + q_offset + D, keys, exists, stride, 0, D0, D)
-    v0 = _load_part(qkv + q_offset + 2 * D, keys, exists, stride, 0, D0, D)
+    key_row, keys, exists, inside = keys_of_tile(
+        tl.program_id(0), top, left, GRID, SIDE, ROWS, COLUMNS
+    )
+    k0 = load_keys(k_start, keys, inside, stride, k_padding, PADDED, 0, D0, D)
+    v0 = load_keys(v_start, keys, inside, stride, v_padding, PADDED, 0, D0, D)
     dk0 = tl.zeros([ROWS * COLUMNS, D0], tl.float32)
     dv0 = tl.zeros([ROWS * COLUMNS, D0], tl.float32)
     if D1 > 0:
-        k1 = _load_part(qkv + q_offset + D, keys, exists, stride, D0, D1, D)
-        v1 = _load_part(qkv + q_offset + 2 * D, keys, exists, stride, D0, D1, D)
+        k1 = load_keys(k_start, keys, inside, stride, k_padding, PADDED, D0, D1, D)
+        v1 = load_keys(v_start, keys, inside, stride, v_padding, PADDED, D0, D1, D)
         dk1 = tl.zeros([ROWS * COLUMNS, D1], tl.float32)
         dv1 = tl.zeros([ROWS * COLUMNS, D1], tl.float32)
-    for first in range(0, N, QUERIES):
-        queries = first + tl.arange(0, QUERIES)
-        valid = queries < N
-        q0 = _load_part(qkv + q_offset, queries, valid, stride, 0, D0, D)
-        g0 = _load_part(grad, queries, valid, heads * D, 0, D0, D)
+    for first in range(0, rows * columns, QUERIES):
+        places = first + tl.arange(0, QUERIES)
+        valid = places < rows * columns
+        queries = tokens_of(places, top, left, columns, GRID, SIDE)
+        q0 = load_part(qkv + q_offset, queries, valid, stride, 0, D0, D)
+        g0 = load_part(grad, queries, valid, heads * D, 0, D0, D)
         scores = tl.dot(k0, tl.trans(q0), input_precision=PRECISION)
         d_weights = tl.dot(v0, tl.trans(g0), input_precision=PRECISION)
         if D1 > 0:
-            q1 = _load_part(qkv + q_offset, queries, valid, stride, D0, D1, D)
-            g1 = _load_part(grad, queries, valid, heads * D, D0, D1, D)
+            q1 = load_part(qkv + q_offset, queries, valid, stride, D0, D1, D)
+            g1 = load_part(grad, queries, valid, heads * D, D0, D1, D)
             scores = tl.dot(k1, tl.trans(q1), scores, input_precision=PRECISION)
             d_weights = tl.dot(v1, tl.trans(g1), d_weights, input_precision=PRECISION)
-        columns = _column_tile(by_column, queries, valid, heads, SIDE, PITCH, ROWS, COLUMNS)
+        by_column = column_tile(terms, queries, valid, heads, PITCH, ROWS, COLUMNS)
         if ROWS == 1:
-            place = by_row + queries * (heads * PITCH) + tl.program_id(0)
+            place = terms + queries * (heads * 2 * PITCH) + tl.program_id(0)
             row = tl.load(place, mask=valid, other=0.0).to(tl.float32)
-            bias = tl.trans(columns).to(tl.float32) + row[None, :]
+            bias = tl.trans(by_column).to(tl.float32) + row[None, :]
         else:
-            row_terms = _row_terms(by_row, queries, valid, heads, PITCH, COLUMNS)
-            choice = _row_choice(key_row, row_terms.dtype, COLUMNS)
-            bias = tl.trans(columns).to(tl.float32) + tl.dot(
+            row_terms = row_terms_tile(terms, queries, valid, heads, PITCH, COLUMNS)
+            choice = row_choice(key_row, row_terms.dtype, COLUMNS)
+            bias = tl.trans(by_column).to(tl.float32) + tl.dot(
                 tl.trans(choice), tl.trans(row_terms), input_precision=PRECISION
             )
         denominator = tl.load(lse + queries, mask=valid, other=float("inf"))
@@ -294,9 +268,20 @@ def backward_keys(
             dv1 = tl.dot(weights, g1, dv1, input_precision=PRECISION)
             dk1 = tl.dot(d_scores, q1, dk1, input_precision=PRECISION)
 
+    dk0 *= plain_scale
     dk_start, dv_start = d_qkv + q_offset + D, d_qkv + q_offset + 2 * D
-    _store_part(dk_start, keys, exists, stride, dk0 * plain_scale, 0, D0, D)
-    _store_part(dv_start, keys, exists, stride, dv0, 0, D0, D)
+    store_part(dk_start, keys, inside, stride, dk0, 0, D0, D)
+    store_part(dv_start, keys, inside, stride, dv0, 0, D0, D)
     if D1 > 0:
-        _store_part(dk_start, keys, exists, stride, dk1 * plain_scale, D0, D1, D)
-        _store_part(dv_start, keys, exists, stride, dv1, D0, D1, D)
+        dk1 *= plain_scale
+        store_part(dk_start, keys, inside, stride, dk1, D0, D1, D)
+        store_part(dv_start, keys, inside, stride, dv1, D0, D1, D)
+    if PADDED:
+        beyond = exists & (inside == 0)
+        place = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+        d_padding += place * 2 * D
+        store_sum(d_padding, dk0, beyond, 0, D0, D)
+        store_sum(d_padding + D, dv0, beyond, 0, D0, D)
+        if D1 > 0:
+            store_sum(d_padding, dk1, beyond, D0, D1, D)
+            store_sum(d_padding + D, dv1, beyond, D0, D1, D)

@@ -25,6 +25,7 @@ from supersam.data.transforms import LOGIT_STRIDE
 from supersam.model import SamSupernet
 from supersam.model.attention import (
     AttentionKernel,
+    in_windows,
     join_heads,
     position_bias,
     reference_attention,
@@ -198,11 +199,15 @@ def _kernel(name: str, on_gpu: bool, *, bf16: bool) -> AttentionKernel:
     return kernels["in_kernel" if name == "auto" else name]
 
 
-def _sdpa(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+def _sdpa(qkv: Tensor, padding: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
     """Keeps what PyTorch's fused kernel keeps on a GPU."""
-    q, k, v = split_heads(qkv)
-    mixed: Tensor = _Fused.apply(q, k, v, position_bias(q, rel_h, rel_w))
-    return join_heads(mixed)
+
+    def attend(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+        q, k, v = split_heads(qkv)
+        mixed: Tensor = _Fused.apply(q, k, v, position_bias(q, rel_h, rel_w))
+        return join_heads(mixed)
+
+    return in_windows(attend, qkv, padding, rel_h, rel_w)
 
 
 class _Fused(torch.autograd.Function):

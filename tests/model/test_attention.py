@@ -8,24 +8,32 @@ from torch import Tensor
 from supersam.model.attention import KERNELS, WindowGeometry
 
 
-def random_inputs(side: int, dtype: torch.dtype = torch.float32, dim: int = 16) -> list[Tensor]:
-    """qkv of (3, side * side, 2, 3, dim) and the two position tables."""
+def random_inputs(
+    grid: int, side: int, dtype: torch.dtype = torch.float32, *, dim: int = 16, images: int = 3
+) -> list[Tensor]:
+    """qkv of (images, grid, grid, 2, 3, dim), that of the padding, and the two position tables."""
     generator = torch.Generator().manual_seed(side)
-    shapes = [(3, side * side, 2, 3, dim)] + [(side, side, dim)] * 2
+    shapes = [(images, grid, grid, 2, 3, dim), (2, 3, dim)] + [(side, side, dim)] * 2
     made = (torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes)
     return [tensor.requires_grad_(True) for tensor in made]
 
 
-@pytest.mark.parametrize("side", [1, 3, 7, 8])
+@pytest.mark.parametrize(("grid", "side"), [(1, 1), (3, 3), (8, 8), (7, 3), (4, 5), (6, 3)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-def test_fused_kernel_equals_the_reference_with_gradients(side, dtype, tolerance):
-    inputs = random_inputs(side, dtype)
-    direction = torch.randn(3, side * side, 32, generator=torch.Generator().manual_seed(0))
+def test_fused_kernel_equals_the_reference_with_gradients(grid, side, dtype, tolerance):
+    inputs = random_inputs(grid, side, dtype)
+    direction = torch.randn(3, grid, grid, 32, generator=torch.Generator().manual_seed(0))
     outputs = {}
     for name in ("reference", "sdpa"):
         mixed = KERNELS[name](*inputs)
-        outputs[name] = (mixed, *torch.autograd.grad((mixed * direction).sum(), inputs))
-    assert outputs["reference"][2].abs().sum() > 0 or side == 1
+        outputs[name] = (
+            mixed,
+            *torch.autograd.grad(
+                (mixed * direction).sum(), inputs, allow_unused=True, materialize_grads=True
+            ),
+        )
+    assert outputs["reference"][3].abs().sum() > 0 or side == 1
+    assert (outputs["reference"][2].abs().sum() > 0) == bool(grid % side)
     for fused, reference in zip(outputs["sdpa"], outputs["reference"], strict=True):
         torch.testing.assert_close(fused, reference, rtol=tolerance, atol=10 * tolerance)
 
@@ -37,10 +45,11 @@ def test_reference_kernel_is_segment_anythings_attention_bit_for_bit(side):
     for position in (theirs.rel_pos_h, theirs.rel_pos_w):
         torch.nn.init.normal_(position)
     x = torch.randn(3, side, side, 32)
-    qkv = theirs.qkv(x).reshape(3, side * side, 3, 2, 16).transpose(2, 3)
+    qkv = theirs.qkv(x).reshape(3, side, side, 3, 2, 16).transpose(3, 4)
     index = WindowGeometry(side, 0).relative_index()
-    mixed = KERNELS["reference"](qkv, theirs.rel_pos_h[index], theirs.rel_pos_w[index])
-    mine = theirs.proj(mixed.view(3, side, side, 32))
+    unused = torch.zeros(2, 3, 16)
+    mixed = KERNELS["reference"](qkv, unused, theirs.rel_pos_h[index], theirs.rel_pos_w[index])
+    mine = theirs.proj(mixed)
     assert torch.equal(mine, theirs(x))
 
 
