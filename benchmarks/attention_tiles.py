@@ -230,7 +230,7 @@ def beside(name, kernel, rounds):
     side, heads, dim, batch = SHAPES[name]
     qkv = torch.randn(batch, GRID, GRID, heads, 3, dim, device="cuda", dtype=torch.bfloat16)
     inputs = [qkv, torch.randn(heads, 3, dim, device="cuda")]
-    inputs += [torch.randn(side, side, dim, device="cuda") for _ in range(2)]
+    inputs += [torch.randn(2 * side - 1, dim, device="cuda") for _ in range(2)]
     leaves = [t.requires_grad_() for t in inputs]
 
     def run():

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from supersam.model.fused_attention import fused_attention
+from supersam.model.fused_attention import fused_attention, side_of
 
 AttentionKernel = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(qkv, padding, rel_h, rel_w) -> mixed.
+"""(qkv, padding, rel_pos_h, rel_pos_w) -> mixed.
 
 qkv: (B, g, g, heads, 3, d), a grid of tokens. padding: (heads, 3, d), what qkv is of a token in the
-padding, whose key and value take part in the attention of its window. rel_h, rel_w: (side, side,
-d), the position vector of each (query row, key row) and (query column, key column) of a window,
-which are as large as the grid in global attention. mixed: (B, g, g, heads * d).
+padding, whose key and value take part in the attention of its window. rel_pos_h, rel_pos_w: (2 *
+side - 1, d), the vector of each distance between the rows, and between the columns, of a query and
+a key in a window of that side; in global attention it is the grid's. mixed: (B, g, g, heads * d).
 """
 
 
@@ -31,11 +31,6 @@ class WindowGeometry:
         self.window = window
         self.side = window or grid
         self.pad = -grid % window if window else 0
-
-    def relative_index(self) -> Tensor:
-        """(side, side) int64: row of the relative-position table for (query, key) positions."""
-        position = torch.arange(self.side)
-        return position[:, None] - position[None, :] + self.side - 1
 
     def partition(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """(B, g, g, c) -> (B * windows, side, side, c); padded below and right.
@@ -64,32 +59,41 @@ class WindowGeometry:
         return x[:, : self.grid, : self.grid].contiguous() if self.pad else x
 
 
-def reference_attention(qkv: Tensor, padding: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+def reference_attention(
+    qkv: Tensor, padding: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor
+) -> Tensor:
     """segment-anything's own sequence of operations, bit for bit."""
-    return in_windows(_reference, qkv, padding, rel_h, rel_w)
+    return in_windows(_reference, qkv, padding, rel_pos_h, rel_pos_w)
 
 
-def sdpa_attention(qkv: Tensor, padding: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+def sdpa_attention(qkv: Tensor, padding: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor) -> Tensor:
     """PyTorch's fused attention with the position bias as its mask."""
-    return in_windows(_sdpa, qkv, padding, rel_h, rel_w)
+    return in_windows(_sdpa, qkv, padding, rel_pos_h, rel_pos_w)
 
 
 def in_windows(
     attend: Callable[[Tensor, Tensor, Tensor], Tensor],
     qkv: Tensor,
     padding: Tensor,
-    rel_h: Tensor,
-    rel_w: Tensor,
+    rel_pos_h: Tensor,
+    rel_pos_w: Tensor,
 ) -> Tensor:
     """The `AttentionKernel` of a function that knows no windows.
 
-    attend: (qkv, rel_h, rel_w) -> mixed, with qkv (B, n, heads, 3, d) of a whole window and mixed
-    (B, n, heads * d).
+    attend: (qkv, rel_h, rel_w) -> mixed. qkv: (B, n, heads, 3, d), whole windows of n = side * side
+    tokens. rel_h, rel_w: (side, side, d), the vector of each (query row, key row) and (query
+    column, key column). mixed: (B, n, heads * d).
     """
-    batch, grid, side = len(qkv), qkv.shape[1], len(rel_h)
+    batch, grid, side = len(qkv), qkv.shape[1], side_of(rel_pos_h)
+    position = torch.arange(side, device=qkv.device)
+    distance = position[:, None] - position[None, :] + side - 1
     geometry = WindowGeometry(grid, side if side != grid else 0)
     windows = geometry.partition(qkv.flatten(3), padding.flatten())
-    mixed = attend(windows.view(len(windows), side * side, *qkv.shape[3:]), rel_h, rel_w)
+    mixed = attend(
+        windows.view(len(windows), side * side, *qkv.shape[3:]),
+        rel_pos_h[distance],
+        rel_pos_w[distance],
+    )
     return geometry.merge(mixed.view(len(windows), side, side, -1), batch)
 
 
@@ -154,13 +158,15 @@ def _aligned(bias: Tensor) -> Tensor:
     return F.pad(bias, (0, spare))[..., : bias.shape[-1]]
 
 
-def in_kernel_attention(qkv: Tensor, padding: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+def in_kernel_attention(
+    qkv: Tensor, padding: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor
+) -> Tensor:
     """Kernels that cut windows and add positions themselves.
 
     In float32, which spills their registers, sdpa.
     """
     whole = qkv.is_cuda and qkv.dtype == torch.float32
-    return (sdpa_attention if whole else fused_attention)(qkv, padding, rel_h, rel_w)
+    return (sdpa_attention if whole else fused_attention)(qkv, padding, rel_pos_h, rel_pos_w)
 
 
 KERNELS: dict[str, AttentionKernel] = {

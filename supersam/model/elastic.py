@@ -44,8 +44,6 @@ class ElasticAttention(nn.Module):
     prefix; segment-anything orders them (q/k/v, head, channel).
     """
 
-    relative: Tensor
-
     def __init__(self, shape: EncoderShape, *, layer: int) -> None:
         super().__init__()
         self.head_dim = shape.head_dim
@@ -55,7 +53,6 @@ class ElasticAttention(nn.Module):
         offsets = 2 * self.geometry.side - 1
         self.rel_pos_h = nn.Parameter(torch.zeros(offsets, shape.head_dim))
         self.rel_pos_w = nn.Parameter(torch.zeros(offsets, shape.head_dim))
-        self.register_buffer("relative", self.geometry.relative_index(), persistent=False)
 
     def forward(self, x: Tensor, heads: int, kernel: AttentionKernel) -> Tensor:
         """x: (B, g, g, c). Returns (B, g, g, c)."""
@@ -69,7 +66,7 @@ class ElasticAttention(nn.Module):
         qkv = active_linear(self.qkv, x, 3 * heads * self.head_dim)
         qkv = qkv.view(*x.shape[:3], heads, 3, self.head_dim)
         padding = self.qkv.bias[: 3 * heads * self.head_dim].view(heads, 3, -1)  # of a zero
-        mixed = kernel(qkv, padding, self.rel_pos_h[self.relative], self.rel_pos_w[self.relative])
+        mixed = kernel(qkv, padding, self.rel_pos_h, self.rel_pos_w)
         return active_linear(self.proj, mixed, x.shape[-1])
 
 

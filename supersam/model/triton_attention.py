@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from supersam.model.fused_attention import pitch
+from supersam.model.fused_attention import pitch, side_of
 from supersam.model.triton_kernels import backward_keys, backward_queries, forward
 from supersam.model.triton_positions import terms_backward, terms_forward
 
@@ -99,14 +99,16 @@ def cut(tiles: Tiles) -> dict[str, int]:
     }
 
 
-def attend(qkv: Tensor, padding: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[Tensor, ...]:
+def attend(
+    qkv: Tensor, padding: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor
+) -> tuple[Tensor, ...]:
     """Attention in windows of the grid.
 
     Args:
         qkv: (B, g, g, h, 3, d) contiguous.
         padding: (h, 3, d): of each token beyond the grid.
-        rel_h: (side, side, d), the position vector of each (query row, key row).
-        rel_w: the same of columns. All four are of one type.
+        rel_pos_h: (2 * side - 1, d), the position vector of each distance between rows.
+        rel_pos_w: the same of columns. All four are of one type.
 
     Returns:
         Mixed values (B, g, g, h, d); the logarithm to base 2 of each softmax's denominator, (B, h,
@@ -114,7 +116,7 @@ def attend(qkv: Tensor, padding: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[
         then for each column.
     """
     batch, grid, _, heads, _, dim = qkv.shape
-    side = len(rel_h)
+    side = side_of(rel_pos_h)
     windows = triton.cdiv(grid, side) ** 2
     made = constants(grid, side, dim, qkv.dtype)
     terms = qkv.new_empty(batch, grid, grid, heads, 2, pitch(side))
@@ -122,7 +124,7 @@ def attend(qkv: Tensor, padding: Tensor, rel_h: Tensor, rel_w: Tensor) -> tuple[
     capability = _capability(qkv)
     cuts = term_cut("terms", capability)
     terms_forward[side * side, triton.cdiv(items, cuts["ITEMS"])](
-        qkv, rel_h, rel_w, terms, items, heads, **made, **cuts
+        qkv, rel_pos_h, rel_pos_w, terms, items, heads, **made, **cuts
     )
     mixed = qkv.new_empty(batch, grid, grid, heads, dim)
     lse = qkv.new_empty(batch, heads, grid * grid, dtype=torch.float32)
@@ -137,18 +139,18 @@ def attend_backward(
     grad: Tensor,
     qkv: Tensor,
     padding: Tensor,
-    rel_h: Tensor,
-    rel_w: Tensor,
+    rel_pos_h: Tensor,
+    rel_pos_w: Tensor,
     mixed: Tensor,
     lse: Tensor,
     terms: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `qkv`, and in float32 of `padding`, `rel_h` and `rel_w`.
+    """Gradients of `qkv`, and in float32 of `padding`, `rel_pos_h` and `rel_pos_w`.
 
     grad: that of `mixed`, contiguous and in its type; the others as in `attend`.
     """
     batch, grid, _, heads, _, dim = qkv.shape
-    side = len(rel_h)
+    side = side_of(rel_pos_h)
     windows = triton.cdiv(grid, side) ** 2
     made = constants(grid, side, dim, qkv.dtype)
     items = batch * windows * heads
@@ -169,10 +171,22 @@ def attend_backward(
     parts = min(1 if side == grid else _PARTS, triton.cdiv(items, cuts["ITEMS"]))
     d_rel = lse.new_empty(parts, side, side, 2, side, dim)
     terms_backward[side * side, parts](
-        qkv, rel_h, rel_w, d_terms, d_qkv, d_rel, items, heads, **made, **cuts
+        qkv, rel_pos_h, rel_pos_w, d_terms, d_qkv, d_rel, items, heads, **made, **cuts
     )
-    d_rel_h, d_rel_w = d_rel[:, :, :, 0].sum((0, 2)), d_rel[:, :, :, 1].sum((0, 1))
-    return d_qkv, F.pad(d_padding.sum((0, 2)), (0, 0, 1, 0)), d_rel_h, d_rel_w
+    d_rows, d_columns = d_rel[:, :, :, 0].sum((0, 2)), d_rel[:, :, :, 1].sum((0, 1))
+    d_padding = F.pad(d_padding.sum((0, 2)), (0, 0, 1, 0))
+    return d_qkv, d_padding, _by_distance(d_rows), _by_distance(d_columns)
+
+
+def _by_distance(x: Tensor) -> Tensor:
+    """Sums (side, side, d) over the pairs of a query and a key at the same distance.
+
+    Returns (2 * side - 1, d). Each row is pushed one place further than the row above it, and the
+    columns are added up: no atomic additions.
+    """
+    side, _, dim = x.shape
+    wide = F.pad(x.flip(1), (0, 0, 0, side)).flatten(0, 1)
+    return wide[: side * (2 * side - 1)].view(side, 2 * side - 1, dim).sum(0)
 
 
 def term_cut(kernel: str, capability: int) -> dict[str, int]:

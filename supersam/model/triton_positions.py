@@ -28,7 +28,7 @@ def _queries_at(row, column, first, items, heads, GRID: tl.constexpr, SIDE: tl.c
 
 @triton.jit
 def terms_forward(
-    qkv, rel_h, rel_w, terms, items, heads,
+    qkv, rel_pos_h, rel_pos_w, terms, items, heads,
     GRID: tl.constexpr, SIDE: tl.constexpr, PITCH: tl.constexpr, COLUMNS: tl.constexpr,
     ITEMS: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -39,26 +39,26 @@ def terms_forward(
         row, column, tl.program_id(1) * ITEMS, items, heads, GRID, SIDE, ITEMS
     )
     keys = tl.arange(0, COLUMNS)
-    rel_h += row * SIDE * D
-    rel_w += column * SIDE * D
+    by_row = row + SIDE - 1 - keys  # distances, as rows of the tables
+    by_column = column + SIDE - 1 - keys
     q0 = load_part(qkv, queries, valid, 3 * D, 0, D0, D)
-    h0 = load_part(rel_h, keys, keys < SIDE, D, 0, D0, D)
-    w0 = load_part(rel_w, keys, keys < SIDE, D, 0, D0, D)
-    by_row = tl.dot(q0, tl.trans(h0), input_precision=PRECISION)
-    by_column = tl.dot(q0, tl.trans(w0), input_precision=PRECISION)
+    h0 = load_part(rel_pos_h, by_row, keys < SIDE, D, 0, D0, D)
+    w0 = load_part(rel_pos_w, by_column, keys < SIDE, D, 0, D0, D)
+    row_terms = tl.dot(q0, tl.trans(h0), input_precision=PRECISION)
+    column_terms = tl.dot(q0, tl.trans(w0), input_precision=PRECISION)
     if D1 > 0:
         q1 = load_part(qkv, queries, valid, 3 * D, D0, D1, D)
-        h1 = load_part(rel_h, keys, keys < SIDE, D, D0, D1, D)
-        w1 = load_part(rel_w, keys, keys < SIDE, D, D0, D1, D)
-        by_row = tl.dot(q1, tl.trans(h1), by_row, input_precision=PRECISION)
-        by_column = tl.dot(q1, tl.trans(w1), by_column, input_precision=PRECISION)
-    store_part(terms, queries, valid, 2 * PITCH, by_row, 0, COLUMNS, PITCH)
-    store_part(terms + PITCH, queries, valid, 2 * PITCH, by_column, 0, COLUMNS, PITCH)
+        h1 = load_part(rel_pos_h, by_row, keys < SIDE, D, D0, D1, D)
+        w1 = load_part(rel_pos_w, by_column, keys < SIDE, D, D0, D1, D)
+        row_terms = tl.dot(q1, tl.trans(h1), row_terms, input_precision=PRECISION)
+        column_terms = tl.dot(q1, tl.trans(w1), column_terms, input_precision=PRECISION)
+    store_part(terms, queries, valid, 2 * PITCH, row_terms, 0, COLUMNS, PITCH)
+    store_part(terms + PITCH, queries, valid, 2 * PITCH, column_terms, 0, COLUMNS, PITCH)
 
 
 @triton.jit
 def terms_backward(
-    qkv, rel_h, rel_w, d_terms, d_qkv, d_rel, items, heads,
+    qkv, rel_pos_h, rel_pos_w, d_terms, d_qkv, d_rel, items, heads,
     GRID: tl.constexpr, SIDE: tl.constexpr, PITCH: tl.constexpr, COLUMNS: tl.constexpr,
     ITEMS: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -66,15 +66,15 @@ def terms_backward(
     """Adds to the gradients of queries at one place, and sums those of its position vectors."""
     row, column = tl.program_id(0) // SIDE, tl.program_id(0) % SIDE
     keys = tl.arange(0, COLUMNS)
-    rel_h += row * SIDE * D
-    rel_w += column * SIDE * D
-    h0 = load_part(rel_h, keys, keys < SIDE, D, 0, D0, D)
-    w0 = load_part(rel_w, keys, keys < SIDE, D, 0, D0, D)
+    by_row = row + SIDE - 1 - keys  # distances, as rows of the tables
+    by_column = column + SIDE - 1 - keys
+    h0 = load_part(rel_pos_h, by_row, keys < SIDE, D, 0, D0, D)
+    w0 = load_part(rel_pos_w, by_column, keys < SIDE, D, 0, D0, D)
     dh0 = tl.zeros([COLUMNS, D0], tl.float32)
     dw0 = tl.zeros([COLUMNS, D0], tl.float32)
     if D1 > 0:
-        h1 = load_part(rel_h, keys, keys < SIDE, D, D0, D1, D)
-        w1 = load_part(rel_w, keys, keys < SIDE, D, D0, D1, D)
+        h1 = load_part(rel_pos_h, by_row, keys < SIDE, D, D0, D1, D)
+        w1 = load_part(rel_pos_w, by_column, keys < SIDE, D, D0, D1, D)
         dh1 = tl.zeros([COLUMNS, D1], tl.float32)
         dw1 = tl.zeros([COLUMNS, D1], tl.float32)
     for first in range(tl.program_id(1) * ITEMS, items, tl.num_programs(1) * ITEMS):

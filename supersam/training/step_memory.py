@@ -199,7 +199,7 @@ def _kernel(name: str, on_gpu: bool, *, bf16: bool) -> AttentionKernel:
     return kernels["in_kernel" if name == "auto" else name]
 
 
-def _sdpa(qkv: Tensor, padding: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+def _sdpa(qkv: Tensor, padding: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor) -> Tensor:
     """Keeps what PyTorch's fused kernel keeps on a GPU."""
 
     def attend(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ def _sdpa(qkv: Tensor, padding: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
         mixed: Tensor = _Fused.apply(q, k, v, position_bias(q, rel_h, rel_w))
         return join_heads(mixed)
 
-    return in_windows(attend, qkv, padding, rel_h, rel_w)
+    return in_windows(attend, qkv, padding, rel_pos_h, rel_pos_w)
 
 
 class _Fused(torch.autograd.Function):
