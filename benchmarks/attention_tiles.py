@@ -220,7 +220,7 @@ def prepare(name, kernel, batch):
     def call(tiles):
         parts = -(-side // tiles.rows) if kernel == "keys" else -(-(side**2) // tiles.queries)
         made = constants(GRID, side, dim, torch.bfloat16) | cut(tiles)
-        FUNCTIONS[kernel][parts, windows * heads](*arguments, heads, **made)
+        FUNCTIONS[kernel][(parts * windows * heads,)](*arguments, heads, **made)
 
     return call
 

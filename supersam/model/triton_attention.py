@@ -129,7 +129,7 @@ def attend(
     mixed = qkv.new_empty(batch, grid, grid, heads, dim)
     lse = qkv.new_empty(batch, heads, grid * grid, dtype=torch.float32)
     tiles = tiles_of("forward", side, capability)
-    forward[triton.cdiv(side * side, tiles.queries), items](
+    forward[(triton.cdiv(side * side, tiles.queries) * items,)](
         qkv, padding, terms, mixed, lse, heads, **made, **cut(tiles)
     )
     return mixed, lse, terms
@@ -157,14 +157,14 @@ def attend_backward(
     d_qkv, d_terms, delta = (torch.empty_like(t) for t in (qkv, terms, lse))
     capability = _capability(qkv)
     tiles = tiles_of("queries", side, capability)
-    backward_queries[triton.cdiv(side * side, tiles.queries), items](
+    backward_queries[(triton.cdiv(side * side, tiles.queries) * items,)](
         qkv, padding, terms, mixed, grad, lse, delta, d_qkv, d_terms, heads, **made, **cut(tiles)
     )
     tiles = tiles_of("keys", side, capability)
     key_tiles = triton.cdiv(side, tiles.rows)
     padded = (batch * windows, heads, key_tiles) if grid % side else (0, heads, 0)
     d_padding = lse.new_empty(*padded, 2, dim)
-    backward_keys[key_tiles, items](
+    backward_keys[(key_tiles * items,)](
         qkv, padding, terms, grad, lse, delta, d_qkv, d_padding, heads, **made, **cut(tiles)
     )
     cuts = term_cut("terms_back", capability)

@@ -39,8 +39,10 @@ def forward(
     LOG2E: tl.constexpr = 1.4426950408889634
     EXACT: tl.constexpr = COLUMNS == SIDE and SIDE % ROWS == 0
     scale = LOG2E / tl.sqrt(D * 1.0)
-    batch, head, top, left, rows, columns = window_of(tl.program_id(1), heads, GRID, SIDE)
-    if tl.program_id(0) * QUERIES >= rows * columns:
+    TILES: tl.constexpr = (SIDE * SIDE + QUERIES - 1) // QUERIES
+    first, item = tl.program_id(0) % TILES * QUERIES, tl.program_id(0) // TILES
+    batch, head, top, left, rows, columns = window_of(item, heads, GRID, SIDE)
+    if first >= rows * columns:
         return
     stride = heads * 3 * D
     q_start = qkv + batch * N * stride + head * 3 * D
@@ -48,7 +50,7 @@ def forward(
     k_padding, v_padding = padding + (head * 3 + 1) * D, padding + (head * 3 + 2) * D
     terms += (batch * N * heads + head) * 2 * PITCH
 
-    places = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    places = first + tl.arange(0, QUERIES)
     valid = places < rows * columns
     queries = tokens_of(places, top, left, columns, GRID, SIDE)
     q0 = load_part(q_start, queries, valid, stride, 0, D0, D)
@@ -115,8 +117,10 @@ def backward_queries(
     LOG2E: tl.constexpr = 1.4426950408889634
     EXACT: tl.constexpr = COLUMNS == SIDE and SIDE % ROWS == 0
     plain_scale = 1.0 / tl.sqrt(D * 1.0)
-    batch, head, top, left, rows, columns = window_of(tl.program_id(1), heads, GRID, SIDE)
-    if tl.program_id(0) * QUERIES >= rows * columns:
+    TILES: tl.constexpr = (SIDE * SIDE + QUERIES - 1) // QUERIES
+    first, item = tl.program_id(0) % TILES * QUERIES, tl.program_id(0) // TILES
+    batch, head, top, left, rows, columns = window_of(item, heads, GRID, SIDE)
+    if first >= rows * columns:
         return
     stride = heads * 3 * D
     q_offset = batch * N * stride + head * 3 * D
@@ -125,7 +129,7 @@ def backward_queries(
     terms += (batch * N * heads + head) * 2 * PITCH
     d_terms += (batch * N * heads + head) * 2 * PITCH
 
-    places = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    places = first + tl.arange(0, QUERIES)
     valid = places < rows * columns
     queries = tokens_of(places, top, left, columns, GRID, SIDE)
     out_offset = (batch * N * heads + head) * D
@@ -210,7 +214,9 @@ def backward_keys(
     PADDED: tl.constexpr = GRID % SIDE != 0
     LOG2E: tl.constexpr = 1.4426950408889634
     plain_scale = 1.0 / tl.sqrt(D * 1.0)
-    batch, head, top, left, rows, columns = window_of(tl.program_id(1), heads, GRID, SIDE)
+    TILES: tl.constexpr = (SIDE + ROWS - 1) // ROWS
+    tile, item = tl.program_id(0) % TILES, tl.program_id(0) // TILES
+    batch, head, top, left, rows, columns = window_of(item, heads, GRID, SIDE)
     stride = heads * 3 * D
     q_offset = batch * N * stride + head * 3 * D
     k_start, v_start = qkv + q_offset + D, qkv + q_offset + 2 * D
@@ -220,9 +226,7 @@ def backward_keys(
     lse += (batch * heads + head) * N
     delta += (batch * heads + head) * N
 
-    key_row, keys, exists, inside = keys_of_tile(
-        tl.program_id(0), top, left, GRID, SIDE, ROWS, COLUMNS
-    )
+    key_row, keys, exists, inside = keys_of_tile(tile, top, left, GRID, SIDE, ROWS, COLUMNS)
     k0 = load_keys(k_start, keys, inside, stride, k_padding, PADDED, 0, D0, D)
     v0 = load_keys(v_start, keys, inside, stride, v_padding, PADDED, 0, D0, D)
     dk0 = tl.zeros([ROWS * COLUMNS, D0], tl.float32)
@@ -247,7 +251,7 @@ def backward_keys(
             d_weights = tl.dot(v1, tl.trans(g1), d_weights, input_precision=PRECISION)
         by_column = column_tile(terms, queries, valid, heads, PITCH, ROWS, COLUMNS)
         if ROWS == 1:
-            place = terms + queries * (heads * 2 * PITCH) + tl.program_id(0)
+            place = terms + queries * (heads * 2 * PITCH) + tile
             row = tl.load(place, mask=valid, other=0.0).to(tl.float32)
             bias = tl.trans(by_column).to(tl.float32) + row[None, :]
         else:
@@ -278,8 +282,7 @@ def backward_keys(
         store_part(dv_start, keys, inside, stride, dv1, D0, D1, D)
     if PADDED:
         beyond = exists & (inside == 0)
-        place = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
-        d_padding += place * 2 * D
+        d_padding += tl.program_id(0).to(tl.int64) * 2 * D
         store_sum(d_padding, dk0, beyond, 0, D0, D)
         store_sum(d_padding + D, dv0, beyond, 0, D0, D)
         if D1 > 0:
