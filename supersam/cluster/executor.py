@@ -23,6 +23,7 @@ from supersam.cluster.slurm import at_the_prompt, missing_slurm
 from supersam.cluster.tasks import Task, describe_task, execute_task, prepare_task
 from supersam.config import TrainRun, UserError
 from supersam.config.io import USAGE_ERROR
+from supersam.runtime.collector import keep_what_is_made
 from supersam.runtime.process import end_with_parent, ends_with_reader, keep_others_from_writing
 from supersam.runtime.vitals import saved_step
 from supersam.runtime.watchdog import STALLED
@@ -135,7 +136,8 @@ def _recorded(folder: Path, tasks: int, execute: Callable[[], int]) -> int:
 
 def run_inline(run: Task) -> int:
     """Execute the run in this process."""
-    from supersam.training.trainer import InterruptedRunError
+    with keep_what_is_made():
+        from supersam.training.trainer import InterruptedRunError
 
     try:
         execute_task(run)

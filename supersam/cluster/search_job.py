@@ -34,6 +34,7 @@ from supersam.config import SearchRun, UserError, dump_run, load_run
 from supersam.config.io import USAGE_ERROR
 from supersam.config.search import SearchClusterConfig
 from supersam.runtime.atomic import write_bytes, write_json
+from supersam.runtime.collector import keep_what_is_made
 from supersam.runtime.process import ends_with_reader
 from supersam.runtime.signals import StopFlag, stop_requested
 
@@ -47,8 +48,9 @@ _END_S = 8.0
 
 def submit_search(asked: SearchRun) -> int:
     """Perform the search or the sweep, or submit it. Returns the exit code of the command."""
-    from supersam.search.command import describe_search, run_search_here
-    from supersam.search.sweep import expand
+    with keep_what_is_made():
+        from supersam.search.command import describe_search, run_search_here
+        from supersam.search.sweep import expand
 
     on_slurm = _is_for_slurm(asked)
     if asked.dry_run:
@@ -228,7 +230,8 @@ def _compare_sweep(home: Path) -> None:
 
 
 def _drive(asked: SearchRun, meeting: Path, stop: StopFlag) -> int:
-    from supersam.search.command import finish, run_search
+    with keep_what_is_made():
+        from supersam.search.command import finish, run_search
 
     return finish(asked, run_search(asked, cluster=read_meeting(meeting), stop=stop))
 

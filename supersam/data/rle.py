@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
-from scipy import ndimage
 
 from supersam.data.sample import MaskRecord
 
@@ -65,6 +64,8 @@ class Runs:
 
     def inner_point(self) -> tuple[float, float]:
         """The pixel (x, y) farthest from the outside, steps counted over sides."""
+        from scipy import ndimage  # slow to import; only conversions come here
+
         x, y, width, height = self.bbox
         window = np.pad(self.window(y, x, height, width), 1)
         depth = ndimage.distance_transform_cdt(window, metric="taxicab")

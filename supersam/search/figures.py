@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from supersam.runtime.figures import figure_pixels, new_figure, save_figure
 from supersam.search.contributions import Contribution
 from supersam.search.journal import Trial
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 LABELS = {
     "miou": "mIoU",

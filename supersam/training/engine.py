@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from supersam.config import DataConfig, EngineConfig, OptimConfig
 from supersam.model import SamSupernet
+from supersam.runtime.collector import keep_what_is_made
 from supersam.space import SubnetSpec
 from supersam.training.checkpoint import Share
 
@@ -243,8 +244,9 @@ def _import_deepspeed() -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed calls collectives by names that newer PyTorch calls deprecated; not our user's news.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    import deepspeed
-    import deepspeed.runtime.compiler
+    with keep_what_is_made():
+        import deepspeed
+        import deepspeed.runtime.compiler
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
     # DeepSpeed probes with a compiler which C++ extensions it could build, and builds one that only

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
 from supersam.config.data import SourceConfig
 from supersam.data.rle import Runs, window_runs
@@ -68,6 +67,8 @@ def label_objects(
     labels: NDArray[np.integer[Any]], *, components: bool, left_out: Collection[int]
 ) -> Iterator[tuple[int, Runs]]:
     """(label, pixels) of every label, or of its connected components, by label, then by place."""
+    from scipy import ndimage  # slow to import; only conversions come here
+
     height, width = labels.shape
     # Plus one, as it looks for labels from 1.
     for label, where in enumerate(ndimage.find_objects(labels.astype(np.int64) + 1)):
