@@ -70,7 +70,8 @@ def test_notice_costs_no_step_and_no_sample(devcluster: DevCluster, folder: Path
     wait_for_attempt(folder, 4)
     sleep = "#!/bin/sh\nsleep 2\n"
     (folder.parent / "urgent.sh").write_text(sleep)
-    devcluster.submit(folder.parent / "urgent.sh", "-p", "urgent", "-N8", "--exclusive")
+    urgent = ("-p", "urgent", "-N8", "--exclusive", "--output=/dev/null")
+    devcluster.submit(folder.parent / "urgent.sh", *urgent)
     finish(process, folder)
     reasons = [event.reason for event in ends(folder)]
     assert reasons == ["signal USR2", "requeued", "requeued", "preempted", "finished"]
