@@ -21,7 +21,7 @@ from trained import HeldOut, Journal, load_trained, provenance, table, train
 
 from supersam.space import read_space, resolve_shape, subnet_cost
 from supersam.training.run_data import validation_folders
-from supersam.training.trained import read_run
+from supersam.training.source import read_run
 
 DRAWS = 2000
 

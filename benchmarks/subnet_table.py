@@ -17,7 +17,8 @@ from trained import HeldOut, provenance, table
 from supersam.runtime.device import choose_device
 from supersam.space import read_space, resolve_shape, subnet_cost
 from supersam.training.run_data import validation_folders
-from supersam.training.trained import find_weights, load_supernet, read_run
+from supersam.training.source import find_weights, read_run
+from supersam.training.trained import load_supernet
 
 PROMPTS = ("point", "box")
 

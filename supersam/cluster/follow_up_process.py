@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from supersam.cluster.follow_up import COMMANDS, IN_JOB, parse_words
-from supersam.config import CheckpointConfig, SearchRun, UserError, exit_code
+from supersam.config import SearchRun, UserError, exit_code
 from supersam.config.io import USAGE_ERROR
 from supersam.runtime.process import keep_others_from_writing
+from supersam.training.saved import SavedCheckpoints
 
 
 def main(folder: Path, words: Sequence[str], *, in_job: bool) -> int:
@@ -35,10 +36,7 @@ def main(folder: Path, words: Sequence[str], *, in_job: bool) -> int:
 
 
 def _require_checkpoint(folder: Path, name: str) -> None:
-    from supersam.runtime.distributed import World  # slow: they import torch
-    from supersam.training.checkpoint import CheckpointManager
-
-    if CheckpointManager(folder, CheckpointConfig(), World.single()).latest() is None:
+    if SavedCheckpoints(folder).latest() is None:
         raise UserError(
             f"{folder} holds no checkpoint to {name}; python launch/status.py {folder} --why says "
             "how its training ended"

@@ -8,7 +8,7 @@ from supersam.config import UserError
 from supersam.search.journal import Trial
 from supersam.search.picks import best, cheapest, knee, read_front
 from supersam.space import SearchSpace, SubnetSpec
-from supersam.training.trained import choose_subnet
+from supersam.training.source import choose_subnet
 
 _PICKS = {"best": best, "knee": knee, "cheapest": cheapest}
 

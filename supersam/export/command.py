@@ -33,7 +33,8 @@ from supersam.runtime.distributed import World
 from supersam.runtime.logging import setup_logging
 from supersam.space import subnet_cost
 from supersam.training.run_folder import git_commit, versions
-from supersam.training.trained import find_weights, load_supernet
+from supersam.training.source import find_weights
+from supersam.training.trained import load_supernet
 from supersam.training.trainer import InterruptedRunError
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from supersam.data.manifest import read_manifest
 from supersam.evaluation import SamModelPredictor
 from supersam.runtime.device import describe_device
 from supersam.search.measure import predictor_latency
-from supersam.training.trained import WeightSource, read_run
+from supersam.training.source import WeightSource, read_run
 
 _MAX_ANCESTORS = 16
 

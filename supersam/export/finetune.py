@@ -7,7 +7,7 @@ import logging
 from supersam.config import ClusterConfig, ExportRun, TrainRun, UserError, merge
 from supersam.space import SubnetSpec
 from supersam.training.run_folder import prepare_run_folder
-from supersam.training.trained import WeightSource
+from supersam.training.source import WeightSource
 
 logger = logging.getLogger(__name__)
 

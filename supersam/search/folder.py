@@ -20,7 +20,7 @@ from supersam.search.searchers import Problem, build_searcher
 from supersam.space import SearchSpace, read_space, resolve_shape
 from supersam.training.run_data import validation_folders
 from supersam.training.run_folder import git_commit, versions
-from supersam.training.trained import WeightSource, find_weights, read_run
+from supersam.training.source import WeightSource, find_weights, read_run
 
 SEARCH_JSON, SEARCH_YAML = "search.json", "search.yaml"
 FORMAT = 1

@@ -16,7 +16,8 @@ from supersam.runtime.device import choose_device
 from supersam.space import SubnetSpec, read_space, resolve_shape
 from supersam.training.overlay import draw_overlays
 from supersam.training.run_data import validation_folders
-from supersam.training.trained import find_weights, load_supernet, read_run
+from supersam.training.source import find_weights, read_run
+from supersam.training.trained import load_supernet
 
 COLUMNS = ("prompts", "annotation")
 """What a row begins with; a column for each subnet follows."""

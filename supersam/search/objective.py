@@ -32,7 +32,8 @@ from supersam.search.pareto import Costs, cost_row
 from supersam.search.prefix import PrefixCache, encode_each
 from supersam.space import SubnetSpec, read_space, resolve_shape
 from supersam.training.run_data import validation_folders
-from supersam.training.trained import WeightSource, load_supernet, read_run
+from supersam.training.source import WeightSource, read_run
+from supersam.training.trained import load_supernet
 
 logger = logging.getLogger(__name__)
 Floats = NDArray[np.float64]

@@ -13,7 +13,7 @@ from supersam.search.journal import JOURNAL, Trial, read_journal
 from supersam.search.picks import best, cheapest, knee, read_front
 from supersam.search.program import LARGEST, PRETRAINED, SMALLEST
 from supersam.space import SearchSpace, resolve_shape
-from supersam.training.trained import read_run
+from supersam.training.source import read_run
 
 _FIXED = (PRETRAINED, LARGEST, SMALLEST)
 

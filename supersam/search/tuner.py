@@ -31,7 +31,7 @@ from supersam.search.desk import Desk
 from supersam.search.journal import Trial
 from supersam.search.objective import Chunk, SubnetObjective, prepare_process
 from supersam.search.program import Program
-from supersam.training.trained import WeightSource
+from supersam.training.source import WeightSource
 
 logger = logging.getLogger(__name__)
 

@@ -10,33 +10,24 @@ finished.
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import os
-import re
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from supersam.config import CheckpointConfig, UserError
+from supersam.config import CheckpointConfig
 from supersam.runtime.atomic import file_sha256, sync, write_json
 from supersam.runtime.distributed import World, all_reduce_max, barrier
 from supersam.runtime.tensors import save_tensors
-from supersam.runtime.vitals import MANIFEST, PROGRESS, saved_step
-
-logger = logging.getLogger(__name__)
-
-FORMAT = 2
-_READABLE = (1, FORMAT)
-"""Format 1 had whole moments, gathered by all ranks."""
-_NAME = re.compile(r"step-(\d{6,})")
+from supersam.runtime.vitals import MANIFEST, PROGRESS
+from supersam.training.saved import FORMAT, Manifest, SavedCheckpoints, TrainState
 
 
 class Share(NamedTuple):
@@ -49,45 +40,12 @@ class Share(NamedTuple):
     """(n,) elements."""
 
 
-@dataclass
-class TrainState:
-    """All that changes during a run besides weights and moments; the whole of what resuming needs.
-
-    The loader's position, the learning rate and the subnet draws follow from `step`.
-    """
-
-    step: int = 0
-    """Optimizer steps taken."""
-    best_score: float | None = None
-    """Highest validation score so far; None before the first validation."""
-    best_step: int | None = None
-    """The step of that score."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a checkpoint says of itself."""
-
-    state: TrainState
-    order: dict[str, Any]
-    """The sample order's constants (`SampleOrder.describe`)."""
-    data: list[str]
-    """Fingerprints of the training sets."""
-    world_size: int
-    """Ranks of the run that wrote it; any other number may read it."""
-    files: dict[str, str]
-    """SHA-256 of each file, by name."""
-    versions: dict[str, str] = field(default_factory=dict)
-    """Of this software and of torch."""
-
-
-class CheckpointManager:
-    """The checkpoints of one run folder."""
+class CheckpointManager(SavedCheckpoints):
+    """Writes the checkpoints of one run folder."""
 
     def __init__(self, folder: Path, config: CheckpointConfig, world: World) -> None:
         """folder: the run's folder; checkpoints go to its `checkpoints`."""
-        self._run = folder
-        self._folder = folder / "checkpoints"
+        super().__init__(folder)
         self._config = config
         self.world = world
 
@@ -120,36 +78,6 @@ class CheckpointManager:
             self._delete_old(state)
         barrier()
         return final
-
-    def latest(self) -> tuple[Path, Manifest] | None:
-        """The newest checkpoint whose files are all as they were written; None in a new run.
-
-        Raises UserError where the run made progress and no valid checkpoint is left: training must
-        not start again from nothing by itself.
-        """
-        for path in reversed(self.all()):
-            try:
-                return path, verify(path)
-            except UserError as fault:
-                logger.warning("passing over a damaged checkpoint: %s", fault)
-        if (self._run / PROGRESS).exists():
-            raise UserError(
-                f"{self._run} saved a checkpoint at step {saved_step(self._run)}, and no valid one "
-                f"is left in {self._folder}; restore one, or start anew in another folder with "
-                "--run"
-            )
-        return None
-
-    def all(self) -> list[Path]:
-        """Folders of the finished checkpoints, oldest first."""
-        if not self._folder.is_dir():
-            return []
-        named = [(m, p) for p in self._folder.iterdir() if (m := _NAME.fullmatch(p.name))]
-        return [path for _, path in sorted(named, key=lambda pair: int(pair[0][1]))]
-
-    def path(self, step: int) -> Path:
-        """Where the checkpoint of `step` is or would be."""
-        return self._folder / f"step-{step:06d}"
 
     def _make_room(self, partial: Path) -> OSError | None:
         """Remove what killed writers left and create the folder to write in."""
@@ -213,28 +141,6 @@ def _delete(path: Path) -> None:
     with contextlib.suppress(OSError):
         os.rename(path, hidden)
         shutil.rmtree(hidden)
-
-
-def verify(path: Path) -> Manifest:
-    """The manifest of a checkpoint whose files all have their hashes.
-
-    Raises UserError that names the file that is missing or changed.
-    """
-    try:
-        values = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        version = values.pop("format")
-        manifest = Manifest(**{**values, "state": TrainState(**values["state"])})
-    except (OSError, ValueError, KeyError, TypeError) as fault:
-        raise UserError(f"{path / MANIFEST} is missing or damaged ({fault})") from None
-    if version not in _READABLE:
-        raise UserError(f"{path} has format {version}; this software reads 1 to {FORMAT}")
-    for name, digest in manifest.files.items():
-        file = path / name
-        if not file.is_file():
-            raise UserError(f"{file} is missing")
-        if file_sha256(file) != digest:
-            raise UserError(f"{file} is damaged: its content is not what was written")
-    return manifest
 
 
 def read_weights(path: Path, manifest: Manifest) -> dict[str, Tensor]:

@@ -18,7 +18,8 @@ from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World
 from supersam.space import read_space, resolve_shape, subnet_cost
 from supersam.training.run_data import validation_folders
-from supersam.training.trained import choose_subnet, find_weights, load_supernet, read_run
+from supersam.training.source import choose_subnet, find_weights, read_run
+from supersam.training.trained import load_supernet
 
 
 def run_evaluate(asked: EvaluateRun) -> int:

@@ -22,17 +22,13 @@ from supersam.runtime.metrics import MetricWriter
 from supersam.runtime.signals import StopFlag, stop_requested
 from supersam.runtime.watchdog import Watchdog
 from supersam.space import SearchSpace, read_space, read_subnet, resolve_shape
-from supersam.training.checkpoint import (
-    CheckpointManager,
-    Manifest,
-    TrainState,
-    read_moments,
-)
+from supersam.training.checkpoint import CheckpointManager, read_moments
 from supersam.training.engine import Engine, freeze_untrained, trainable_parameters
 from supersam.training.prioritizer import Prioritizer
 from supersam.training.run_data import build_order, open_data
 from supersam.training.run_folder import SUBNET, git_commit, versions
 from supersam.training.sandwich import SandwichSampler
+from supersam.training.saved import Manifest, TrainState
 from supersam.training.telemetry import Telemetry, memory_gib
 from supersam.training.trained import build_supernet, restore_supernet
 from supersam.training.trainer import InterruptedRunError, Trainer

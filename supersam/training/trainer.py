@@ -20,11 +20,11 @@ from supersam.runtime.device import computes_bf16
 from supersam.runtime.distributed import World, all_reduce_max
 from supersam.runtime.heartbeat import Heart
 from supersam.runtime.signals import StopFlag
-from supersam.training.checkpoint import TrainState
 from supersam.training.engine import Engine
 from supersam.training.losses import LossTerms, subnet_loss
 from supersam.training.prioritizer import Prioritizer
 from supersam.training.sandwich import SandwichSampler
+from supersam.training.saved import TrainState
 from supersam.training.telemetry import Telemetry
 from supersam.training.validation import Validator
 

@@ -15,7 +15,8 @@ import yaml
 from supersam.cluster.attempts import AttemptEvent, read_attempts
 from supersam.cluster.submission import submitted_job
 from supersam.runtime.vitals import saved_step
-from supersam.training.checkpoint import read_weights, verify
+from supersam.training.checkpoint import read_weights
+from supersam.training.saved import verify
 from tests.cluster.handle import PROJECT, wait_for
 
 STEPS = 20

@@ -19,7 +19,8 @@ from supersam.export.command import run_export
 from supersam.runtime.distributed import World
 from supersam.space import SubnetSpec, read_space, resolve_shape
 from supersam.training.checkpoint import CheckpointManager, read_weights
-from supersam.training.trained import find_weights, load_supernet
+from supersam.training.source import find_weights
+from supersam.training.trained import load_supernet
 from tests.export.runs import export_of
 from tests.paths import ROOT
 

@@ -4,7 +4,7 @@ import time
 
 from supersam.export.facts import describe_latency, describe_start, describe_training_data
 from supersam.model import extract_subnet
-from supersam.training.trained import WeightSource
+from supersam.training.source import WeightSource
 
 
 def test_a_start_whose_checkpoint_is_gone_is_still_of_its_run(trained, synthetic_shards):

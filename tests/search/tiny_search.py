@@ -14,8 +14,9 @@ from supersam.data.shards import ShardReader
 from supersam.runtime.distributed import World
 from supersam.search.command import SearchResult, run_search
 from supersam.space import read_space, resolve_shape
-from supersam.training.checkpoint import CheckpointManager, TrainState
+from supersam.training.checkpoint import CheckpointManager
 from supersam.training.run_folder import prepare_run_folder
+from supersam.training.saved import TrainState
 from supersam.training.trained import build_supernet
 
 TINY: dict[str, Any] = {

@@ -24,7 +24,6 @@ from supersam.runtime.distributed import World
 from supersam.runtime.heartbeat import Heart
 from supersam.runtime.metrics import MetricWriter
 from supersam.space import SearchSpace
-from supersam.training.checkpoint import TrainState
 from supersam.training.engine import (
     Engine,
     freeze_untrained,
@@ -34,6 +33,7 @@ from supersam.training.engine import (
 )
 from supersam.training.losses import subnet_loss
 from supersam.training.sandwich import SandwichSampler
+from supersam.training.saved import TrainState
 from supersam.training.session import build_supernet
 from supersam.training.telemetry import Telemetry
 from supersam.training.trainer import Trainer

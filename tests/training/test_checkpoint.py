@@ -21,15 +21,8 @@ from supersam.runtime.atomic import file_sha256
 from supersam.runtime.distributed import World, barrier, close_world, init_world
 from supersam.runtime.vitals import MANIFEST
 from supersam.training import checkpoint
-from supersam.training.checkpoint import (
-    FORMAT,
-    CheckpointManager,
-    Share,
-    TrainState,
-    read_moments,
-    read_weights,
-    verify,
-)
+from supersam.training.checkpoint import CheckpointManager, Share, read_moments, read_weights
+from supersam.training.saved import FORMAT, TrainState, verify
 from tests.distributed.ranks import run_ranks
 
 LARGE = 1 << 19  # float32 values of a tensor that a small disk does not hold

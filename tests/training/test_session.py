@@ -13,7 +13,8 @@ from supersam.model import load_sam
 from supersam.space import read_space, resolve_shape
 from supersam.training.run_folder import prepare_run_folder
 from supersam.training.session import train
-from supersam.training.trained import find_weights, load_supernet
+from supersam.training.source import find_weights
+from supersam.training.trained import load_supernet
 from tests.distributed.ranks import run_ranks
 from tests.training.runs import tiny_run
 
