@@ -16,7 +16,7 @@ from trained import HeldOut, provenance, table
 
 from supersam.runtime.device import choose_device
 from supersam.space import read_space, resolve_shape, subnet_cost
-from supersam.training.run_data import validation_folders
+from supersam.training.run_folder import validation_folders
 from supersam.training.source import find_weights, read_run
 from supersam.training.trained import load_supernet
 

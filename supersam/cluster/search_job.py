@@ -48,12 +48,11 @@ _END_S = 8.0
 
 def submit_search(asked: SearchRun) -> int:
     """Perform the search or the sweep, or submit it. Returns the exit code of the command."""
-    with keep_what_is_made():
-        from supersam.search.command import describe_search, run_search_here
-        from supersam.search.sweep import expand
-
     on_slurm = _is_for_slurm(asked)
     if asked.dry_run:
+        from supersam.search.description import describe_search
+        from supersam.search.sweep import expand
+
         parts = [describe_search(search) for search in expand(asked)]
         if on_slurm:
             require_enough_nodes(_with_all_nodes(asked))
@@ -64,6 +63,9 @@ def submit_search(asked: SearchRun) -> int:
             print(*parts, sep="\n\n")
         return 0
     if not on_slurm:
+        with keep_what_is_made():
+            from supersam.search.command import run_search_here  # slow: it imports torch
+
         return run_search_here(asked)
     with slurm.at_the_prompt():
         job_ids = submit_search_jobs(asked)

@@ -19,8 +19,7 @@ from supersam.export.onnx import require_onnx
 from supersam.export.writer import damaged_files, require_free
 from supersam.search.folder import SeenData, seen_in_training, weights_id
 from supersam.space import SearchSpace, SubnetSpec, read_space, read_subnet, resolve_shape
-from supersam.training.run_data import validation_folders
-from supersam.training.run_folder import SUBNET
+from supersam.training.run_folder import SUBNET, validation_folders
 from supersam.training.source import WeightSource, find_weights, read_run
 
 logger = logging.getLogger(__name__)

@@ -24,14 +24,12 @@ from supersam.search.board import Board
 from supersam.search.comparison import write_comparison
 from supersam.search.folder import (
     Basis,
-    check_folder,
     find_basis,
     prepare_folder,
     require_searchable,
     write_record,
 )
 from supersam.search.journal import JOURNAL, Journal, Trial
-from supersam.search.kept import generation_bytes
 from supersam.search.objective import SubnetObjective, prepare_process
 from supersam.search.pareto import write_front
 from supersam.search.predictor import FEWEST, held_out_error
@@ -141,31 +139,6 @@ def _end(asked: SearchRun, result: SearchResult) -> int:
         return 0
     print("the search was stopped; run the same command to go on", file=sys.stderr)
     return 128 + result.stopped_by if result.stopped_by else 1
-
-
-def describe_search(asked: SearchRun) -> str:
-    """What would be searched, for `--dry-run`. Touches no file. Raises UserError."""
-    basis = find_basis(asked)
-    check_folder(asked, basis)
-    lines = [
-        f"run {asked.run}, checkpoint at step {basis.source.step} ({basis.weights})",
-        f"search space: {basis.space.num_subnets():,} subnets",
-        f"evaluation data: {', '.join(map(str, basis.data_folders))}; {basis.seen.detail}",
-        f"{asked.trials} trials by {asked.searcher}, objectives {', '.join(asked.objectives)}, "
-        f"constraints {', '.join(map(str, asked.constraints)) or 'none'}",
-        f"kept between subnets, an evaluator: {_kept(asked, basis)}",
-        f"folder: {asked.folder}",
-    ]
-    return "\n".join(lines)
-
-
-def _kept(asked: SearchRun, basis: Basis) -> str:
-    if asked.cache_gib is not None:
-        return f"up to {asked.cache_gib:g} GiB of layers' outputs"
-    if asked.protocol.images is None:
-        return "a quarter of its free memory, for layers' outputs"
-    full = generation_bytes(asked, basis.space.shape, asked.protocol.images) / 2**30
-    return f"{full:.2g} GiB of layers' outputs, or a quarter of its free memory where that is less"
 
 
 def _search(

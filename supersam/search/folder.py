@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,9 @@ from supersam.data.manifest import read_manifest
 from supersam.data.shards import ShardReader
 from supersam.runtime.atomic import write_bytes, write_json
 from supersam.search.costs import require_feasible
-from supersam.search.images import data_id
 from supersam.search.searchers import Problem, build_searcher
 from supersam.space import SearchSpace, read_space, resolve_shape
-from supersam.training.run_data import validation_folders
-from supersam.training.run_folder import git_commit, versions
+from supersam.training.run_folder import git_commit, validation_folders, versions
 from supersam.training.source import WeightSource, find_weights, read_run
 
 SEARCH_JSON, SEARCH_YAML = "search.json", "search.yaml"
@@ -250,6 +249,12 @@ def seen_in_training(run: TrainRun, source: WeightSource, folders: tuple[Path, .
     known = np.concatenate([ShardReader(folder).image_ids() for folder in train])
     shared = sum(int(np.isin(reader.image_ids(), known).sum()) for reader in readers)
     return SeenData(shared > 0, f"{shared} evaluation images are in the training sets")
+
+
+def data_id(folders: Sequence[Path]) -> str:
+    """16 hex digits of the content of the evaluation shards."""
+    prints = [ShardReader(path).fingerprint for path in folders]
+    return hashlib.sha256("".join(prints).encode()).hexdigest()[:16]
 
 
 def weights_id(files: dict[str, str]) -> str:

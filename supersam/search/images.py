@@ -5,7 +5,6 @@ Letters: B images of a batch, N prompts of an image, S input side, s = S / 4 mas
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,12 +62,6 @@ def chosen_images(count: int, limit: int | None) -> list[int]:
     wanted = count if limit is None else min(limit, count)
     spread = [index * count // wanted for index in range(wanted)]
     return [spread[i] for i in np.random.default_rng(_ORDER_SEED).permutation(wanted)]
-
-
-def data_id(folders: Sequence[Path]) -> str:
-    """16 hex digits of the content of the evaluation shards."""
-    prints = [ShardReader(path).fingerprint for path in folders]
-    return hashlib.sha256("".join(prints).encode()).hexdigest()[:16]
 
 
 def load_images(

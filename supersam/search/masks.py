@@ -15,7 +15,7 @@ from supersam.evaluation import Predictor, SubnetPredictor
 from supersam.runtime.device import choose_device
 from supersam.space import SubnetSpec, read_space, resolve_shape
 from supersam.training.overlay import draw_overlays
-from supersam.training.run_data import validation_folders
+from supersam.training.run_folder import validation_folders
 from supersam.training.source import find_weights, read_run
 from supersam.training.trained import load_supernet
 

@@ -31,7 +31,7 @@ from supersam.search.measure import measure_latency, measure_peak_memory
 from supersam.search.pareto import Costs, cost_row
 from supersam.search.prefix import PrefixCache, encode_each
 from supersam.space import SubnetSpec, read_space, resolve_shape
-from supersam.training.run_data import validation_folders
+from supersam.training.run_folder import validation_folders
 from supersam.training.source import WeightSource, read_run
 from supersam.training.trained import load_supernet
 

@@ -17,7 +17,7 @@ from supersam.runtime.atomic import write_json
 from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World
 from supersam.space import read_space, resolve_shape, subnet_cost
-from supersam.training.run_data import validation_folders
+from supersam.training.run_folder import validation_folders
 from supersam.training.source import choose_subnet, find_weights, read_run
 from supersam.training.trained import load_supernet
 

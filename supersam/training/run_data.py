@@ -9,6 +9,7 @@ from supersam.data.convert import convert
 from supersam.data.partition import SampleOrder
 from supersam.data.shards import ShardReader, open_held_out
 from supersam.runtime.distributed import World, barrier
+from supersam.training.run_folder import validation_folders
 
 
 def prepare_data(run: TrainRun) -> tuple[list[Path], list[Path]]:
@@ -20,11 +21,6 @@ def prepare_data(run: TrainRun) -> tuple[list[Path], list[Path]]:
     (val,) = validation_folders(run)
     convert(_synthetic_source(run.data.synthetic_val), val)
     return [train], [val]
-
-
-def validation_folders(run: TrainRun) -> list[Path]:
-    """Where the held-out shards of a run are."""
-    return list(run.data.val) if run.data.source == "shards" else [run.folder / "data" / "val"]
 
 
 def open_data(run: TrainRun, world: World) -> tuple[list[ShardReader], list[ShardReader]]:

@@ -104,6 +104,11 @@ def _require_start(run: TrainRun) -> None:
             raise UserError(f"model.checkpoint {start} trained a model of other sizes; see {other}")
 
 
+def validation_folders(run: TrainRun) -> list[Path]:
+    """Where the held-out shards of a run are."""
+    return list(run.data.val) if run.data.source == "shards" else [run.folder / "data" / "val"]
+
+
 def versions() -> dict[str, str]:
     """Versions of this software and of what its numbers depend on."""
     names = ("torch", "deepspeed", "segment-anything", "numpy", "h5py")

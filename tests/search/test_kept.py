@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from supersam.runtime.memory import free_bytes
-from supersam.search.command import describe_search
+from supersam.search.description import describe_search
 from supersam.search.folder import find_basis
 from supersam.search.kept import generation_bytes, kept_bytes
 from supersam.search.objective import SubnetObjective
