@@ -31,6 +31,7 @@ from supersam.runtime.atomic import write_bytes
 from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World
 from supersam.runtime.logging import setup_logging
+from supersam.runtime.progress import shown
 from supersam.space import subnet_cost
 from supersam.training.run_folder import git_commit, versions
 from supersam.training.source import find_weights
@@ -107,10 +108,15 @@ def _evaluate(
     """The exported model's scores by prompt; none without evaluation data."""
     results: dict[str, EvalResult] = {}
     for prompt in _PROMPTS if readers else ():
-        logger.info("evaluating it with a %s for each object; --images N looks at fewer", prompt)
         dataset = EvalDataset(readers, side=plan.space.shape.image_size, prompt=prompt)
         loader = build_eval_loader(dataset, World.single(), limit=plan.asked.images)
-        results[prompt] = evaluate(predictor, loader, boundary=False)
+        logger.info(
+            "evaluating it on %d images with a %s for each object; --images N looks at fewer",
+            len(loader),
+            prompt,
+        )
+        images = shown(loader, len(loader), what=prompt, unit="image")
+        results[prompt] = evaluate(predictor, images, boundary=False)
         logger.info("%s: mIoU %.4f", prompt, results[prompt].miou)
     return results
 

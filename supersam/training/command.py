@@ -16,6 +16,8 @@ from supersam.evaluation import EvalResult, SubnetPredictor, evaluate, format_ta
 from supersam.runtime.atomic import write_json
 from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World
+from supersam.runtime.logging import setup_logging
+from supersam.runtime.progress import shown
 from supersam.space import read_space, resolve_shape, subnet_cost
 from supersam.training.run_folder import validation_folders
 from supersam.training.source import choose_subnet, find_weights, read_run
@@ -24,6 +26,7 @@ from supersam.training.trained import load_supernet
 
 def run_evaluate(asked: EvaluateRun) -> int:
     """Score the subnet, print a table or JSON, and keep the result in the run's folder."""
+    setup_logging(World.single())
     run = read_run(asked.run)
     space = read_space(asked.run / "space.yaml", resolve_shape(run.model))
     spec = choose_subnet(asked.subnet, space)
@@ -36,7 +39,8 @@ def run_evaluate(asked: EvaluateRun) -> int:
     results: dict[str, EvalResult] = {}
     for prompt in asked.prompt:
         dataset = EvalDataset(readers, side=space.shape.image_size, prompt=prompt)
-        images = build_eval_loader(dataset, World.single(), limit=asked.images)
+        loader = build_eval_loader(dataset, World.single(), limit=asked.images)
+        images = shown(loader, len(loader), what=prompt, unit="image")
         results[prompt] = evaluate(SubnetPredictor(supernet, spec), images, boundary=asked.boundary)
     cost = subnet_cost(spec, space.shape)
     record = {
