@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from supersam.data.hdf5 import DamagedShardError
-from supersam.data.manifest import MANIFEST, ShardFolderError, ShardInfo, read_manifest
+from supersam.data.manifest import MANIFEST, PLAN, ShardFolderError, ShardInfo, read_manifest
 from supersam.data.records import OpenShard
 from supersam.runtime.atomic import file_sha256, temporaries
 
@@ -48,8 +48,10 @@ class VerifyReport:
 def verify_shards(folder: Path, *, full: bool, workers: int = 1) -> VerifyReport:
     """Compare `folder` with its manifest: sizes and indices, and with `full` every byte.
 
-    `workers` threads read different shards. Faults come in the order of the shards.
+    `workers` threads read different shards. Faults come in the order of the shards. Raises
+    ShardFolderError where there is nothing of a set to check: the folder's name is wrong.
     """
+    _require_a_set(folder)
     try:
         manifest = read_manifest(folder)
     except ShardFolderError as error:
@@ -61,6 +63,16 @@ def verify_shards(folder: Path, *, full: bool, workers: int = 1) -> VerifyReport
     return VerifyReport(
         folder, len(manifest.shards), manifest.num_images, manifest.num_masks, tuple(faults)
     )
+
+
+def _require_a_set(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ShardFolderError(f"no folder {folder}; name one that launch/shard.py has written")
+    if not any((folder / name).is_file() for name in (MANIFEST, PLAN)) and not _shards(folder):
+        raise ShardFolderError(
+            f"{folder} holds no shards and no {MANIFEST}; name a folder that launch/shard.py has "
+            "written"
+        )
 
 
 def _check(folder: Path, info: ShardInfo, full: bool) -> Iterator[Fault]:
@@ -85,8 +97,12 @@ def _check(folder: Path, info: ShardInfo, full: bool) -> Iterator[Fault]:
 
 
 def _check_surplus(folder: Path, known: set[str]) -> Iterator[Fault]:
-    for path in sorted(folder.glob("shard-*.h5")):
+    for path in _shards(folder):
         if path.name not in known:
             yield Fault(path.name, "is not in the manifest")
     for path in temporaries(folder):
         yield Fault(path.name, "unfinished, of a running or killed writer; delete it if killed")
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("shard-*.h5"))

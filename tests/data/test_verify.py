@@ -6,6 +6,8 @@ import h5py
 import numpy as np
 import pytest
 
+from supersam.config import ShardRun, exit_code
+from supersam.data.command import run_shard
 from supersam.data.shards import BadRecordError, ShardFolderError, ShardReader
 from supersam.data.verify import verify_shards
 from tests.data.samples import write_shards
@@ -178,3 +180,12 @@ def test_a_shard_of_a_newer_major_version_is_refused(copy):
     with pytest.raises(ShardFolderError, match=r"shard-000000.h5 has schema_major=9"):
         ShardReader(copy).read(0)
     assert "schema_major=9" in faults(copy)[0]
+
+
+def test_a_folder_without_anything_of_a_set_is_a_users_mistake(tmp_path, capsys):
+    for folder, told in ((tmp_path / "absent", "no folder"), (tmp_path, "holds no shards")):
+        assert exit_code(run_shard, ShardRun(verify=folder)) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: ")
+        assert str(folder) in message
+        assert told in message
