@@ -44,9 +44,8 @@ def submit(run: Task) -> int:
         if isinstance(run, TrainRun) and run.cluster.then is not None:
             check_follow_up(run)
         if run.dry_run:
-            text, ok = describe_task(run, where)
             with ends_with_reader():
-                print(text)
+                ok = describe_task(run, where, partial(print, flush=True))
             return 0 if ok else FAILURE
         if where == "slurm":
             with at_the_prompt():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from supersam.cluster.batch import legal_node_counts, require_legal_world
@@ -19,30 +20,44 @@ _GAPS = 0.05
 """Share of a GPU's memory that the allocator may lose between its blocks."""
 
 
-def describe_submission(run: TrainRun, where: str) -> tuple[str, bool]:
-    """The whole of `--dry-run`: configuration, estimates, script, findings. Touches no file.
+def describe_submission(run: TrainRun, where: str, show: Callable[[str], None]) -> bool:
+    """The whole of `--dry-run`: configuration, script, findings, memory. Touches no file.
 
-    Returns the text, and whether no finding is an error.
+    Each part is shown as soon as it is known. Returns whether no finding is an error.
     """
     from supersam.training.run_folder import describe_run
 
-    parts = [describe_run(run), *_estimates(run)]
-    if where == "slurm":
-        from supersam.cluster.sbatch import sbatch_text
-
+    on_slurm = where == "slurm"
+    if on_slurm:
         require_legal_world(run, _world(run))
-        parts += [
-            f"nodes of {run.cluster.ranks_per_node} rank(s) that divide the batch: "
-            f"{legal_node_counts(run)}",
-            "\nsubmitted would be\n",
-            sbatch_text(run),
-        ]
-        if run.cluster.then is not None:
-            parts += ["\nand, with the number of that job for JOB,\n", script_text(run, "JOB")]
-    findings = [*check_run(run), *check_memory(run)]
-    findings += check_slurm(run) if where == "slurm" else []
-    text = "\n".join([*parts, "preflight", *(f"  {finding}" for finding in findings)])
-    return text, not any(finding.startswith("error: ") for finding in findings)
+    show(f"{describe_run(run)}\n{_checkpoints(run)}")
+    if on_slurm:
+        _show_scripts(run, show)
+    show("preflight")
+    ok = show_findings(check_run(run), show)
+    ok &= show_findings(check_slurm(run.cluster) if on_slurm else [], show)
+    show("  a step's memory, from a step without numbers: takes some seconds")
+    show(f"  {_memory(run)}")
+    return ok & show_findings(check_memory(run), show)
+
+
+def _show_scripts(run: TrainRun, show: Callable[[str], None]) -> None:
+    from supersam.cluster.sbatch import sbatch_text
+
+    show(
+        f"nodes of {run.cluster.ranks_per_node} rank(s) that divide the batch: "
+        f"{legal_node_counts(run)}"
+    )
+    show(f"\nsubmitted would be\n\n{sbatch_text(run)}")
+    if run.cluster.then is not None:
+        show(f"\nand, with the number of that job for JOB,\n\n{script_text(run, 'JOB')}")
+
+
+def show_findings(findings: Sequence[str], show: Callable[[str], None]) -> bool:
+    """Show each; returns whether none of them is an error."""
+    for finding in findings:
+        show(f"  {finding}")
+    return not any(finding.startswith("error: ") for finding in findings)
 
 
 def check_run(run: TrainRun) -> list[str]:
@@ -54,13 +69,13 @@ def check_run(run: TrainRun) -> list[str]:
     return found
 
 
-def check_slurm(run: TrainRun) -> list[str]:
-    """Findings about the partition and its limits, or what could not be checked."""
+def check_slurm(cluster: ClusterConfig) -> list[str]:
+    """Findings about a job's partition and its limits, or what could not be checked."""
     missing = missing_slurm()
     if missing is not None:
         return [f"not checked: partition, time limit and preemption, as {missing}"]
     try:
-        return check_partition(run, _partitions())
+        return check_partition(cluster, _partitions())
     except SlurmError as fault:
         return [f"not checked: partition, time limit and preemption ({fault})"]
 
@@ -80,9 +95,9 @@ def require_enough_nodes(cluster: ClusterConfig) -> None:
         raise UserError(finding.removeprefix("error: "))
 
 
-def check_partition(run: TrainRun, partitions: list[dict[str, str]]) -> list[str]:
-    """Findings about the run's partition among those of `scontrol show partition`."""
-    wanted = run.cluster.partition
+def check_partition(cluster: ClusterConfig, partitions: list[dict[str, str]]) -> list[str]:
+    """Findings about a job's partition among those of `scontrol show partition`."""
+    wanted = cluster.partition
     names = [p["PartitionName"] for p in partitions]
     chosen = [p for p in partitions if _is_chosen(p, wanted)]
     if not chosen:
@@ -91,10 +106,10 @@ def check_partition(run: TrainRun, partitions: list[dict[str, str]]) -> list[str
     partition = chosen[0]
     return [
         f"ok: partition {partition['PartitionName']}, {partition.get('TotalNodes', '?')} nodes",
-        _check_time(run, partition),
-        _check_nodes(run.cluster, chosen),
+        _check_time(cluster, partition),
+        _check_nodes(cluster, chosen),
         f"ok: PreemptMode={partition.get('PreemptMode', '?')} GraceTime="
-        f"{partition.get('GraceTime', '?')} s: preempted ranks have that long to save",
+        f"{partition.get('GraceTime', '?')} s: what is preempted has that long to save",
     ]
 
 
@@ -152,12 +167,9 @@ def _world(run: TrainRun) -> int:
     return (run.cluster.nodes or 1) * run.cluster.ranks_per_node
 
 
-def _estimates(run: TrainRun) -> list[str]:
+def _checkpoints(run: TrainRun) -> str:
     each, kept = checkpoint_bytes(run), run.checkpoint.keep_last + len(run.checkpoint.pin) + 1
-    return [
-        f"a checkpoint: {each / _GIB:.2f} GiB, at most {kept} kept: {each * kept / _GIB:.2f} GiB",
-        _memory(run),
-    ]
+    return f"a checkpoint: {each / _GIB:.2f} GiB, at most {kept} kept: {each * kept / _GIB:.2f} GiB"
 
 
 def _memory(run: TrainRun) -> str:
@@ -208,13 +220,13 @@ def _is_chosen(partition: dict[str, str], wanted: str | None) -> bool:
     return partition["PartitionName"] in wanted.split(",")
 
 
-def _check_time(run: TrainRun, partition: dict[str, str]) -> str:
+def _check_time(cluster: ClusterConfig, partition: dict[str, str]) -> str:
     most = partition.get("MaxTime", "UNLIMITED")
-    if run.cluster.time is None:
+    if cluster.time is None:
         return f"ok: no --time; the partition's default is {partition.get('DefaultTime', '?')}"
-    if most != "UNLIMITED" and minutes(run.cluster.time) > minutes(most):
-        return f"error: --time {run.cluster.time} is above the partition's MaxTime={most}"
-    return f"ok: --time {run.cluster.time} within MaxTime={most}"
+    if most != "UNLIMITED" and minutes(cluster.time) > minutes(most):
+        return f"error: --time {cluster.time} is above the partition's MaxTime={most}"
+    return f"ok: --time {cluster.time} within MaxTime={most}"
 
 
 def _check_nodes(cluster: ClusterConfig, chosen: list[dict[str, str]]) -> str:

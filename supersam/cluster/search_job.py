@@ -18,7 +18,7 @@ from typing import Any
 import submitit
 
 from supersam.cluster import slurm
-from supersam.cluster.preflight import require_enough_nodes
+from supersam.cluster.preflight import check_slurm, require_enough_nodes, show_findings
 from supersam.cluster.ray_cluster import read_meeting
 from supersam.cluster.sbatch import (
     JOB_FOLDER,
@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 SWEEP_YAML = "sweep.yaml"
 """File in a sweep's folder: what was asked for."""
+FAILURE = 1
 _END_S = 8.0
 """For the hosts of the Ray to end; the allocation is released after it in any case."""
 
@@ -53,15 +54,10 @@ def submit_search(asked: SearchRun) -> int:
         from supersam.search.description import describe_search
         from supersam.search.sweep import expand
 
-        parts = [describe_search(search) for search in expand(asked)]
-        if on_slurm:
-            require_enough_nodes(_with_all_nodes(asked))
-            array = f", as an array of {len(parts)}," if len(parts) > 1 else ""
-            script = submitit_script(search_parameters(asked), asked.folder)
-            parts.append(f"submitted{array} would be\n\n{script}")
+        searches = expand(asked)
         with ends_with_reader():
-            print(*parts, sep="\n\n")
-        return 0
+            print(*(describe_search(search) for search in searches), sep="\n\n", flush=True)
+            return 0 if not on_slurm or _show_submission(asked, len(searches)) else FAILURE
     if not on_slurm:
         with keep_what_is_made():
             from supersam.search.command import run_search_here  # slow: it imports torch
@@ -75,6 +71,14 @@ def submit_search(asked: SearchRun) -> int:
     job_id = whole_job(job_ids[0])
     print(f"the same command goes on later; scancel {job_id} ends it, and nothing is lost")
     return 0
+
+
+def _show_submission(asked: SearchRun, searches: int) -> bool:
+    """Print the script and what Slurm would say to it. Returns whether nothing is an error."""
+    array = f", as an array of {searches}," if searches > 1 else ""
+    script = submitit_script(search_parameters(asked), asked.folder)
+    print(f"\nsubmitted{array} would be\n\n{script}\npreflight")
+    return show_findings(check_slurm(_with_all_nodes(asked)), print)
 
 
 def search_in_job(asked: SearchRun, home: Path) -> int:

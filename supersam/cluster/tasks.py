@@ -5,6 +5,7 @@ Imports torch only inside functions: the command line must not wait for it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from supersam.config import DesignRun, TrainRun, load_run, read_yaml
@@ -46,16 +47,18 @@ def execute_task(run: Task) -> None:
     train(run)
 
 
-def describe_task(run: Task, where: str) -> tuple[str, bool]:
-    """What `--dry-run` prints, and whether nothing that it has checked is an error."""
-    if isinstance(run, TrainRun):
-        from supersam.cluster.preflight import describe_submission
+def describe_task(run: Task, where: str, show: Callable[[str], None]) -> bool:
+    """Show what `--dry-run` prints. Returns whether nothing that it has checked is an error."""
+    from supersam.cluster.preflight import check_slurm, describe_submission, show_findings
 
-        return describe_submission(run, where)
+    if isinstance(run, TrainRun):
+        return describe_submission(run, where, show)
     from supersam.training.design_files import describe_design
 
+    show(describe_design(run))
     if where != "slurm":
-        return describe_design(run), True
+        return True
     from supersam.cluster.sbatch import sbatch_text
 
-    return f"{describe_design(run)}\nsubmitted would be\n\n{sbatch_text(run)}", True
+    show(f"submitted would be\n\n{sbatch_text(run)}\npreflight")
+    return show_findings(check_slurm(run.cluster), show)

@@ -21,10 +21,9 @@ from supersam.data.images import BadImageError, decode_rgb
 from supersam.data.partition import AUGMENT_STREAM, SampleKey, philox
 from supersam.data.prompts import draw_prompt, stored_prompts, visible_objects
 from supersam.data.rle import Runs, decode_runs
-from supersam.data.sample import LABEL_PAD, EvalImage
+from supersam.data.sample import LABEL_PAD, LOGIT_STRIDE, EvalImage
 from supersam.data.shards import BadRecordError, ImageRecord, ShardReader
 from supersam.data.transforms import (
-    LOGIT_STRIDE,
     Geometry,
     MaskPatch,
     Window,

@@ -17,6 +17,8 @@ ImageFormat = Literal["jpeg", "png"]
 
 # Prompt labels, as in segment-anything's ONNX export.
 LABEL_PAD, LABEL_BACKGROUND, LABEL_FOREGROUND, LABEL_BOX_MIN, LABEL_BOX_MAX = -1, 0, 1, 2, 3
+LOGIT_STRIDE = 4
+"""Input pixels along a side of a mask-logit cell."""
 
 
 @dataclass(frozen=True)

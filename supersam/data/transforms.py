@@ -15,9 +15,7 @@ from PIL import Image
 
 from supersam.config.data import AugmentConfig
 from supersam.data.rle import Runs
-
-LOGIT_STRIDE = 4
-"""Input pixels along a side of a mask-logit cell."""
+from supersam.data.sample import LOGIT_STRIDE
 
 
 @dataclass(frozen=True)

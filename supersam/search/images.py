@@ -17,9 +17,8 @@ from torch import Tensor
 from supersam.config import UserError
 from supersam.config.search import ProtocolConfig
 from supersam.data.dataset import EvalDataset
-from supersam.data.sample import LABEL_PAD, EvalImage
+from supersam.data.sample import LABEL_PAD, LOGIT_STRIDE, EvalImage
 from supersam.data.shards import ShardReader
-from supersam.data.transforms import LOGIT_STRIDE
 
 _ORDER_SEED = 0
 

@@ -20,8 +20,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from supersam.config import TrainRun
-from supersam.data.sample import Batch
-from supersam.data.transforms import LOGIT_STRIDE
+from supersam.data.sample import LOGIT_STRIDE, Batch
 from supersam.model import SamSupernet
 from supersam.model.attention import (
     AttentionKernel,

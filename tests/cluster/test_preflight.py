@@ -3,8 +3,14 @@ from pathlib import Path
 import pytest
 
 from supersam.cluster import submit
-from supersam.cluster.preflight import check_memory, check_partition, check_run, describe_batch
-from supersam.config import TrainRun
+from supersam.cluster.preflight import (
+    check_memory,
+    check_partition,
+    check_run,
+    describe_batch,
+    describe_submission,
+)
+from supersam.config import ClusterConfig, TrainRun
 from supersam.training.run_folder import prepare_run_folder
 from tests.training.runs import tiny_run
 
@@ -17,8 +23,7 @@ SMALL = URGENT | {"PartitionName": "small", "TotalNodes": "2"}
 
 
 def faults(**cluster: object) -> list[str]:
-    run = TrainRun.model_validate({"data": {"source": "synthetic"}, "cluster": cluster})
-    findings = check_partition(run, [SMALL, BATCH, URGENT])
+    findings = check_partition(ClusterConfig.model_validate(cluster), [SMALL, BATCH, URGENT])
     assert all(finding.startswith(("ok: ", "error: ")) for finding in findings)
     return [finding for finding in findings if finding.startswith("error: ")]
 
@@ -95,6 +100,23 @@ def test_the_largest_batch_needs_the_memory_of_a_gpu(monkeypatch):
     (finding,) = check_memory(TrainRun.model_validate(values))
     assert finding.startswith("not checked: ")
     assert check_memory(TrainRun.model_validate(values | {"cluster": {}})) == []
+
+
+def test_what_is_known_at_once_is_shown_before_a_steps_memory(monkeypatch, tmp_path: Path):
+    class AskedError(Exception):
+        pass
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AskedError
+
+    monkeypatch.setattr("supersam.training.step_memory.predict_memory", refuse)
+    values = {"data": {"source": "synthetic"}, "run": tmp_path / "run", "dry_run": True}
+    shown: list[str] = []
+    with pytest.raises(AskedError):
+        describe_submission(TrainRun.model_validate(values), "inline", shown.append)
+    text = "\n".join(shown)
+    for known in ("name: demo", "search space: ", "largest: ", "a checkpoint: ", " is writable"):
+        assert known in text
 
 
 def test_nodes_without_slurm_are_a_users_mistake(monkeypatch, tmp_path: Path, capsys):

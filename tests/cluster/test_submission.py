@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from supersam.cluster import submit
-from supersam.config import TrainRun
+from supersam.cluster.search_job import submit_search
+from supersam.config import SearchRun, TrainRun
 from supersam.training.run_folder import prepare_run_folder
 from tests.cluster.tiny_run import TINY
 
@@ -80,12 +81,27 @@ def test_more_nodes_than_there_are_make_no_job(asked: Path, slurm, tmp_path: Pat
     assert submit(run) == 0  # the queue may know more
 
 
-@pytest.mark.parametrize(("nodes", "code"), [(3, 0), (4, 1)])
-def test_a_preflight_with_an_error_fails(asked: Path, tmp_path: Path, capsys, nodes, code) -> None:
-    run = run_of(tmp_path / "run", nodes=nodes)
-    assert submit(run.model_copy(update={"dry_run": True})) == code
-    said = capsys.readouterr().out
-    assert ("  error: 4 nodes, the partition has 3" in said) == (code == 1)
+@pytest.mark.parametrize(
+    ("cluster", "fault"),
+    [
+        ({"nodes": 3}, None),
+        ({"nodes": 4}, "4 nodes, the partition has 3"),
+        ({"nodes": 2, "partition": "nope"}, "partition nope does not exist; there are ['batch']"),
+    ],
+)
+def test_a_dry_run_finds_what_slurm_would_refuse(
+    asked: Path, tmp_path: Path, trained, capsys, cluster, fault
+) -> None:
+    run = run_of(tmp_path / "run", **cluster).model_copy(update={"dry_run": True})
+    place = {"cluster": {"cluster": "slurm", **cluster}, "dry_run": True}
+    search = SearchRun.model_validate({"run": trained.folder, "name": "absent", **place})
+    for submitted in (lambda: submit(run), lambda: submit_search(search)):
+        assert submitted() == (0 if fault is None else 1)
+        said = capsys.readouterr().out
+        assert "#SBATCH --nodes=" in said
+        assert [line for line in said.splitlines() if line.startswith("  error: ")] == (
+            [] if fault is None else [next(x for x in said.splitlines() if fault in x)]
+        )
     assert not asked.exists()
 
 
