@@ -16,12 +16,18 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from supersam.config import UserError
 from supersam.runtime.ray_address import OBJECT_STORE_BYTES, ray_environment, require_short
 from supersam.runtime.scratch import scratch_folder
 
 _PREFIX = "ss-"
-_SAYS = "ray at "
+_SAYS, _FAILS = "ray at ", "no ray: "
 _END_S = 20.0
+REMEDY = (
+    "where other work keeps the cores or the memory, the same command goes on later; "
+    "--cluster inline searches without Ray"
+)
+"""What a user can do where a Ray of this machine does not start or answer."""
 
 
 @contextlib.contextmanager
@@ -52,16 +58,24 @@ def started_ray(cpus: int, token: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def read_address(process: subprocess.Popen[str]) -> str:
-    """host:port, as soon as the Ray that this process starts is there."""
+    """host:port, as soon as the Ray that this process starts is there. Raises UserError."""
     assert process.stdout is not None
+    reason = None
     for line in process.stdout:
         if line.startswith(_SAYS):
             return line.removeprefix(_SAYS).strip()
-    raise RuntimeError(f"Ray did not start (exit code {process.wait()}); see its messages above")
+        if line.startswith(_FAILS):
+            reason = line.removeprefix(_FAILS).strip()
+    raise UserError(
+        f"Ray did not start on this machine ({reason or f'exit code {process.wait()}'}); {REMEDY}"
+    )
 
 
-def main() -> None:
-    """Start, say where, wait for the end of standard input, end."""
+def main() -> int:
+    """Start, say where or why not, wait for the end of standard input, end. Returns the exit code.
+
+    Whoever started it tells the fault: no traceback here.
+    """
     import ray
 
     with scratch_folder(_PREFIX) as folder:
@@ -77,9 +91,13 @@ def main() -> None:
             )
             print(f"{_SAYS}{ray.get_runtime_context().gcs_address}", flush=True)
             sys.stdin.read()
+        except Exception as fault:  # Ray has no one kind for what keeps it from starting
+            print(f"{_FAILS}{' '.join(str(fault).split())}", flush=True)
+            return 1
         finally:
             ray.shutdown()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from supersam.config import SearchRun
-from supersam.runtime.local_ray import read_address, started_ray
+from supersam.config import SearchRun, UserError
+from supersam.runtime.local_ray import REMEDY, read_address, started_ray
 from supersam.runtime.ray_address import RayAddress, ray_environment
 from supersam.runtime.signals import STOP_SIGNALS
 
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _NODES_S = 120.0
 """For all hosts to join."""
+_IN_JOB = "see logs/ray-*.log in the search's folder; the same command goes on"
 
 
 @functools.cache
@@ -38,7 +39,7 @@ def local_ray(asked: SearchRun) -> Iterator[None]:
     """A Ray of this search's own, on loopback; nothing of it is left afterwards."""
     os.environ.update(ray_environment(_token(), loopback=True))
     cpus = max(len(os.sched_getaffinity(0)), asked.cluster.evaluators_per_node or 1)
-    with started_ray(cpus, _token()) as process, _joined(partial(read_address, process)):
+    with started_ray(cpus, _token()) as process, _joined(partial(read_address, process), REMEDY):
         yield
 
 
@@ -49,18 +50,27 @@ def joined_ray(cluster: RayAddress, *, nodes: tuple[int, int]) -> Iterator[None]
     Waits for the most of `nodes` hosts; after a while the fewest are enough.
     """
     os.environ.update(ray_environment(cluster.token))
-    with _joined(lambda: cluster.address):
+    with _joined(lambda: cluster.address, _IN_JOB):
         _wait_for_nodes(cluster, nodes)
         yield
 
 
 @contextlib.contextmanager
-def _joined(address: Callable[[], str]) -> Iterator[None]:
-    """address: asked once Ray is imported, which takes as long as a Ray's start."""
+def _joined(address: Callable[[], str], remedy: str) -> Iterator[None]:
+    """Raises UserError, with the remedy, where Ray does not answer.
+
+    address: asked once Ray is imported, which takes as long as a Ray's start.
+    """
     import ray
 
     with _joining():
-        ray.init(address=address(), log_to_driver=False, logging_level=logging.ERROR)
+        where = address()
+        try:
+            ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, RuntimeError, ray.exceptions.RayError) as fault:  # it has no one kind
+            raise UserError(
+                f"the search's Ray at {where} does not answer ({fault}); {remedy}"
+            ) from (fault)
     try:
         yield
     finally:
@@ -77,12 +87,17 @@ def _wait_for_nodes(cluster: RayAddress, nodes: tuple[int, int]) -> None:
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         here = len(alive)
         if not all(cluster.tag in resources for resources in alive):
-            raise RuntimeError(f"the Ray at {cluster.address} is not this job's: no {cluster.tag}")
+            raise UserError(
+                f"the Ray at {cluster.address} is not this job's: no {cluster.tag}; {_IN_JOB}"
+            )
         if here >= most:
             return
         time.sleep(0.1)
     if here < fewest:
-        raise RuntimeError(f"{here} of {most} hosts joined within {_NODES_S:g} s; see their logs")
+        raise UserError(
+            f"{here} of {most} hosts joined within {_NODES_S:g} s; leave the silent ones out with "
+            f"--exclude, or allow fewer with --min-nodes; {_IN_JOB}"
+        )
     logger.warning("going on with %d of %d hosts", here, most)
 
 

@@ -16,7 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from supersam.config import TrainRun
+from supersam.config import TrainRun, UserError
+from supersam.runtime.local_ray import read_address, started_ray
+from supersam.runtime.ray_address import RayAddress
+from supersam.search.ray_session import joined_ray
 from tests.paths import ROOT
 
 ASK = """
@@ -30,6 +33,26 @@ with local_ray(SimpleNamespace(cluster=cluster)):
 """
 
 pytestmark = pytest.mark.slow
+
+
+def test_a_ray_that_does_not_start_is_told_with_its_reason():
+    with (
+        started_ray(-1, "token") as process,
+        pytest.raises(UserError, match="did not start.*-1"),
+    ):
+        read_address(process)
+
+
+def test_a_ray_that_does_not_answer_is_told_with_a_remedy(monkeypatch):
+    def refuse(address: str, **_: object) -> None:
+        raise ConnectionError(f"Failed to connect to Ray cluster at {address}")
+
+    monkeypatch.setattr("ray.init", refuse)
+    monkeypatch.setattr("supersam.search.ray_session.ray_environment", lambda _: {})
+    deaf = RayAddress("127.0.0.1:1", "ss-tag", "token")
+    told = pytest.raises(UserError, match="127.0.0.1:1 does not answer .*the same command goes on")
+    with told, joined_ray(deaf, nodes=(1, 1)):
+        pass
 
 
 @pytest.fixture
