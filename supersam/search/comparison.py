@@ -102,8 +102,9 @@ def _by_searcher(
 def _introduction(search: SearchRun) -> Markup:
     text = (
         f"{' against '.join(figures.NAMES[name] for name in search.objectives)}. Hypervolume "
-        "is the share of the volume that a search's front dominates, of what the fronts of all "
-        "searches dominate together; only searches under one constraint compete."
+        "is the share of the volume that the subnets of a searcher dominate, of what those of all "
+        "dominate together; only searches under one constraint compete. Front and best mIoU are "
+        "each search's own, with the largest and the smallest subnet where they are on it."
     )
     return tag("p", text)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from supersam.config.search import SweepConfig
 from supersam.runtime.atomic import write_bytes, write_json
 from supersam.search.folder import SEARCH_JSON, read_record
 from supersam.search.journal import JOURNAL, Trial, read_journal
-from supersam.search.pareto import cost_matrix, growing_volumes, hypervolume, pareto_front
+from supersam.search.pareto import FRONT_JSON, cost_matrix, growing_volumes, hypervolume
 
 SWEEP_JSON, SWEEP_CSV = "sweep.json", "sweep.csv"
 
@@ -32,11 +34,14 @@ class SweepRow:
     seed: int
     finished: bool
     trials: int
+    """Subnets that its searcher proposed, those given up early among them."""
     front: int
-    """Subnets on its front."""
+    """Subnets on its front as in `pareto.json`, the largest and the smallest among them."""
     hypervolume: float
-    """Share of the volume that the fronts of all searches dominate together."""
+    """Share of the volume that the trials of all searches dominate together. What the searcher
+    found alone: the largest and the smallest subnet are everybody's."""
     best_miou: float
+    """Of the front; 0 without one."""
     seconds: float
     """Time in the model and the scoring."""
 
@@ -70,19 +75,18 @@ def expand(asked: SearchRun) -> list[SearchRun]:
 
 @dataclass(frozen=True)
 class Begun:
-    """A search that has begun, and its complete trials in the order they were proposed."""
+    """A search that has begun, and what it has found so far."""
 
     search: SearchRun
     trials: list[Trial]
+    """Complete ones that its searcher proposed, in that order; fixed subnets are everybody's."""
+    proposed: int
+    """Those, and the ones that were given up early."""
 
 
 def read_begun(searches: Sequence[SearchRun]) -> list[Begun]:
     """Those of the searches that have begun, with their trials so far."""
-    return [
-        Begun(search, _searched(search))
-        for search in searches
-        if (search.folder / SEARCH_JSON).is_file()
-    ]
+    return [_read(search) for search in searches if (search.folder / SEARCH_JSON).is_file()]
 
 
 def compare(folder: Path, begun: Sequence[Begun], curves: Sequence[list[float]]) -> list[SweepRow]:
@@ -132,32 +136,38 @@ def format_sweep(rows: Sequence[SweepRow]) -> str:
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-def _searched(search: SearchRun) -> list[Trial]:
-    """Complete trials at the search's own resolution, in the order they were proposed.
-
-    Reference subnets are everybody's.
-    """
-    if not (search.folder / JOURNAL).is_file():
-        return []
-    trials = read_journal(search.folder / JOURNAL)
-    found = [t for t in trials if t.stage == "search" and t.status == "complete"]
-    return sorted(found, key=lambda t: (t.batch, t.index))
+def _read(search: SearchRun) -> Begun:
+    journal = search.folder / JOURNAL
+    trials = read_journal(journal) if journal.is_file() else []
+    mine = [t for t in trials if t.stage == "search"]
+    complete = [t for t in mine if t.status == "complete"]
+    # its own count has proposals, too, that were fixed subnets already
+    proposed = max(len(mine), read_record(search.folder).get("num_trials", 0))
+    return Begun(search, sorted(complete, key=lambda t: (t.batch, t.index)), proposed)
 
 
 def _row(begun: Begun, curve: list[float]) -> SweepRow:
-    search, trials = begun.search, begun.trials
+    search, front = begun.search, _front(begun.search.folder / FRONT_JSON)
     return SweepRow(
         name=search.name,
         searcher=search.searcher,
         constraint=" ".join(search.constraint),
         seed=search.seed,
         finished=bool(read_record(search.folder).get("finished", False)),
-        trials=len(trials),
-        front=len(pareto_front(trials, search.objectives)),
+        trials=begun.proposed,
+        front=len(front),
         hypervolume=curve[-1] if curve else 0.0,
-        best_miou=max((trial.metrics["miou"] for trial in trials), default=0.0),
-        seconds=sum(trial.seconds for trial in trials),
+        best_miou=max((trial["metrics"]["miou"] for trial in front), default=0.0),
+        seconds=sum(trial.seconds for trial in begun.trials),
     )
+
+
+def _front(file: Path) -> list[dict[str, Any]]:
+    """The trials of a front as it was written last; none before."""
+    if not file.is_file():
+        return []
+    found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    return found
 
 
 def _slug(constraint: str) -> str:

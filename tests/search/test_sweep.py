@@ -5,6 +5,8 @@ import json
 
 import pytest
 
+from supersam.cluster.queue import Queue
+from supersam.cluster.search_record import read_searches
 from supersam.search.sweep import compare, expand, format_sweep, read_begun, volume_curves
 from tests.search.tiny_search import search, tiny_search
 
@@ -56,4 +58,11 @@ def test_searches_are_compared_in_one_table(run, tmp_path):
     assert [row["trials"] for row in saved] == [4, 4]
     table = list(csv.DictReader((asked.folder / "sweep.csv").open()))
     assert [row["seed"] for row in table] == ["0", "1"]
+    told = read_searches([one.folder for one in searches[:2]], Queue())
+    for row, status in zip(rows, told, strict=True):
+        assert (row.trials, row.front, row.best_miou) == (
+            status.trials,
+            status.front,
+            status.best_miou,
+        )
     assert format_sweep(rows).count("\n") == 2
