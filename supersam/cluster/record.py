@@ -86,6 +86,14 @@ class RunRecord:
         return "failed" if self.events else "new"
 
     @property
+    def could_be_alive(self) -> bool:
+        """Whether it has a job of which Slurm alone knows if it waits or runs."""
+        if self.job_id is None or self.job is not None:
+            return False
+        has_begun = bool(self.events) and self.events[-1].job_id == self.job_id
+        return not (has_begun and self.state in ("finished", "cancelled"))
+
+    @property
     def _was_cancelled(self) -> bool:
         """Whether the last attempt was, also by a scancel, which leaves no mark in the folder."""
         return self.open_end == "cancelled" or (

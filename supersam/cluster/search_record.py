@@ -62,6 +62,12 @@ class SearchRecord:
         return "failed" if failed else "unfinished"
 
     @property
+    def could_be_alive(self) -> bool:
+        """Whether it has a job of which Slurm alone knows if it waits or runs."""
+        known = self.state in ("finished", "unreadable") or self.is_written_here
+        return self.job_id is not None and self.job is None and not known
+
+    @property
     def words(self) -> str:
         """The state and how far it is, in one line."""
         if self.fault is not None:

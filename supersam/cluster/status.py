@@ -15,7 +15,7 @@ from supersam.cluster.goodput import Goodput, measure_goodput
 from supersam.cluster.logs import log_rank
 from supersam.cluster.queue import Queue
 from supersam.cluster.record import SEARCH_FILE, RunRecord, find_runs, read_record, read_records
-from supersam.cluster.search_record import find_searches, read_searches
+from supersam.cluster.search_record import SearchRecord, find_searches, read_searches
 from supersam.cluster.search_status import search_summary, search_table, show_search, show_searches
 from supersam.cluster.table import ago, aligned, number
 from supersam.cluster.why import duration, explain, progress
@@ -37,49 +37,58 @@ def show(options: StatusRun) -> int:
     queue = Queue()
     try:
         with ends_with_reader():
-            _show(options, queue)
+            shown = _show(options, queue)
     except UserError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         return 0
-    if queue.note is not None:
+    if queue.note is not None and any(record.could_be_alive for record in shown):
         print(f"note: {queue.note}", file=sys.stderr)
     return 0
 
 
-def _show(options: StatusRun, queue: Queue) -> None:
+def _show(options: StatusRun, queue: Queue) -> Sequence[RunRecord | SearchRecord]:
+    """Returns what was shown."""
     folder = options.folder
     if folder is None:
-        _show_all(options, queue)
-    elif (folder / SEARCH_FILE).is_file():
-        show_search(read_searches([folder], queue)[0], options)
-    elif below := sorted(file.parent for file in folder.glob(f"*/{SEARCH_FILE}")):  # a sweep
-        show_searches(read_searches(below, queue), folder, options)
-    elif options.cancel:
-        print(cancel(read_record(folder, queue)))
+        return _show_all(options, queue)
+    if (folder / SEARCH_FILE).is_file():
+        search = read_searches([folder], queue)[0]
+        show_search(search, options)
+        return [search]
+    below = sorted(file.parent for file in folder.glob(f"*/{SEARCH_FILE}"))  # a sweep
+    if below:
+        searches = read_searches(below, queue)
+        show_searches(searches, folder, options)
+        return searches
+    record = read_record(folder, queue)
+    if options.cancel:
+        print(cancel(record))
     elif options.follow:
-        _follow(folder, options.rank, queue)
+        _follow(record, options.rank, queue)
     else:
-        _show_one(read_record(folder, queue), options)
+        _show_one(record, options)
+    return [record]
 
 
-def _show_all(options: StatusRun, queue: Queue) -> None:
+def _show_all(options: StatusRun, queue: Queue) -> Sequence[RunRecord | SearchRecord]:
     records = read_records(find_runs(options.root), queue)
     searches = read_searches(find_searches(options.root), queue)
     if options.json_:
         runs, found = map(_summary, records), map(search_summary, searches)
         print(json.dumps({"runs": [*runs], "searches": [*found]}))
-        return
+        return [*records, *searches]
     if not records:
         print(f"no runs below {options.root}; launch/train.py starts one", file=sys.stderr)
-        return
+        return []
     print(aligned([_COLUMNS, *(_row(record) for record in records)]))
     if searches:
         print(f"\n{search_table(searches, options.root)}")
     for fault in (*(run.fault for run in records), *(search.fault for search in searches)):
         if fault is not None:
             print(f"note: {fault}", file=sys.stderr)
+    return [*records, *searches]
 
 
 def _show_one(record: RunRecord, options: StatusRun) -> None:
@@ -236,9 +245,9 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
 
 
-def _follow(folder: Path, rank: int, queue: Queue) -> None:
+def _follow(record: RunRecord, rank: int, queue: Queue) -> None:
     """Print the rank's newest log file as it grows; a newer file takes over. Ends with the run."""
-    record = read_record(folder, queue)
+    folder = record.folder
     current: Path | None = None
     position, polls = 0, 0
     while True:

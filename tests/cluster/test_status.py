@@ -34,6 +34,28 @@ def test_a_run_that_cannot_be_read_hides_no_other(tmp_path: Path, capsys, damage
     assert str(broken / "run.yaml") in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("ended_in", "job_id", "is_noted"),
+    [("finished", "7", False), ("finished", "8", True), ("preempted", "7", True)],
+)
+def test_slurms_silence_is_noted_only_where_a_run_could_be_alive(
+    slurm, tmp_path: Path, capsys, ended_in: str, job_id: str, is_noted: bool
+) -> None:
+    slurm("squeue", "echo no answer >&2; exit 1")
+    folder = make_run(tmp_path / "run")
+    start = {"event": "start", "attempt": 1, "time": 1.0, "step": 0, "job_id": "7"}
+    start |= {"hosts": ["n1"], "world_size": 1, "restart_count": 0}
+    end = start | {"event": "end", "time": 2.0, "reason": ended_in, "exit_code": 0}
+    end |= {"step": 9 if ended_in == "finished" else 4}
+    lines = "".join(json.dumps(event) + "\n" for event in (start, end))
+    (folder / "attempts.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "progress.json").write_text(json.dumps({"step": end["step"]}), encoding="utf-8")
+    job = {"job_id": job_id, "submitted": 0.5 if job_id == "7" else 3.0}
+    (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    assert show(StatusRun(root=tmp_path)) == 0
+    assert ("Slurm does not answer" in capsys.readouterr().err) == is_noted
+
+
 def test_a_folder_is_found_below_the_root_or_as_it_is_named(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_run(Path("runs/a"))
