@@ -27,9 +27,10 @@ from supersam.cluster.sbatch import (
     submitit_script,
     supervisor_python,
 )
+from supersam.cluster.search_follow import follow_searches
 from supersam.cluster.snapshot import snapshot_code
 from supersam.cluster.steps import GRACE_S, step_environment
-from supersam.cluster.submission import JOB_FILE, submitted_job, wait_for_end
+from supersam.cluster.submission import JOB_FILE, submitted_job
 from supersam.config import SearchRun, UserError, dump_run, load_run
 from supersam.config.io import USAGE_ERROR
 from supersam.config.search import SearchClusterConfig
@@ -65,10 +66,13 @@ def submit_search(asked: SearchRun) -> int:
         return run_search_here(asked)
     with slurm.at_the_prompt():
         job_ids = submit_search_jobs(asked)
+    if not job_ids:
+        print(f"{asked.folder} is complete; a larger --trials goes on")
+        return 0
     print(f"submitted job {' '.join(job_ids)}: {asked.cluster.nodes or 1} nodes, {asked.folder}")
     if asked.cluster.wait:
         return follow_searches(asked, job_ids)
-    job_id = whole_job(job_ids[0])
+    job_id = slurm.whole_job(job_ids[0])
     print(f"the same command goes on later; scancel {job_id} ends it, and nothing is lost")
     return 0
 
@@ -99,8 +103,11 @@ def search_in_job(asked: SearchRun, home: Path) -> int:
 
 
 def submit_search_jobs(asked: SearchRun) -> list[str]:
-    """Check everything, prepare the folders, submit. Returns the ids: one, or an array's."""
-    from supersam.search.folder import find_basis, prepare_folder
+    """Check everything, prepare the folders, submit. Returns the ids: one, or an array's.
+
+    None where nothing is left to do.
+    """
+    from supersam.search.folder import check_folder, find_basis, is_complete, prepare_folder
     from supersam.search.sweep import expand
 
     _require_no_active_job(asked)
@@ -108,6 +115,10 @@ def submit_search_jobs(asked: SearchRun) -> list[str]:
     home = plain_path(asked.folder)
     searches = expand(asked)
     basis = [find_basis(search) for search in searches]  # all are checked before one is written
+    for search, found in zip(searches, basis, strict=True):
+        check_folder(search, found)
+    if all(is_complete(search) for search in searches):
+        return []
     for search, found in zip(searches, basis, strict=True):
         prepare_folder(search, found)
     snapshot_code(home)
@@ -125,14 +136,9 @@ def submit_search_jobs(asked: SearchRun) -> list[str]:
     for search, job in zip(searches, jobs, strict=True):
         _record_job(search.folder, job.job_id)
     if not asked.sweep.is_empty:
-        _record_job(home, whole_job(jobs[0].job_id))
+        _record_job(home, slurm.whole_job(jobs[0].job_id))
         write_bytes(home / SWEEP_YAML, dump_run(asked).encode())
     return [str(job.job_id) for job in jobs]
-
-
-def whole_job(job_id: str) -> str:
-    """The array of an array's element; else the job itself."""
-    return job_id.partition("_")[0]
 
 
 def _record_job(folder: Path, job_id: str) -> None:
@@ -167,34 +173,6 @@ def search_parameters(asked: SearchRun) -> dict[str, Any]:
         "ntasks_per_node": 1,
         "cpus_per_task": evaluators * (cluster.cpus_per_task or 1),
     }
-
-
-def follow_searches(asked: SearchRun, job_ids: list[str]) -> int:
-    """Show the log of a search until its job is over, or wait for all of a sweep.
-
-    Returns the exit code. Also ends the wait that Slurm puts before each requeued start. Ctrl-C
-    leaves the jobs alone.
-    """
-    from supersam.search.comparison import write_comparison
-    from supersam.search.folder import read_record
-    from supersam.search.sweep import expand, format_sweep
-
-    logs = [asked.folder / JOB_FOLDER / f"{job_id}_0_log.out" for job_id in job_ids]
-    try:
-        for job_id, log in zip(job_ids, logs, strict=True):
-            _show_until_end(log, job_id)
-    except KeyboardInterrupt:
-        job_id = whole_job(job_ids[0])
-        print(f"\njob {job_id} goes on; end it with scancel {job_id}", file=sys.stderr)
-        return 128 + 2
-    searches = expand(asked)
-    if not asked.sweep.is_empty:
-        print(format_sweep(write_comparison(asked.folder, searches)))
-    ended = [bool(read_record(search.folder).get("finished", False)) for search in searches]
-    for log, finished in zip(logs, ended, strict=True):
-        if not finished:
-            print(f"error: a job ended before its search did; see {log}", file=sys.stderr)
-    return 0 if all(ended) else 1
 
 
 class SearchSupervisor:
@@ -296,20 +274,3 @@ def _require_no_active_job(asked: SearchRun) -> None:
             f"this search is job {job_id}, which is {facts.state}; wait for it, or end it with "
             f"scancel {job_id} first"
         )
-
-
-def _show_until_end(log: Path, job_id: str) -> None:
-    shown = 0
-
-    def show() -> None:
-        nonlocal shown
-        if not log.is_file():
-            return
-        with log.open("rb") as file:
-            file.seek(shown)
-            piece = file.read()
-        shown += len(piece)
-        sys.stdout.write(piece.decode("utf-8", errors="replace"))
-        sys.stdout.flush()
-
-    wait_for_end(job_id, show)

@@ -164,6 +164,11 @@ def own_job_id() -> str:
     return os.environ["SLURM_JOB_ID"] if array is None else f"{array}_{element}"
 
 
+def whole_job(job_id: str) -> str:
+    """The array of an array's element; else the job itself."""
+    return job_id.partition("_")[0]
+
+
 def parse_job(text: str) -> JobFacts:
     """The facts in a line of `scontrol show job --oneliner`."""
     fields = dict(word.split("=", 1) for word in text.split() if "=" in word)

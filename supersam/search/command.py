@@ -24,9 +24,11 @@ from supersam.search.board import Board
 from supersam.search.comparison import write_comparison
 from supersam.search.folder import (
     Basis,
+    check_folder,
     find_basis,
     prepare_folder,
     require_searchable,
+    trials_done,
     write_record,
 )
 from supersam.search.journal import JOURNAL, Journal, Trial
@@ -68,6 +70,9 @@ def run_search(
     is written then.
     """
     basis = find_basis(asked)
+    check_folder(asked, basis)
+    wanted, done = asked.trials, trials_done(asked.folder)
+    asked = asked.model_copy(update={"trials": max(wanted, done)})  # what is done stays
     if cluster is None:
         choose_device(asked.device)
     prepare_folder(asked, basis)
@@ -77,6 +82,9 @@ def run_search(
                        basis.train_run.model.checkpoint)  # fmt: skip
     if basis.seen.seen:
         logger.warning("training saw the evaluation data: %s", basis.seen.detail)
+    if done > wanted:
+        logger.info("%d trials are done, and %d were asked for: nothing more is proposed; a larger "
+                    "--trials goes on", done, wanted)  # fmt: skip
     journal = Journal(asked.folder / JOURNAL)
     try:
         with stop_requested() if stop is None else nullcontext(stop) as flag:
@@ -147,7 +155,7 @@ def _search(
     started, known = time.time(), len(journal)
     program = Program(asked, basis, journal)
     board = Board(asked, asked.folder, first_trial=len(program.trials()))
-    logger.info("%d trials in the journal; %d asked for", known, asked.trials)
+    logger.info("%d subnets in the journal; %d trials asked for", known, asked.trials)
 
     def on_trials(new: list[Trial]) -> None:
         trials, front = program.trials(), program.front()

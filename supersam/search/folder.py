@@ -16,6 +16,7 @@ from supersam.data.manifest import read_manifest
 from supersam.data.shards import ShardReader
 from supersam.runtime.atomic import write_bytes, write_json
 from supersam.search.costs import require_feasible
+from supersam.search.journal import JOURNAL, read_journal
 from supersam.search.searchers import Problem, build_searcher
 from supersam.space import SearchSpace, read_space, resolve_shape
 from supersam.training.run_folder import git_commit, validation_folders, versions
@@ -131,6 +132,23 @@ def prepare_folder(asked: SearchRun, basis: Basis) -> None:
             _reopen(asked)
     except OSError as fault:
         raise UserError(f"cannot write to {folder}: {fault}") from fault
+
+
+def trials_done(folder: Path) -> int:
+    """Proposals that a search of this folder has evaluated; 0 where none began."""
+    if not (folder / JOURNAL).is_file():
+        return 0
+    written = sum(trial.stage == "search" for trial in read_journal(folder / JOURNAL))
+    # its own count has proposals, too, that were fixed subnets already
+    return max(written, int(read_record(folder).get("num_trials", 0)))
+
+
+def is_complete(asked: SearchRun) -> bool:
+    """Whether nothing is left to do for as many trials as are asked for."""
+    if not (asked.folder / SEARCH_JSON).is_file():
+        return False
+    ended = bool(read_record(asked.folder).get("finished", False))
+    return ended and trials_done(asked.folder) >= asked.trials
 
 
 def _reopen(asked: SearchRun) -> None:

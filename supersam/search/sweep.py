@@ -17,7 +17,7 @@ import numpy as np
 from supersam.config import SearchRun
 from supersam.config.search import SweepConfig
 from supersam.runtime.atomic import write_bytes, write_json
-from supersam.search.folder import SEARCH_JSON, read_record
+from supersam.search.folder import SEARCH_JSON, read_record, trials_done
 from supersam.search.journal import JOURNAL, Trial, read_journal
 from supersam.search.pareto import FRONT_JSON, cost_matrix, growing_volumes, hypervolume
 
@@ -139,11 +139,9 @@ def format_sweep(rows: Sequence[SweepRow]) -> str:
 def _read(search: SearchRun) -> Begun:
     journal = search.folder / JOURNAL
     trials = read_journal(journal) if journal.is_file() else []
-    mine = [t for t in trials if t.stage == "search"]
-    complete = [t for t in mine if t.status == "complete"]
-    # its own count has proposals, too, that were fixed subnets already
-    proposed = max(len(mine), read_record(search.folder).get("num_trials", 0))
-    return Begun(search, sorted(complete, key=lambda t: (t.batch, t.index)), proposed)
+    complete = [t for t in trials if t.stage == "search" and t.status == "complete"]
+    in_order = sorted(complete, key=lambda t: (t.batch, t.index))
+    return Begun(search, in_order, trials_done(search.folder))
 
 
 def _row(begun: Begun, curve: list[float]) -> SweepRow:

@@ -117,6 +117,29 @@ def test_a_finished_search_evaluates_nothing_again(run, undisturbed, monkeypatch
     assert numbers(again.front) == numbers(undisturbed.front)
 
 
+def test_fewer_trials_than_are_done_change_nothing(run, tmp_path, monkeypatch, capsys):
+    whole = search(run, tmp_path / "s", trials=8)
+    kept = read_record(whole.folder), (whole.folder / "pareto.json").read_bytes()
+    _die_at(monkeypatch, calls=1)
+    again = search(run, whole.folder, trials=4)
+    assert "8 trials are done, and 4 were asked for: nothing more" in capsys.readouterr().err
+    assert again.num_trials == 8
+    record = read_record(whole.folder)
+    assert (record | {"seconds": 0}, (whole.folder / "pareto.json").read_bytes()) == (
+        kept[0] | {"seconds": 0},
+        kept[1],
+    )
+
+
+def test_a_complete_search_is_not_submitted(run, undisturbed, monkeypatch, capsys):
+    monkeypatch.setattr("supersam.cluster.slurm.missing_slurm", lambda: None)
+    monkeypatch.setattr("supersam.cluster.slurm.run_command", lambda *_, **__: "")
+    trials = undisturbed.num_trials
+    asked = tiny_search(run, undisturbed.folder, trials=trials, cluster={"cluster": "slurm"})
+    assert search_job.submit_search(asked) == 0
+    assert "is complete; a larger --trials goes on" in capsys.readouterr().out
+
+
 def test_early_stopping_gives_up_on_some_and_survives_a_kill(run, tmp_path, monkeypatch):
     settings = {"trials": 32, "population": 8, "protocol": {"rungs": [0.3], "keep": 0.2}}
     whole = search(run, tmp_path / "whole", **settings)
