@@ -6,6 +6,7 @@ import re
 import shlex
 from typing import Annotated, Any, Literal
 
+import tyro
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -126,8 +127,11 @@ class ClusterConfig(Section):
     """Quality of service."""
     time: SlurmTime | None = None
     """Time limit of one attempt: minutes, HH:MM:SS or D-HH:MM:SS. The run goes on in the next."""
-    constraint: Plain | None = None
-    """Node features."""
+    constraint: Annotated[
+        Plain | None, tyro.conf.arg(name="node-constraint", aliases=("--constraint",))
+    ] = None
+    """Node features; --node-constraint with every command, as a search's --constraint is on
+    subnets."""
     exclude: Plain | None = None
     """Nodes to leave out."""
     gpus_per_node: PositiveInt | None = None

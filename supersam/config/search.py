@@ -50,7 +50,8 @@ class Constraint:
         match = _CONSTRAINT.fullmatch(text)
         if match is None:
             raise ValueError(
-                f"constraint {text!r} is not METRIC<=NUMBER or METRIC>=NUMBER, such as params_m<=45"
+                f"constraint {text!r} is not METRIC<=NUMBER or METRIC>=NUMBER, such as "
+                "params_m<=45; features of nodes are --node-constraint"
             )
         metric, sign, number = match.groups()
         _require_limitable(metric, text)
@@ -111,7 +112,7 @@ _OF_TRAININGS = frozenset(
 
 
 class SearchClusterConfig(ClusterConfig):
-    """Where a search runs. `--constraint` is the search's own; node features are another flag.
+    """Where a search runs. `--constraint` is the search's own, on subnets.
 
     A site's profile may hold what is for trainings alone: it is read, and means nothing here.
     """
@@ -233,7 +234,7 @@ class SearchRun(Section):
     objectives: tuple[Metric, ...] = ("miou", "params_m")
     """What is traded off: mIoU is maximised, everything else minimised."""
     constraint: tuple[ConstraintText, ...] = ()
-    """Hard limits, such as "params_m<=45"; a subnet outside is never evaluated."""
+    """Hard limits on subnets, such as "params_m<=45"; one outside is never evaluated."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seeds every draw of the search."""
     population: PositiveInt = 32

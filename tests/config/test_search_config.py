@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from supersam.config import Constraint, SearchRun, parse_cli
+from supersam.config import Constraint, DesignRun, SearchRun, TrainRun, parse_cli
 from tests.paths import ROOT
 
 CONFIGS = sorted((ROOT / "configs" / "search").glob("*.yaml"))
@@ -32,6 +32,24 @@ def test_the_contract_of_the_command_line():
     )
     assert asked.cluster.constraint == "h100"
     assert asked.measured == ("latency_ms",)
+
+
+@pytest.mark.parametrize(
+    ("run_type", "words"),
+    [
+        (TrainRun, ("--data.source", "synthetic")),
+        (DesignRun, ("--data", "shards", "--checkpoint", "weights.pth")),
+        (SearchRun, ("--run", "runs/a")),
+    ],
+)
+def test_features_of_nodes_have_one_name_with_every_command(run_type, words):
+    asked = parse_cli(run_type, [*words, "--node-constraint", "a100&nvlink"])
+    assert asked.cluster.constraint == "a100&nvlink"
+
+
+def test_sbatchs_own_word_for_features_of_nodes_is_taken_where_there_are_no_subnets():
+    asked = parse_cli(TrainRun, ["--data.source", "synthetic", "--constraint", "a100"])
+    assert asked.cluster.constraint == "a100"
 
 
 def test_a_sites_profile_may_hold_what_is_for_trainings(tmp_path, capsys):
