@@ -19,6 +19,20 @@ _FLUSH_S = 10
 """What is written shows after this time at most; TensorBoard's own two minutes are not live."""
 
 
+# TensorBoard takes the columns of its HPARAMS tab from whichever run it reads first, so trainings
+# and searches name those of both, and it ticks the first five of each kind.
+_SETTINGS: dict[str, float | str | bool] = {
+    **{"searcher": "", "constraint": "", "trials": 0, "lr": 0.0, "steps": 0},
+    **{"model": "", "global_batch": 0, "random_subnets": 0, "distill": False, "precision": ""},
+    **{"objectives": "", "population": 0, "seed": 0},
+}
+"""Settings and an example of each one's type."""
+_RESULTS = (
+    *("val/miou/largest", "val/miou/smallest"),
+    *("search/best_miou", "search/hypervolume", "search/front_size"),
+)
+
+
 class MetricWriter:
     """Writes to one TensorBoard folder over all restarts of a run.
 
@@ -63,16 +77,19 @@ class MetricWriter:
     def hparams(
         self, values: Mapping[str, float | str | bool], results: Mapping[str, float]
     ) -> None:
-        """Write the run's settings; results name scalars of it, whose last values are shown.
+        """Write the settings of a run or a search; the last values of its results are shown.
 
         `add_hparams` would write into a folder below, which TensorBoard lists as one more run.
         """
+        assert values.keys() <= _SETTINGS.keys()  # others would be no column
         if self._board is None:
             return
         from torch.utils.tensorboard.summary import hparams
 
+        columns, *_ = hparams(_SETTINGS, dict.fromkeys((*_RESULTS, *results), 0.0))  # type: ignore[no-untyped-call]  # torch
+        _, start, end = hparams(dict(values), {})  # type: ignore[no-untyped-call]  # torch
         file: Any = self._board.file_writer
-        for summary in hparams(dict(values), dict(results)):  # type: ignore[no-untyped-call]  # torch
+        for summary in (columns, start, end):
             file.add_summary(summary)
 
     def close(self) -> None:

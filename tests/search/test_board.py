@@ -6,12 +6,15 @@ import json
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from supersam.runtime.metrics import MetricWriter
 from supersam.search.board import front_volume
 from supersam.search.pareto import pareto_front
 from tests.search.tiny_search import search
 from tests.search.trials import make_trial
 
+TICKED = 5  # columns that TensorBoard shows before anybody chooses
 OBJECTIVES = ("miou", "params_m")
 CORNERS = [make_trial(0, miou=0.6, params_m=10.0), make_trial(1, miou=0.3, params_m=5.0)]
 
@@ -31,6 +34,29 @@ def test_the_volume_never_falls_while_trials_come():
     ]
     assert volumes == sorted(volumes)
     assert 0 < volumes[0] <= volumes[-1] <= 1
+
+
+def test_columns_are_those_of_trainings_and_searches_whichever_is_read_first(tmp_path):
+    described = []
+    for name, settings, results in (
+        ("training", {"model": "vit_t", "lr": 1e-3, "distill": False}, {"val/miou/medium": 0.5}),
+        ("search", {"searcher": "nsga2", "seed": 3}, {"search/best_miou": 0.5}),
+    ):
+        writer = MetricWriter(tmp_path / name)
+        writer.hparams(settings, results)
+        writer.close()
+        board = EventAccumulator(str(tmp_path / name / "tensorboard")).Reload()
+        content = board.SummaryMetadata("_hparams_/experiment").plugin_data.content
+        experiment = HParamsPluginData.FromString(content).experiment
+        described.append(
+            (
+                {info.name: info.type for info in experiment.hparam_infos},
+                [info.name.tag for info in experiment.metric_infos][:TICKED],
+            )
+        )
+    assert described[0] == described[1]
+    assert {"model", "searcher", "constraint"} <= described[0][0].keys()
+    assert {"val/miou/largest", "search/hypervolume"} <= set(described[0][1])
 
 
 def test_a_search_leaves_its_front_and_a_line_of_settings(run, tmp_path):
