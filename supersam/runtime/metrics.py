@@ -20,13 +20,14 @@ _FLUSH_S = 10
 
 
 # TensorBoard takes the columns of its HPARAMS tab from whichever run it reads first, so trainings
-# and searches name those of both, and it ticks the first five of each kind.
+# and searches name those of both. It ticks five of each kind: settings that differ, then by name.
 _SETTINGS: dict[str, float | str | bool] = {
     **{"searcher": "", "constraint": "", "trials": 0, "lr": 0.0, "steps": 0},
     **{"model": "", "global_batch": 0, "random_subnets": 0, "distill": False, "precision": ""},
     **{"objectives": "", "population": 0, "seed": 0},
 }
 """Settings and an example of each one's type."""
+_FIRST = ("searcher", "constraint", "trials", "lr", "steps")
 _RESULTS = (
     *("val/miou/largest", "val/miou/smallest"),
     *("search/best_miou", "search/hypervolume", "search/front_size"),
@@ -84,9 +85,15 @@ class MetricWriter:
         assert values.keys() <= _SETTINGS.keys()  # others would be no column
         if self._board is None:
             return
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
         from torch.utils.tensorboard.summary import hparams
 
         columns, *_ = hparams(_SETTINGS, dict.fromkeys((*_RESULTS, *results), 0.0))  # type: ignore[no-untyped-call]  # torch
+        plugin_data = columns.value[0].metadata.plugin_data
+        described = HParamsPluginData.FromString(plugin_data.content)
+        for info in described.experiment.hparam_infos:
+            info.differs = info.name in _FIRST
+        plugin_data.content = described.SerializeToString()
         _, start, end = hparams(dict(values), {})  # type: ignore[no-untyped-call]  # torch
         file: Any = self._board.file_writer
         for summary in (columns, start, end):

@@ -51,12 +51,16 @@ def test_columns_are_those_of_trainings_and_searches_whichever_is_read_first(tmp
         described.append(
             (
                 {info.name: info.type for info in experiment.hparam_infos},
+                {info.name for info in experiment.hparam_infos if info.differs},
                 [info.name.tag for info in experiment.metric_infos][:TICKED],
             )
         )
     assert described[0] == described[1]
-    assert {"model", "searcher", "constraint"} <= described[0][0].keys()
-    assert {"val/miou/largest", "search/hypervolume"} <= set(described[0][1])
+    settings, first, results = described[0]
+    assert {"model", "searcher", "constraint"} <= settings.keys()
+    assert len(first) == TICKED
+    assert {"lr", "searcher"} <= first
+    assert {"val/miou/largest", "search/hypervolume"} <= set(results)
 
 
 def test_a_search_leaves_its_front_and_a_line_of_settings(run, tmp_path):
