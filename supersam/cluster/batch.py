@@ -21,6 +21,6 @@ def require_legal_world(run: Task, world_size: int) -> None:
         raise UserError(f"{world_size} ranks; at most {legal[-1]} can share this work")
     raise UserError(
         f"{world_size} ranks do not divide the {run.optim.global_batch} images of a step "
-        f"(optim.accumulate={run.optim.accumulate}); legal are {legal} ranks, "
+        f"(--optim.accumulate {run.optim.accumulate}); legal are {legal} ranks, "
         f"that is {legal_node_counts(run)} nodes of {run.cluster.ranks_per_node}"
     )

@@ -109,7 +109,7 @@ def _leave_complete(run: Task) -> int:
     """Ask for no node to find that nothing is left to do, but for what follows the training."""
     from supersam.cluster.submission import prepare_job_folder
 
-    print(f"this run is complete at step {saved_step(run.folder)}; raise optim.steps to go on")
+    print(f"this run is complete at step {saved_step(run.folder)}; raise --optim.steps to go on")
     if isinstance(run, TrainRun) and run.cluster.then is not None:
         prepare_job_folder(run.folder)
         print(f"submitted job {submit_follow_up(run)}: {run.cluster.then}")

@@ -127,7 +127,7 @@ def check_memory(run: TrainRun) -> list[str]:
         return []
     gib = run.cluster.gpu_memory_gib or _visible_gpu_gib()
     if gib is None:
-        return ["not checked: the largest batch that fits, as cluster.gpu_memory_gib is not set"]
+        return ["not checked: the largest batch that fits, as --gpu-memory-gib is not set"]
     from supersam.training.step_memory import largest_batch
 
     limit = int((gib * (1 - _GAPS) - _CONTEXT_GIB) * _GIB)
@@ -144,11 +144,11 @@ def describe_batch(run: TrainRun, most: int, gib: float) -> str:
         return f"ok: {text}"
     if most == 0:
         return (
-            f"error: {text}; choose engine.precision=bf16, model.attention=in_kernel, "
-            "engine.checkpoint_activations or fewer data.prompts_per_image"
+            f"error: {text}; choose --engine.precision bf16, --model.attention in_kernel, "
+            "--engine.checkpoint-activations or fewer --data.prompts-per-image"
         )
     accumulate = next(a for a in range(1, share + 1) if share % a == 0 and share // a <= most)
-    return f"error: {text}; set optim.accumulate={accumulate}, which gives the same steps"
+    return f"error: {text}; set --optim.accumulate {accumulate}, which gives the same steps"
 
 
 def _on_gpu(run: TrainRun) -> bool:
@@ -202,7 +202,7 @@ def _check_space(run: TrainRun) -> str:
     free = shutil.disk_usage(_existing_parent(run.folder)).free
     needed = checkpoint_bytes(run) * (run.checkpoint.keep_last + len(run.checkpoint.pin) + 2)
     text = f"{free / _GIB:.1f} GiB are free, {needed / _GIB:.1f} needed for checkpoints"
-    return f"ok: {text}" if free > needed else f"error: {text}; lower checkpoint.keep_last"
+    return f"ok: {text}" if free > needed else f"error: {text}; lower --checkpoint.keep-last"
 
 
 def _check_shards(folder: Path) -> str:

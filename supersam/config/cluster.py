@@ -158,7 +158,7 @@ class ClusterConfig(Section):
     @model_validator(mode="after")
     def _node_counts_agree(self) -> ClusterConfig:
         if self.min_nodes is not None and self.min_nodes > (self.nodes or 1):
-            raise ValueError(f"min_nodes={self.min_nodes} is more than nodes={self.nodes or 1}")
+            raise ValueError(f"--min-nodes {self.min_nodes} is more than --nodes {self.nodes or 1}")
         return self
 
     @property

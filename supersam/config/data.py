@@ -71,7 +71,9 @@ class AugmentConfig(Section):
     def _crop_is_a_range(self) -> AugmentConfig:
         if self.crop_px is not None and self.crop_px[0] > self.crop_px[1]:
             low, high = self.crop_px
-            raise ValueError(f"crop_px=({low}, {high}) is empty; put the smaller side first")
+            raise ValueError(
+                f"--data.augment.crop-px {low} {high} is empty; put the smaller side first"
+            )
         return self
 
 
@@ -110,10 +112,12 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _names_its_data(self) -> DataConfig:
         if self.source == "synthetic" and (self.train or self.val):
-            raise ValueError("source=synthetic generates its images; drop train and val")
+            raise ValueError(
+                "--data.source synthetic generates its images; drop --data.train and --data.val"
+            )
         if self.train_weights and len(self.train_weights) != len(self.train):
             raise ValueError(
-                f"{len(self.train_weights)} train_weights for {len(self.train)} train folders; "
-                "give one each, or none"
+                f"{len(self.train_weights)} --data.train-weights for {len(self.train)} folders of "
+                "--data.train; give one each, or none"
             )
         return self

@@ -45,7 +45,7 @@ class ExportRun(Section):
     def _rate_has_steps(self) -> ExportRun:
         if self.finetune_lr is not None and self.finetune_steps == 0:
             raise ValueError(
-                f"finetune_lr={self.finetune_lr:g} is for a fine-tuning; say how long: "
+                f"--finetune-lr {self.finetune_lr:g} is for a fine-tuning; say how long: "
                 "--finetune-steps N"
             )
         return self

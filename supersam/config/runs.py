@@ -96,7 +96,7 @@ class TrainRun(Section):
     def _has_data(self) -> TrainRun:
         if self.data.source == "shards" and not self.data.train:
             raise ValueError(
-                "data.train names no shards; give --data.train DIR (launch/shard.py makes one), "
+                "no training shards are named; give --data.train DIR (launch/shard.py makes one), "
                 "or --data.source synthetic"
             )
         return self
@@ -106,7 +106,7 @@ class TrainRun(Section):
         batch, accumulate = self.optim.global_batch, self.optim.accumulate
         if batch % accumulate != 0:
             raise ValueError(
-                f"optim.global_batch={batch} is not a multiple of optim.accumulate={accumulate}"
+                f"--optim.global-batch {batch} is not a multiple of --optim.accumulate {accumulate}"
             )
         return self
 

@@ -174,7 +174,9 @@ class ProtocolConfig(Section):
     @model_validator(mode="after")
     def _rungs_ascend(self) -> ProtocolConfig:
         if list(self.rungs) != sorted(set(self.rungs)) or not all(0 < r < 1 for r in self.rungs):
-            raise ValueError(f"rungs={self.rungs} must be ascending shares between 0 and 1")
+            raise ValueError(
+                f"--protocol.rungs {self.rungs} must be ascending shares between 0 and 1"
+            )
         return self
 
 
@@ -209,7 +211,7 @@ class SweepConfig(Section):
         ):
             again = [str(value) for place, value in enumerate(values) if value in values[:place]]
             if again:
-                raise ValueError(f"{name} hold {', '.join(again)} twice; name each once")
+                raise ValueError(f"--sweep.{name} hold {', '.join(again)} twice; name each once")
         return self
 
     @property
@@ -287,7 +289,9 @@ class SearchRun(Section):
     @model_validator(mode="after")
     def _objectives_differ(self) -> SearchRun:
         if len(self.objectives) == 0 or len(set(self.objectives)) != len(self.objectives):
-            raise ValueError(f"objectives={self.objectives} must be one or more different metrics")
+            raise ValueError(
+                f"--objectives {self.objectives} must be one or more different metrics"
+            )
         return self
 
     @model_validator(mode="after")

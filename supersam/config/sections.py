@@ -182,7 +182,9 @@ class EngineConfig(Section):
                 if self.zero_stage == 3
                 else "there is no such stage here"
             )
-            raise ValueError(f"zero_stage={self.zero_stage}: {reason}; use 1 (the model fits) or 2")
+            raise ValueError(
+                f"--engine.zero-stage {self.zero_stage}: {reason}; use 1 (the model fits) or 2"
+            )
         return self
 
 

@@ -116,7 +116,7 @@ def _refuse_known_faults(items: Sequence[Item], source: SourceConfig) -> None:
         listed = "; ".join(f"{item.name}: {item.fault}" for item in faulty[:8])
         raise BadInputError(
             f"{len(faulty)} of {len(items)} inputs cannot be used: {listed}"
-            f"{'; ...' if len(faulty) > 8 else ''}; mend them or set source.on_bad to skip"
+            f"{'; ...' if len(faulty) > 8 else ''}; mend them or take --on-bad skip"
         )
 
 
@@ -194,7 +194,7 @@ def _convert_shard(job: _Job) -> _Result | None:
             found = read_samples(job.source, item)
         except BadInputError as error:
             if job.source.on_bad == "error":
-                raise BadInputError(f"{error}; mend it or set source.on_bad to skip") from error
+                raise BadInputError(f"{error}; mend it or take --on-bad skip") from error
             skipped.append(SkippedInput(item.name, str(error).removeprefix(f"{item.name}: ")))
             continue
         for sample in found.samples:

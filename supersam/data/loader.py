@@ -54,8 +54,8 @@ class TrainLoader:
         if self.num_bad > self._max_bad_fraction * epochs * self._epoch:
             raise TooManyBadRecordsError(
                 f"{self.num_bad} of {self.num_samples} records read are damaged, and "
-                f"data.max_bad_fraction={self._max_bad_fraction}; the warnings above name them: "
-                "make their shards anew, or raise the fraction"
+                f"--data.max-bad-fraction is {self._max_bad_fraction}; the warnings above name "
+                "them: make their shards anew, or raise the fraction"
             )
 
 

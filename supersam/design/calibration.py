@@ -26,7 +26,7 @@ def load_calibration(
     total = sum(reader.num_images for reader in readers)
     if total < config.images:
         raise UserError(
-            f"calibration.images={config.images}, and the shards hold {total} images; ask for "
+            f"--calibration.images {config.images}, and the shards hold {total} images; ask for "
             f"--calibration.images {total}, or name more shards with --data"
         )
     data = DataConfig(

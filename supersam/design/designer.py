@@ -47,8 +47,9 @@ def design_space(
     elastic = (limits.elastic_mlp, limits.elastic_heads, limits.elastic_embed)
     if not (any(elastic) and limits.widths > 1) and not limits.elastic_depth:
         raise UserError(
-            "these limits leave one subnet, the whole model: turn on one of limits.elastic_depth, "
-            "elastic_mlp, elastic_heads, elastic_embed, with limits.widths of at least 2"
+            "these limits leave one subnet, the whole model: turn on one of "
+            "--limits.elastic-depth, --limits.elastic-mlp, --limits.elastic-heads, "
+            "--limits.elastic-embed, with --limits.widths of at least 2"
         )
     shares = _cumulative(scores)
     share = limits.keep_importance
@@ -149,7 +150,7 @@ def _checked_preset(space: SearchSpace, limits: LimitsConfig) -> SearchSpace:
     if limits.smallest_m is not None and smallest_m(space) > limits.smallest_m:
         least = _rounded_up(smallest_m(space))
         raise UserError(
-            f"limits.smallest_m={limits.smallest_m:g}: the {limits.preset} space of this encoder "
+            f"--limits.smallest-m {limits.smallest_m:g}: the {limits.preset} space of this encoder "
             f"ends at {least} M parameters; ask for --limits.smallest-m {least}, or take "
             "--limits.preset evidence, or wide"
         )
@@ -176,10 +177,10 @@ def _too_large(
     freest = _rounded_up(smallest_m(_space_of_share(shape, shares, sensitivity, freer, 0.0)))
     least = _rounded_up(smallest_m(space))
     return (
-        f"limits.smallest_m={limits.smallest_m:g}: the smallest subnet within these limits has "
+        f"--limits.smallest-m {limits.smallest_m:g}: the smallest subnet within these limits has "
         f"{least} M parameters; ask for --limits.smallest-m {least} or more, or make every "
         f"dimension elastic (--limits.elastic-heads --limits.elastic-embed), which reaches "
-        f"{freest} M, or let more layers go with a higher limits.max_miou_drop "
+        f"{freest} M, or let more layers go with a higher --limits.max-miou-drop "
         f"(now {limits.max_miou_drop:g})"
     )
 

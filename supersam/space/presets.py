@@ -89,7 +89,7 @@ def _elastic_space(config: SpaceConfig, shape: EncoderShape) -> SearchSpace:
     outside = [layer for layer in removable if layer >= shape.depth]
     if outside:
         raise ValueError(
-            f"space.removable {outside} do not exist in this encoder; "
+            f"--space.removable {' '.join(map(str, outside))} do not exist in this encoder; "
             f"layers are numbered 0 to {shape.depth - 1}"
         )
     widths = width_choices(config.mlp_fractions, shape.mlp_width, config.width_multiple)

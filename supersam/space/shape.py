@@ -86,9 +86,10 @@ def resolve_shape(config: ModelConfig) -> EncoderShape:
             return replace(SHAPES[config.name], **given)
         missing = [name for name in sizes[:4] if name not in given]
         if missing:
+            flags = ", ".join(f"--model.{name}".replace("_", "-") for name in missing)
             raise UserError(
-                f"model.name={config.name!r} is not one of {', '.join(SHAPES)}; choose one, or "
-                f"also give model.{', model.'.join(missing)}"
+                f"--model.name {config.name!r} is not one of {', '.join(SHAPES)}; choose one, or "
+                f"also give {flags}"
             )
         return EncoderShape(**given)
     except ValueError as fault:

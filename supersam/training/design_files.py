@@ -63,7 +63,7 @@ def check_design(run: DesignRun) -> None:
     images = sum(read_manifest(path).num_images for path in run.data)
     if images < run.calibration.images:
         raise UserError(
-            f"calibration.images={run.calibration.images}, and {_listed(run)} hold {images} "
+            f"--calibration.images {run.calibration.images}, and {_listed(run)} hold {images} "
             f"images; ask for --calibration.images {images}, or name more shards with --data"
         )
     if not run.checkpoint.exists():

@@ -90,18 +90,20 @@ def _require_start(run: TrainRun) -> None:
     if start is None or saved_step(run.folder) > 0:
         return
     if not start.exists():
-        raise UserError(f"model.checkpoint {start} does not exist")
+        raise UserError(f"--model.checkpoint {start} does not exist")
     is_checkpoint = not start.is_dir() or (start / MANIFEST).is_file()
     if not is_checkpoint and not list(start.glob(f"checkpoints/step-*/{MANIFEST}")):
         raise UserError(
-            f"model.checkpoint {start} is a folder without checkpoints of a run; train that first, "
-            "or name a file"
+            f"--model.checkpoint {start} is a folder without checkpoints of a run; train that "
+            "first, or name a file"
         )
     other = (start if not (start / MANIFEST).is_file() else start.parent.parent) / "run.yaml"
     if start.is_dir() and other.is_file():
         shape = resolve_shape(load_run(TrainRun, other).model)
         if shape != resolve_shape(run.model):
-            raise UserError(f"model.checkpoint {start} trained a model of other sizes; see {other}")
+            raise UserError(
+                f"--model.checkpoint {start} trained a model of other sizes; see {other}"
+            )
 
 
 def validation_folders(run: TrainRun) -> list[Path]:

@@ -92,7 +92,7 @@ class _Session:
         self._announce(supernet)
         self.heart.begin(state.step)
         if state.step >= self.run.optim.steps:
-            logger.info("this run is complete at step %d; raise optim.steps to go on", state.step)
+            logger.info("this run is complete at step %d; raise --optim.steps to go on", state.step)
             return
         self._fit(supernet, engine, state, stop)
 

@@ -52,11 +52,11 @@ def _load_run_weights(supernet: SamSupernet, other_run: Path, run: TrainRun) -> 
     else:
         found = SavedCheckpoints(other_run).latest()
     if found is None:
-        raise UserError(f"model.checkpoint {other_run} is a folder without checkpoints of a run")
+        raise UserError(f"--model.checkpoint {other_run} is a folder without checkpoints of a run")
     weights = read_weights(*found)
     shapes = {name: tensor.shape for name, tensor in supernet.state_dict().items()}
     if {name: tensor.shape for name, tensor in weights.items()} != shapes:
         raise UserError(
-            f"model.checkpoint {other_run} trained a model of other sizes; see its run.yaml"
+            f"--model.checkpoint {other_run} trained a model of other sizes; see its run.yaml"
         )
     supernet.load_state_dict(weights)

@@ -132,8 +132,8 @@ class Trainer:
         if not math.isfinite(grad_norm):
             raise UserError(
                 f"training diverged: at step {step + 1} the gradient's norm is {grad_norm}, and "
-                f"nothing is saved of it; lower optim.lr ({self.run.optim.lr:g}) or "
-                f"optim.clip_norm ({self.run.optim.clip_norm:g}) and start anew in another --run"
+                f"nothing is saved of it; lower --optim.lr ({self.run.optim.lr:g}) or "
+                f"--optim.clip-norm ({self.run.optim.clip_norm:g}) and start anew in another --run"
             )
         self.telemetry.end_step(step + 1, learning_rate=learning_rate, grad_norm=grad_norm)
 

@@ -84,8 +84,8 @@ def test_what_the_start_would_refuse_is_found_before(tmp_path: Path, synthetic_s
     ("most", "finding"),
     [
         (8, "ok: at most 8 images at once fit into a GPU of 80 GiB, this run takes 8"),
-        (3, "this run takes 8; set optim.accumulate=4, which gives the same steps"),
-        (0, "this run takes 8; choose engine.precision=bf16"),
+        (3, "this run takes 8; set --optim.accumulate 4, which gives the same steps"),
+        (0, "this run takes 8; choose --engine.precision bf16"),
     ],
 )
 def test_a_batch_that_does_not_fit_is_found_with_its_remedy(most, finding):

@@ -53,7 +53,7 @@ def test_a_complete_run_asks_for_no_nodes(asked: Path, tmp_path: Path, capsys) -
     (run.folder / "job.json").unlink()  # that job is over
     finish(run.folder, step=run.optim.steps)
     assert submit(run) == 0
-    assert "this run is complete at step 4; raise optim.steps" in capsys.readouterr().out
+    assert "this run is complete at step 4; raise --optim.steps" in capsys.readouterr().out
     assert not asked.exists()
     longer = run.model_copy(update={"optim": run.optim.model_copy(update={"steps": 9})})
     assert submit(longer) == 0

@@ -152,7 +152,7 @@ def test_unknown_flags_name_the_nearest(capsys):
     [
         (["--optim.lr", "-1"], "greater than 0"),
         (["--optim.lr", "fast"], "--optim.lr"),
-        (["--optim.global-batch", "5", "--optim.accumulate", "2"], "global_batch=5 is not"),
+        (["--optim.global-batch", "5", "--optim.accumulate", "2"], "--optim.global-batch 5 is not"),
         (["--engine.zero-stage", "3"], "stage 3 gathers whole parameters"),
         (["--name", "../up"], "name"),
     ],

@@ -103,7 +103,7 @@ def test_a_bad_sa1b_input_is_named_or_skipped(tmp_path, fault):
         damage, reason = IMAGE_FAULTS[fault]
         damage(stem.with_suffix(".jpg"))
     config = SourceConfig(kind="sa1b", root=root)
-    with pytest.raises(BadInputError, match=rf"train/sa_0001\.\w+: .*{reason}.*on_bad to skip"):
+    with pytest.raises(BadInputError, match=rf"train/sa_0001\.\w+: .*{reason}.*--on-bad skip"):
         convert(config, tmp_path / "error")
     check_skipped(config, tmp_path / "skip", "train/sa_0001", reason)
 

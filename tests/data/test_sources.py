@@ -322,7 +322,7 @@ def test_an_empty_folder_and_no_folder_are_refused(tmp_path):
     (tmp_path / "train").mkdir()
     with pytest.raises(SourceError, match="no images of kind 'sa1b'"):
         list_items(SourceConfig(kind="sa1b", root=tmp_path))
-    with pytest.raises(SourceError, match="root is not set"):
+    with pytest.raises(SourceError, match="give --root DIR"):
         list_items(SourceConfig(kind="coco"))
     with pytest.raises(SourceError, match="gone is no folder"):
         list_items(SourceConfig(kind="coco", root=tmp_path / "gone"))

@@ -104,7 +104,7 @@ def test_the_size_wanted_is_reached(wanted):
 
 def test_limits_that_no_space_meets_name_the_nearest_that_one_does():
     limits = LimitsConfig(smallest_m=9.0)
-    with pytest.raises(UserError, match=r"smallest_m=9.*--limits.smallest-m (\d+\.\d+)") as fault:
+    with pytest.raises(UserError, match=r"smallest-m 9:.*--limits.smallest-m (\d+\.\d+)") as fault:
         design_space(VIT_B, flat_scores(VIT_B), sensitivity(), limits)
     assert "elastic-heads" in str(fault.value)
     import re

@@ -164,7 +164,7 @@ def test_the_host_reads_no_value_between_the_backward_passes(runs, space):
 
 def require_refusal(run: TrainRun, space: SearchSpace) -> None:
     trainer = build_trainer(run, init_world(torch.device("cpu")), space)
-    with pytest.raises(UserError, match=r"diverged: at step .* is (nan|inf).* lower optim.lr"):
+    with pytest.raises(UserError, match=r"diverged: at step .* is (nan|inf).* lower --optim.lr"):
         trainer.fit(StopFlag())
 
 
@@ -234,7 +234,7 @@ def test_clipping_is_said_to_deepspeed_even_when_off():
 
 @pytest.mark.parametrize(("stage", "reason"), [(3, "stage 3 gathers whole"), (7, "no such stage")])
 def test_other_zero_stages_are_refused_with_the_reason(stage, reason):
-    with pytest.raises(ValidationError, match=f"zero_stage={stage}: .*{reason}.*use 1"):
+    with pytest.raises(ValidationError, match=f"--engine.zero-stage {stage}: .*{reason}.*use 1"):
         EngineConfig(zero_stage=stage)
 
 

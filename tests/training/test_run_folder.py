@@ -112,7 +112,7 @@ def test_missing_shards_are_refused_before_anything_is_written(run, tmp_path):
 
 def test_a_space_that_does_not_fit_is_refused_before_anything_is_written(run, synthetic_shards):
     run = tiny_run(run.folder, synthetic_shards, {"space": {"removable": [7]}})
-    with pytest.raises(UserError, match=r"space.removable \[7\] do not exist"):
+    with pytest.raises(UserError, match=r"--space.removable 7 do not exist"):
         prepare_run_folder(run)
     assert not run.folder.exists()
 

@@ -85,13 +85,13 @@ def read_file(path: Path) -> bytes:
 def source_root(root: Path | None) -> Path:
     """`root`, which exists."""
     if root is None:
-        raise SourceError("source.root is not set; set it to the folder of the source")
+        raise SourceError("no source is named; give --root DIR, its folder")
     if not root.is_dir():
-        raise SourceError(f"source.root={root} is no folder; set it to the folder of the source")
+        raise SourceError(f"--root {root} is no folder; name that of the source")
     return root
 
 
 def no_such_split(split: str, place: Path, splits: Iterable[str]) -> SourceError:
     """The error for a split that is not there, with those that are."""
     listed = ", ".join(sorted(splits)) or "none"
-    return SourceError(f"no split {split!r} ({place}); set source.split to one of: {listed}")
+    return SourceError(f"no split {split!r} ({place}); --split takes one of: {listed}")

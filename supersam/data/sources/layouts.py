@@ -29,8 +29,8 @@ def list_items(config: SourceConfig) -> list[Item]:
     items = _LAYOUTS[config.kind][0](config)
     if len(items) == 0:
         raise SourceError(
-            f"no images of kind {config.kind!r} in {config.root}, split {config.split!r}; see "
-            "source.kind for the layouts"
+            f"no images of kind {config.kind!r} in {config.root}, split {config.split!r}; "
+            "--source names another layout, --split another split"
         )
     return items
 
