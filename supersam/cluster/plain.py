@@ -9,15 +9,20 @@ from collections.abc import Sequence
 from supersam.cluster.batch import require_legal_world
 from supersam.cluster.snapshot import snapshot_code
 from supersam.cluster.supervisor import Supervisor
-from supersam.config import TrainRun, UserError, parse_cli
+from supersam.config import DEMO, TrainRun, UserError, parse_cli
 from supersam.config.io import USAGE_ERROR
 from supersam.runtime.process import keep_others_from_writing
 from supersam.training.run_folder import prepare_run_folder
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Take the flags of launch/train.py and execute the run in this allocation."""
-    run = parse_cli(TrainRun, args, recall=True)
+    """Take NODES, TASKS and CORES, then the flags of launch/train.py, and execute the run here.
+
+    The numbers are the allocation's: nodes, ranks on each, cores of each rank.
+    """
+    nodes, tasks, cores, *flags = sys.argv[1:] if args is None else args
+    place = ["--nodes", nodes, "--tasks-per-node", tasks, "--cpus-per-task", cores]
+    run = parse_cli(TrainRun, flags, default_config=DEMO, recall=True, added=place)
     keep_others_from_writing()
     try:
         require_legal_world(run, (run.cluster.nodes or 1) * run.cluster.ranks_per_node)

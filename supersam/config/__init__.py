@@ -15,7 +15,7 @@ from supersam.config.io import (
     read_yaml,
 )
 from supersam.config.report import ReportRun
-from supersam.config.runs import EvaluateRun, MonitorRun, ShardRun, StatusRun, TrainRun
+from supersam.config.runs import DEMO, EvaluateRun, MonitorRun, ShardRun, StatusRun, TrainRun
 from supersam.config.search import Constraint, SearchClusterConfig, SearchRun
 from supersam.config.sections import (
     CheckpointConfig,
@@ -29,6 +29,7 @@ from supersam.config.sections import (
 )
 
 __all__ = [
+    "DEMO",
     "CheckpointConfig",
     "ClusterConfig",
     "Constraint",

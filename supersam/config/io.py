@@ -29,12 +29,14 @@ def parse_cli(
     *,
     default_config: Path | None = None,
     recall: bool = False,
+    added: Sequence[str] = (),
 ) -> Run:
     """The run that the command line asks for.
 
     Every `--config FILE` is merged in order, later ones win; flags win over files. Without any
     `--config`, `default_config` is read; with `recall`, and `--run DIR` of an existing run, that
-    run's own `run.yaml`. Prints what is wrong and exits with 2 on a user's mistake.
+    run's own `run.yaml`. `added` are flags of a script, not of the user. Prints what is
+    wrong and exits with 2 on a user's mistake.
     """
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
     if args is None:
@@ -54,7 +56,7 @@ def parse_cli(
     try:
         return tyro.cli(
             run_type,
-            args=flags,
+            args=[*flags, *added],
             default=defaults,
             description=f"{run_type.__doc__}\n\n--config FILE (may repeat; later files win) reads "
             "values from YAML; flags win over files.",

@@ -24,6 +24,8 @@ from supersam.config.sections import (
 )
 
 Flat = tyro.conf.arg(name="")
+DEMO = Path(__file__).parents[2] / "configs" / "train" / "demo.yaml"
+"""What launch/train.py trains where nothing else is asked for."""
 
 
 class ShardRun(Section):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from supersam.cluster.plain import main
 from supersam.cluster.sbatch import sbatch_text
-from supersam.config import ClusterConfig, TrainRun, merge, read_yaml
+from supersam.config import DEMO, ClusterConfig, TrainRun, merge, parse_cli, read_yaml
 from tests.paths import ROOT
 
 PROFILES = sorted((ROOT / "configs" / "cluster").glob("*.yaml"))
@@ -28,7 +29,27 @@ def test_a_profile_is_valid_and_reaches_slurm(profile: Path, tmp_path: Path) -> 
 
 
 def test_the_plain_script_refuses_a_count_of_nodes_that_does_not_divide_the_batch() -> None:
-    demo = ROOT / "configs" / "train" / "demo.yaml"
     with pytest.raises(SystemExit) as refused:
-        main(["--config", str(demo), "--nodes", "3", "--tasks-per-node", "1"])
+        main(["3", "1", "2", "--config", str(DEMO)])
     assert refused.value.code == 2
+
+
+def test_the_plain_script_takes_the_flags_of_a_training_and_without_any_its_demo(
+    monkeypatch, tmp_path: Path, capsys
+) -> None:
+    prepared: list[TrainRun] = []
+    monkeypatch.setattr("supersam.cluster.plain.prepare_run_folder", prepared.append)
+    monkeypatch.setattr("supersam.cluster.plain.snapshot_code", lambda _: None)
+    monkeypatch.setattr("supersam.cluster.plain.Supervisor", lambda _: lambda: None)
+    umask = os.umask(0o022)
+    for flags in ([], ["--optim.steps", "9"]):
+        main(["2", "1", "3", *flags])
+    os.umask(umask)
+    demo = parse_cli(TrainRun, [], default_config=DEMO)
+    assert [run.name for run in prepared] == [demo.name, demo.name]
+    assert [run.optim.steps for run in prepared] == [demo.optim.steps, 9]
+    assert {(r.cluster.nodes, r.cluster.cpus_per_task) for r in prepared} == {(2, 3)}
+    with pytest.raises(SystemExit) as refused:
+        main(["2", "1", "3", "--run", str(tmp_path / "absent")])
+    assert refused.value.code == 2
+    assert "no run " in capsys.readouterr().err
