@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from collections.abc import Iterable
 from functools import partial
@@ -22,7 +23,11 @@ from supersam.space.shape import NECK_CHANNELS, PATCH_PX
 from supersam.standalone import NORM_EPS, build_mask_decoder, build_prompt_encoder
 
 _MAX_NAMES_SHOWN = 6
-_UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
+# What PyTorch's reader raises for bytes that are no checkpoint, seen with random ones.
+_UNREADABLE = (
+    *(OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError),
+    *(struct.error, zipfile.BadZipFile),
+)
 
 
 def load_sam(model: str | EncoderShape, checkpoint: Path | None = None, *, seed: int = 0) -> Sam:
