@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from supersam.cluster.batch import require_legal_world
 from supersam.cluster.follow_up import check_follow_up, run_follow_up, submit_follow_up
 from supersam.cluster.last_words import keep_last_words, write_last_words
 from supersam.cluster.preflight import require_enough_nodes
+from supersam.cluster.record import JOB_FILE
 from supersam.cluster.rendezvous import free_port
 from supersam.cluster.slurm import at_the_prompt, missing_slurm
 from supersam.cluster.tasks import Task, describe_task, execute_task, prepare_task
@@ -25,7 +27,7 @@ from supersam.config import TrainRun, UserError
 from supersam.config.io import USAGE_ERROR
 from supersam.runtime.collector import keep_what_is_made
 from supersam.runtime.process import end_with_parent, ends_with_reader, keep_others_from_writing
-from supersam.runtime.vitals import saved_step
+from supersam.runtime.vitals import BOARD, saved_step
 from supersam.runtime.watchdog import STALLED
 
 FAILURE = 1
@@ -48,18 +50,42 @@ def submit(run: Task) -> int:
                 ok = describe_task(run, where, partial(print, flush=True))
             return 0 if ok else FAILURE
         if where == "slurm":
-            with at_the_prompt():
+            with at_the_prompt(), _worthless_removed(run):
                 return _run_on_slurm(run)
         tasks = 1 if where == "inline" else run.cluster.tasks_per_node or 1
         require_legal_world(run, tasks)
-        prepare_task(run)
-        code = _run_here(run, where, tasks)
+        with _worthless_removed(run):
+            prepare_task(run)
+            code = _run_here(run, where, tasks)
+            if code == USAGE_ERROR:  # a rank has said why
+                raise _ToldError
         if code == 0 and isinstance(run, TrainRun) and run.cluster.then is not None:
             return run_follow_up(run)
         return code
+    except _ToldError:
+        return USAGE_ERROR
     except UserError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return USAGE_ERROR
+
+
+class _ToldError(UserError):
+    """A user's mistake that is told already."""
+
+
+@contextlib.contextmanager
+def _worthless_removed(run: Task) -> Iterator[None]:
+    """Where a user's mistake ends a new training before its first step, its folder goes again.
+
+    The mended command is then no other run in the same folder.
+    """
+    is_new = isinstance(run, TrainRun) and not run.folder.exists()
+    try:
+        yield
+    except UserError:
+        if is_new and not any((run.folder / name).exists() for name in (BOARD, JOB_FILE)):
+            shutil.rmtree(run.folder, ignore_errors=True)
+        raise
 
 
 def _run_here(run: Task, where: str, tasks: int) -> int:

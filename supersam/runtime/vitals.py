@@ -26,6 +26,8 @@ ENDED: frozenset[str] = frozenset({"finished", "stopped", "failed", "stuck"})
 BEATS = "heartbeats"
 STATUS = "status.json"
 PROGRESS = "progress.json"
+BOARD = "tensorboard"
+"""Folder of the curves; made when all is loaded and the first step begins."""
 MANIFEST = "MANIFEST.json"
 """In the folder of a checkpoint that is complete."""
 

@@ -71,6 +71,20 @@ def test_an_early_failure_of_rank_0_is_in_its_log(tmp_path: Path, tasks: int):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_a_mistake_found_before_the_first_step_leaves_no_folder(tmp_path: Path, tasks: int):
+    weights = tmp_path / "junk.pth"
+    weights.write_bytes(b"junk")
+    run = Training(tmp_path / "run", "--model.checkpoint", str(weights), tasks=tasks)
+    assert run.end() == 2
+    assert not run.folder.exists()
+    run.folder.mkdir()
+    (run.folder / "notes.txt").write_text("mine")
+    assert Training(run.folder, tasks=tasks).end() == 2  # it is not empty, and stays
+    assert (run.folder / "notes.txt").exists()
+
+
+@pytest.mark.slow
 def test_ranks_of_one_machine_listen_on_loopback_only(tmp_path: Path):
     run = Training(tmp_path / "run", *ENDLESS, tasks=2)
     try:

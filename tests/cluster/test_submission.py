@@ -109,3 +109,4 @@ def test_slurms_refusal_is_said_once(asked: Path, slurm, tmp_path: Path, capsys)
     slurm("sbatch", "echo 'sbatch: error: invalid partition specified: nope' >&2; exit 1")
     assert submit(run_of(tmp_path / "run", nodes=2, partition="nope")) == 2
     assert capsys.readouterr().err.count("invalid partition") == 1
+    assert not (tmp_path / "run").exists()  # nothing of worth is in it
