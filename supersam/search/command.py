@@ -78,7 +78,7 @@ def run_search(
     prepare_folder(asked, basis)
     setup_logging(World.single(), asked.folder / "logs" / "search.log")
     if basis.train_run.model.checkpoint is not None and not basis.has_start:
-        logger.warning("the run's --model.checkpoint %s is gone: nothing pretrained to compare to",
+        logger.warning("--model.checkpoint %s is gone: nothing pretrained to compare with",
                        basis.train_run.model.checkpoint)  # fmt: skip
     if basis.seen.seen:
         logger.warning("training saw the evaluation data: %s", basis.seen.detail)
