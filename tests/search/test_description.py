@@ -1,0 +1,30 @@
+"""What is done of a search before anything is evaluated."""
+
+import subprocess
+import sys
+
+from supersam.search.folder import SEARCH_JSON
+from tests.search.tiny_search import tiny_search
+
+
+def test_a_search_is_described_and_its_folder_prepared_where_torch_cannot_be_imported(
+    run, tmp_path
+):
+    """On a login node torch takes longer to import than all the rest of a submission."""
+    asked = tiny_search(run, tmp_path / "search", dry_run=True)
+    script = f"""
+import sys
+sys.modules["torch"] = sys.modules["ray"] = None
+from supersam.cluster.search_job import submit_search
+from supersam.config import SearchRun
+from supersam.search.folder import find_basis, prepare_folder
+asked = SearchRun.model_validate_json({asked.model_dump_json(by_alias=True)!r})
+assert submit_search(asked) == 0
+prepare_folder(asked, find_basis(asked))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"folder: {asked.folder}" in done.stdout
+    assert (asked.folder / SEARCH_JSON).is_file()
