@@ -115,7 +115,7 @@ def _transform(
     image = embedding + encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
     with torch.autocast(embedding.device.type, enabled=False):
         position = encoder.get_dense_pe()
-    image, position = (x.flatten(2).permute(0, 2, 1) for x in (image, position))
+    image, position = (kernels.keep(x.flatten(2).permute(0, 2, 1)) for x in (image, position))
     queries = tokens
     for layer in decoder.transformer.layers:
         queries, image = _two_way(layer, queries, image, tokens, position, kernels)
@@ -143,4 +143,4 @@ def _two_way(
     queries = layer.norm2(queries)
     queries = layer.norm3(queries + layer.mlp(queries))
     image = kernels.image_from_tokens(to_tokens, image, placed_image, queries + tokens, queries)
-    return queries, layer.norm4(image)
+    return queries, kernels.keep(layer.norm4(image))

@@ -77,16 +77,18 @@ def forward(
             k1 = load_keys(k_start, keys, inside, stride, k_padding, PADDED, D0, D1, D)
             scores = tl.dot(q1, tl.trans(k1), scores, input_precision=PRECISION)
         if ROWS == 1:
-            bias = by_column + (next_row.to(tl.float32) * LOG2E)[:, None]
+            bias = by_column
+            by_row = next_row.to(tl.float32) * LOG2E  # of all these keys: added to their sums alone
             next_row = tl.load(row_place + tile + 1, mask=valid & (tile + 1 < SIDE), other=0.0)
         else:
             choice = row_choice(key_row, row_terms.dtype, COLUMNS)
             bias = by_column + tl.dot(row_terms, choice, input_precision=PRECISION) * LOG2E
+            by_row = tl.zeros([QUERIES], tl.float32)
         scores = scores * scale + bias
         if not EXACT:
             scores = tl.where(exists[None, :], scores, -float("inf"))
-        new_most = tl.maximum(most, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_most[:, None])
+        new_most = tl.maximum(most, tl.max(scores, 1) + by_row)
+        weights = tl.exp2(scores - (new_most - by_row)[:, None])
         shrink = tl.exp2(most - new_most)
         total = total * shrink + tl.sum(weights, 1)
         most = new_most
@@ -170,13 +172,15 @@ def backward_queries(
             scores = tl.dot(q1, tl.trans(k1), scores, input_precision=PRECISION)
             d_weights = tl.dot(g1, tl.trans(v1), d_weights, input_precision=PRECISION)
         if ROWS == 1:
-            bias = by_column + (next_row.to(tl.float32) * LOG2E)[:, None]
+            bias = by_column
+            shift = denominator - next_row.to(tl.float32) * LOG2E
             next_row = tl.load(row_place + tile + 1, mask=valid & (tile + 1 < SIDE), other=0.0)
         else:
             choice = row_choice(key_row, row_terms.dtype, COLUMNS)
             bias = by_column + tl.dot(row_terms, choice, input_precision=PRECISION) * LOG2E
+            shift = denominator
         scores = scores * (plain_scale * LOG2E) + bias
-        weights = tl.exp2(scores - denominator[:, None])
+        weights = tl.exp2(scores - shift[:, None])
         if not EXACT:
             weights = tl.where(exists[None, :], weights, 0.0)
         d_scores = weights * (d_weights - dots[:, None])

@@ -87,6 +87,26 @@ def test_masks_of_a_batch_are_segment_anythings_image_by_image(biased_sam, image
 
 
 @pytest.mark.parametrize("kernels", [FUSED, FOLDED], ids=["fused", "folded"])
+def test_in_half_precision_they_are_as_near_as_segment_anythings_operations(biased_sam, kernels):
+    sam = biased_sam
+    _, tokens, embedding = asked(sam, 3)
+
+    def decoded(kernels, *, half):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            return decode_masks(
+                sam.mask_decoder, sam.prompt_encoder, embedding, tokens, kernels=kernels
+            )
+
+    for exact, mine, theirs in zip(
+        decoded(EXACT, half=False),
+        decoded(kernels, half=True),
+        decoded(EXACT, half=True),
+        strict=True,
+    ):
+        assert 0 < (mine - exact).norm() < 1.5 * (theirs - exact).norm()
+
+
+@pytest.mark.parametrize("kernels", [FUSED, FOLDED], ids=["fused", "folded"])
 def test_gradients_are_those_of_segment_anythings_operations(biased_sam, kernels):
     sam = copy.deepcopy(biased_sam)
     _, tokens, embedding = asked(sam, 2)
