@@ -11,6 +11,7 @@ import os
 import socket
 import tempfile
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def ray_here(asked, folder):
     nodes = int(os.environ["SLURM_JOB_NUM_NODES"])
     with (
         _hosts_of_ray(folder, folder) as meeting,
-        joined_ray(read_meeting(meeting), nodes=(nodes, nodes)),
+        joined_ray(partial(read_meeting, meeting), nodes=(nodes, nodes)),
     ):
         yield
 

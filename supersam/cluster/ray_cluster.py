@@ -114,12 +114,13 @@ def serve(meeting: Path, *, is_head: bool, key: str) -> int:
     ip = socket.gethostbyname(socket.gethostname())
     tag = f"ss-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     cores = len(os.sched_getaffinity(0))
+    token = secrets.token_hex(16)  # of all starts: who joins reads it once
     with _short_folder() as folder, _ending_on_signals():
         for start in range(_STARTS):  # a port can be taken between the test and the start
             count = len(_SERVICES) + cores + _WORKER_PORTS
             ports = choose_ports(count, host=ip, key=f"{key}/{start}")
             if is_head:
-                found = RayAddress(f"{ip}:{ports[0]}", tag, secrets.token_hex(16))
+                found = RayAddress(f"{ip}:{ports[0]}", tag, token)
                 _write_meeting(meeting, found)
             else:
                 found = read_meeting(meeting)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +218,7 @@ def _drive(asked: SearchRun, meeting: Path, stop: StopFlag) -> int:
     with keep_what_is_made():
         from supersam.search.command import finish, run_search
 
-    return finish(asked, run_search(asked, cluster=read_meeting(meeting), stop=stop))
+    return finish(asked, run_search(asked, cluster=partial(read_meeting, meeting), stop=stop))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from supersam.config import UserError
@@ -39,6 +40,10 @@ class RayAddress:
     """Name of a resource that only this cluster has."""
     token: str
     """What its servers want to hear from whoever speaks to them."""
+
+
+FindRay = Callable[[], RayAddress]
+"""Says where a search's Ray is now: a head that is started anew is elsewhere."""
 
 
 def ray_environment(token: str, *, loopback: bool = False) -> dict[str, str]:

@@ -18,7 +18,7 @@ from supersam.config import SearchRun, UserError
 from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World
 from supersam.runtime.logging import setup_logging
-from supersam.runtime.ray_address import RayAddress
+from supersam.runtime.ray_address import FindRay
 from supersam.runtime.signals import StopFlag, stop_requested
 from supersam.search.board import Board
 from supersam.search.comparison import write_comparison
@@ -60,14 +60,14 @@ class SearchResult:
 
 
 def run_search(
-    asked: SearchRun, *, cluster: RayAddress | None = None, stop: StopFlag | None = None
+    asked: SearchRun, *, cluster: FindRay | None = None, stop: StopFlag | None = None
 ) -> SearchResult:
     """Search, from the beginning or from where the journal ends.
 
-    Runs on `cluster`, or on a Ray of its own on this machine, or with `--cluster inline` in this
-    process without Ray. `stop` is the flag of a caller that takes the signals already; by default
-    they are taken once everything is checked. Raises UserError for what a user can mend; nothing
-    is written then.
+    Runs on the Ray that `cluster` finds, or on one of its own on this machine, or with `--cluster
+    inline` in this process without Ray. `stop` is the flag of a caller that takes the signals
+    already; by default they are taken once everything is checked. Raises UserError for what a user
+    can mend; nothing is written then.
     """
     basis = find_basis(asked)
     check_folder(asked, basis)
@@ -150,7 +150,7 @@ def _end(asked: SearchRun, result: SearchResult) -> int:
 
 
 def _search(
-    asked: SearchRun, basis: Basis, journal: Journal, cluster: RayAddress | None, stop: StopFlag
+    asked: SearchRun, basis: Basis, journal: Journal, cluster: FindRay | None, stop: StopFlag
 ) -> SearchResult:
     started, known = time.time(), len(journal)
     program = Program(asked, basis, journal)
@@ -177,7 +177,7 @@ def _evaluate(
     asked: SearchRun,
     basis: Basis,
     program: Program,
-    cluster: RayAddress | None,
+    cluster: FindRay | None,
     stop: StopFlag,
     on_trials: Callable[[list[Trial]], None],
 ) -> None:

@@ -18,13 +18,16 @@ from pathlib import Path
 
 from supersam.config import SearchRun, UserError
 from supersam.runtime.local_ray import REMEDY, read_address, started_ray
-from supersam.runtime.ray_address import RayAddress, ray_environment
+from supersam.runtime.ray_address import FindRay, RayAddress, ray_environment
 from supersam.runtime.signals import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
 
 _NODES_S = 120.0
 """For all hosts to join."""
+_ANSWER_S = 180.0
+"""For the head to answer: where it starts anew, on a host that is slow, it does so elsewhere."""
+_RETRY_S = 1.0
 _IN_JOB = "see logs/ray-*.log in the search's folder; the same command goes on"
 
 
@@ -44,33 +47,38 @@ def local_ray(asked: SearchRun) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def joined_ray(cluster: RayAddress, *, nodes: tuple[int, int]) -> Iterator[None]:
+def joined_ray(find: FindRay, *, nodes: tuple[int, int]) -> Iterator[None]:
     """The Ray that was started for this search, and no other.
 
     Waits for the most of `nodes` hosts; after a while the fewest are enough.
     """
-    os.environ.update(ray_environment(cluster.token))
-    with _joined(lambda: cluster.address, _IN_JOB):
-        _wait_for_nodes(cluster, nodes)
+    os.environ.update(ray_environment(find().token))
+    with _joined(lambda: find().address, _IN_JOB, patience_s=_ANSWER_S):
+        _wait_for_nodes(find(), nodes)
         yield
 
 
 @contextlib.contextmanager
-def _joined(address: Callable[[], str], remedy: str) -> Iterator[None]:
+def _joined(address: Callable[[], str], remedy: str, *, patience_s: float = 0.0) -> Iterator[None]:
     """Raises UserError, with the remedy, where Ray does not answer.
 
-    address: asked once Ray is imported, which takes as long as a Ray's start.
+    address: asked once Ray is imported, which takes as long as a Ray's start, and again before
+    each further attempt; none begins after `patience_s`.
     """
     import ray
 
+    deadline = time.monotonic() + patience_s
     with _joining():
-        where = address()
-        try:
-            ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR)
-        except (OSError, RuntimeError, ray.exceptions.RayError) as fault:  # it has no one kind
-            raise UserError(
-                f"the search's Ray at {where} does not answer ({fault}); {remedy}"
-            ) from (fault)
+        while not ray.is_initialized():
+            where = address()
+            try:
+                ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR)
+            except (OSError, RuntimeError, ray.exceptions.RayError) as fault:  # it has no one kind
+                text = f"the search's Ray at {where} does not answer ({fault})"
+                if time.monotonic() >= deadline:
+                    raise UserError(f"{text}; {remedy}") from fault
+                logger.warning("%s; trying again", text)
+                time.sleep(_RETRY_S)
     try:
         yield
     finally:

@@ -166,7 +166,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tiny_shape, tmp_path, writer)
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (ModelConfig(name="mine"), "'mine' is not one of vit_t.* also give model.embed_dim"),
+        (ModelConfig(name="mine"), "'mine' is not one of vit_t.* also give --model.embed-dim"),
         (ModelConfig(name="vit_t", num_heads=5), "model: embed_dim=192 is not a multiple"),
         (ModelConfig(name="vit_t", image_size=100), "image_size=100 is not a multiple of 16"),
         (ModelConfig(name="vit_t", depth=3), r"global_layers \[5, 8, 11\] do not exist"),

@@ -32,6 +32,21 @@ with local_ray(SimpleNamespace(cluster=cluster)):
     print(ray.get(ray.remote(lambda: os.nice(0)).remote()) - os.nice(0))
 """
 
+FIND = """
+import logging, os
+os.environ["RAY_NUM_REDIS_GET_RETRIES"] = "1"
+from supersam.runtime.local_ray import read_address, started_ray
+from supersam.runtime.ray_address import RayAddress, ray_environment
+from supersam.search.ray_session import joined_ray
+logging.basicConfig()
+os.environ.update(ray_environment("token", loopback=True))
+with started_ray(1, "token") as process:
+    there = read_address(process)
+    said = iter(["127.0.0.1:1", "127.0.0.1:1"])  # for the token, then to join
+    with joined_ray(lambda: RayAddress(next(said, there), "CPU", "token"), nodes=(1, 1)):
+        print("joined")
+"""
+
 pytestmark = pytest.mark.slow
 
 
@@ -49,10 +64,20 @@ def test_a_ray_that_does_not_answer_is_told_with_a_remedy(monkeypatch):
 
     monkeypatch.setattr("ray.init", refuse)
     monkeypatch.setattr("supersam.search.ray_session.ray_environment", lambda _: {})
+    monkeypatch.setattr("supersam.search.ray_session._ANSWER_S", 0.0)
     deaf = RayAddress("127.0.0.1:1", "ss-tag", "token")
     told = pytest.raises(UserError, match="127.0.0.1:1 does not answer .*the same command goes on")
-    with told, joined_ray(deaf, nodes=(1, 1)):
+    with told, joined_ray(lambda: deaf, nodes=(1, 1)):
         pass
+
+
+def test_a_ray_that_was_started_anew_elsewhere_is_found_there():
+    """As where a head takes too long on a busy host: its next start has other ports."""
+    done = subprocess.run(
+        [sys.executable, "-c", FIND], capture_output=True, text=True, check=False, timeout=250
+    )
+    assert done.stdout.strip() == "joined", done.stderr
+    assert "127.0.0.1:1 does not answer" in done.stderr
 
 
 @pytest.fixture
