@@ -11,12 +11,8 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-ACTIVE = frozenset(
-    {
-        *("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING"),
-        *("REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SIGNALING", "STAGE_OUT", "SPECIAL_EXIT"),
-    }
-)
+from supersam.cluster.slurm import ENDED
+
 WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"})
 _SQUEUE = "%i|%T|%r|%N|%S"
 _SACCT = "JobID,State,Reason,NodeList,Start"
@@ -39,7 +35,7 @@ class Job:
     @property
     def is_active(self) -> bool:
         """Whether it runs, or will by itself."""
-        return self.state in ACTIVE
+        return self.state not in ENDED
 
     @property
     def is_waiting(self) -> bool:

@@ -23,7 +23,14 @@ _ANSWER_S = 600  # for a controller that is down to come back
 # What an enclosing allocation leaves behind would bind a new job to its cores, nodes and step.
 _INHERITED = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "PMI_", "PMI2_", "PMIX_")
 _KEPT = ("SLURM_CONF",)
-_ACTIVE = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "RESIZING"}
+ENDED = frozenset(
+    {
+        *("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"),
+        *("DEADLINE", "OUT_OF_MEMORY", "REVOKED"),
+    }
+)
+"""States of a job that is over. In any other, also in one that later Slurms may name, it runs or
+waits: as for a moment in SIGNALING while it is told of its time limit."""
 _LOST = ("down", "drain", "fail", "not_responding", "unknown")
 
 
@@ -56,7 +63,7 @@ class JobFacts:
     @property
     def is_active(self) -> bool:
         """Whether it runs, waits or is about to do so."""
-        return self.state in _ACTIVE
+        return self.state not in ENDED
 
     @property
     def is_held(self) -> bool:

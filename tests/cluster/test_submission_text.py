@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from supersam.cluster.batch import legal_node_counts, require_legal_world
+from supersam.cluster.queue import Job
 from supersam.cluster.sbatch import plain_path, sbatch_text
 from supersam.cluster.slurm import (
     clean_environment,
@@ -141,6 +142,19 @@ def test_the_facts_of_a_job_are_read_from_what_slurm_prints():
     )
     assert facts.time_left_s == 86400 + 600
     assert parse_job(line.replace("1-00:20:00", "UNLIMITED")).time_left_s == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("state", "is_active"),
+    [
+        *[(state, True) for state in ("RUNNING", "SIGNALING", "COMPLETING", "REQUEUED", "STOPPED")],
+        *[(state, False) for state in ("COMPLETED", "CANCELLED", "TIMEOUT", "NODE_FAIL")],
+    ],
+)
+def test_a_job_that_is_told_of_its_time_limit_is_not_over(state, is_active):
+    """Who follows it would leave, and another of its kind could be submitted."""
+    assert parse_job(f"JobId=3 JobState={state} Reason=None").is_active == is_active
+    assert Job("3", state, "", "n1", "").is_active == is_active
 
 
 def test_an_element_of_an_array_is_not_the_array(monkeypatch):
