@@ -24,11 +24,9 @@ from supersam.search.board import Board
 from supersam.search.comparison import write_comparison
 from supersam.search.folder import (
     Basis,
-    check_folder,
     find_basis,
     prepare_folder,
     require_searchable,
-    trials_done,
     write_record,
 )
 from supersam.search.journal import JOURNAL, Journal, Trial
@@ -70,21 +68,19 @@ def run_search(
     can mend; nothing is written then.
     """
     basis = find_basis(asked)
-    check_folder(asked, basis)
-    wanted, done = asked.trials, trials_done(asked.folder)
-    asked = asked.model_copy(update={"trials": max(wanted, done)})  # what is done stays
     if cluster is None:
         choose_device(asked.device)
-    prepare_folder(asked, basis)
+    wanted = asked.trials
+    asked = prepare_folder(asked, basis)
     setup_logging(World.single(), asked.folder / "logs" / "search.log")
     if basis.train_run.model.checkpoint is not None and not basis.has_start:
         logger.warning("--model.checkpoint %s is gone: nothing pretrained to compare with",
                        basis.train_run.model.checkpoint)  # fmt: skip
     if basis.seen.seen:
         logger.warning("training saw the evaluation data: %s", basis.seen.detail)
-    if done > wanted:
+    if asked.trials > wanted:
         logger.info("%d trials are done, and %d were asked for: nothing more is proposed; a larger "
-                    "--trials goes on", done, wanted)  # fmt: skip
+                    "--trials goes on", asked.trials, wanted)  # fmt: skip
     journal = Journal(asked.folder / JOURNAL)
     try:
         with stop_requested() if stop is None else nullcontext(stop) as flag:

@@ -116,13 +116,15 @@ def _require_distinct(folders: tuple[Path, ...]) -> None:
             )
 
 
-def prepare_folder(asked: SearchRun, basis: Basis) -> None:
+def prepare_folder(asked: SearchRun, basis: Basis) -> SearchRun:
     """Create the search's folder, or check that an existing one is the same search.
 
-    Raises UserError that says what differs; nothing is overwritten then.
+    Returns what is searched: no fewer trials than are done. Raises UserError that says what
+    differs; nothing is overwritten then.
     """
     check_folder(asked, basis)
     folder = asked.folder
+    asked = asked.model_copy(update={"trials": max(asked.trials, trials_done(folder))})
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / SEARCH_YAML, dump_run(asked).encode())
@@ -132,6 +134,7 @@ def prepare_folder(asked: SearchRun, basis: Basis) -> None:
             _reopen(asked)
     except OSError as fault:
         raise UserError(f"cannot write to {folder}: {fault}") from fault
+    return asked
 
 
 def trials_done(folder: Path) -> int:
