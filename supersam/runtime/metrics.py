@@ -22,11 +22,11 @@ _FLUSH_S = 10
 
 # TensorBoard takes the columns of its HPARAMS tab from whichever run it reads first, so trainings
 # and searches name those of both. It ticks five of each kind: settings that differ, then by name.
-_SETTINGS: dict[str, float | str | bool] = {
-    **{"searcher": "", "constraint": "", "trials": 0, "lr": 0.0, "steps": 0},
-    **{"model": "", "global_batch": 0, "random_subnets": 0, "distill": False, "precision": ""},
-    **{"objectives": "", "population": 0, "seed": 0},
-}
+_SETTINGS: dict[str, float | str | bool] = dict(
+    searcher="", constraint="", trials=0, lr=0.0, steps=0,
+    model="", global_batch=0, random_subnets=0, distill=False, precision="",
+    objectives="", population=0, seed=0,
+)  # fmt: skip
 """Settings and an example of each one's type."""
 _FIRST = ("searcher", "constraint", "trials", "lr", "steps")
 _RESULTS = (
