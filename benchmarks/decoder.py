@@ -1,21 +1,30 @@
 """The mask decoder with segment-anything's operations against fused and folded ones, in turn.
 
 python benchmarks/decoder.py [--grid 16] [--images 2] [--prompts 8] [--repeats 8] [--clock cpu]
+python benchmarks/decoder.py --traffic [--grid 64] [--images 16] [--prompts 8]
 
 Rows: forward and backward of all masks, forward alone, and the single mask alone, on a CPU in
-float32. Prints ratios to segment-anything's operations, and one line of JSON.
+float32. Prints ratios to segment-anything's operations, and one line of JSON. With --traffic
+nothing is computed: the GB that the operations of a forward and backward pass read and write in
+bfloat16 are added up, each on its own, as a GPU executes them that is not compiled for.
 """
 
 import argparse
+import math
 import sys
 
 import torch
 from in_turn import CLOCKS, compare, print_ratios, print_record, time_in_turn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from supersam.model import load_sam
 from supersam.model.decoder import decode_masks, decode_single_masks
 from supersam.model.decoder_kernels import EXACT, FOLDED, FUSED
+from supersam.model.sam import build_sam
 from supersam.runtime.memory import keep_freed_memory
+from supersam.space import SHAPES
 
 KERNELS = {"exact": EXACT, "fused": FUSED, "folded": FOLDED}
 
@@ -23,6 +32,12 @@ KERNELS = {"exact": EXACT, "fused": FUSED, "folded": FOLDED}
 def main():
     args = parse_args()
     torch.set_num_threads(1)
+    if args.traffic:
+        gigabytes = {name: traffic(kernels, args) / 1e9 for name, kernels in KERNELS.items()}
+        for name, each in gigabytes.items():
+            print(f"{name:8}{each:8.1f} GB")
+        print_record("decoder_traffic", gigabytes)
+        return
     keep_freed_memory()
     seconds = time_in_turn(decodings(args), args.repeats, clock=args.clock)
     rows = {
@@ -59,12 +74,45 @@ def decodings(args):
     return calls
 
 
+def traffic(kernels, args):
+    """Bytes that all operations of a forward and backward pass read and write in bfloat16."""
+    with FakeTensorMode(allow_non_fake_inputs=True), _Traffic() as counted:
+        sam = build_sam(SHAPES["vit_t"])
+        sam.prompt_encoder.image_embedding_size = (args.grid, args.grid)
+        embedding = torch.empty(args.images, 256, args.grid, args.grid, requires_grad=True)
+        tokens = torch.empty(args.images, args.prompts, 2, 256)
+        counted.bytes = 0  # of the pass alone
+        with torch.autocast("cpu", torch.bfloat16):
+            masks, ious = decode_masks(
+                sam.mask_decoder, sam.prompt_encoder, embedding, tokens, kernels=kernels
+            )
+        (masks.sum() + ious.sum()).backward()
+    return counted.bytes
+
+
+class _Traffic(TorchDispatchMode):
+    """Adds up the bytes of what operations are given and give; views cost nothing."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view and func.namespace == "aten":
+            for value in tree_leaves((args, kwargs, result)):
+                if isinstance(value, torch.Tensor):
+                    sides = zip(value.shape, value.stride(), strict=True)
+                    count = math.prod(size for size, stride in sides if stride)  # not repeated
+                    self.bytes += count * value.element_size()
+        return result
+
+
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--grid", type=int, default=16, help="tokens along a side of the image")
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--traffic", action="store_true")
     parser.add_argument("--clock", choices=CLOCKS, default="cpu")
     return parser.parse_args()
 
