@@ -29,10 +29,11 @@ from in_turn import print_record
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from supersam.model import triton_kernels, triton_positions
 from supersam.model.attention import KERNELS
-from supersam.model.fused_attention import pitch
-from supersam.model.triton_attention import TILES, Tiles, constants, cut, term_cut, tiles_of
+from supersam.model.kernels import attention as triton_kernels
+from supersam.model.kernels import positions as triton_positions
+from supersam.model.kernels.launch import TILES, Tiles, constants, cut, term_cut, tiles_of
+from supersam.model.kernels.operator import pitch
 
 GRID = 64
 SHAPES = {  # side of a window, heads, channels of a head, images

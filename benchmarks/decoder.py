@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from supersam.model import load_sam
 from supersam.model.decoder import decode_masks, decode_single_masks
-from supersam.model.decoder_kernels import EXACT, FOLDED, FUSED
+from supersam.model.kernels.decoder import EXACT, FOLDED, FUSED
 from supersam.model.sam import build_sam
 from supersam.runtime.memory import keep_freed_memory
 from supersam.space import SHAPES

@@ -20,10 +20,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from supersam.cluster import slurm
-from supersam.cluster.attempts import read_attempts
-from supersam.cluster.submission import submitted_job
-from supersam.runtime.vitals import read_beats, read_status, saved_step
+from supersam.cluster.slurm import commands as slurm
+from supersam.cluster.slurm.submit import submitted_job
+from supersam.health.records import read_beats, read_status, saved_step
+from supersam.runs.attempts import read_attempts
 
 ROOT = Path(__file__).parents[1]
 DEVCLUSTER = ROOT / "slurm" / "devcluster" / "devcluster"

@@ -29,9 +29,9 @@ from step_memory import random_batch
 
 from supersam.config import LossConfig
 from supersam.model import SamSupernet
+from supersam.model.losses import subnet_loss
 from supersam.model.sam import build_sam
 from supersam.space import SHAPES, EncoderShape, published_space, subnet_cost
-from supersam.training.losses import subnet_loss
 
 TOY = EncoderShape(96, 4, 3, (1, 3), image_size=80, window_size=3)
 PREDICTED = {  # of an H200, forward + backward; encoder ms of the largest: sdpa, in_kernel

@@ -26,8 +26,8 @@ from step_memory import peak_mib, random_batch
 
 from supersam.config import EngineConfig, LossConfig, OptimConfig, SpaceConfig
 from supersam.model import SamSupernet, load_sam
+from supersam.model.losses import subnet_loss
 from supersam.space import SHAPES, EncoderShape, build_space
-from supersam.training.losses import subnet_loss
 from supersam.training.sandwich import SandwichSampler
 
 SMALL = EncoderShape(96, 4, 3, (1, 3), image_size=80, window_size=3)

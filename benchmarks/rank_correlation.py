@@ -19,9 +19,9 @@ import torch
 from scipy.stats import kendalltau
 from trained import HeldOut, Journal, load_trained, provenance, table, train
 
+from supersam.runs.folder import validation_folders
+from supersam.runs.weights import read_run
 from supersam.space import read_space, resolve_shape, subnet_cost
-from supersam.training.run_folder import validation_folders
-from supersam.training.source import read_run
 
 DRAWS = 2000
 

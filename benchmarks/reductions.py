@@ -56,8 +56,8 @@ def run_rank(rank, random_subnets, folder):
     counts = Counter()
     count_calls(counts)
     from supersam.config import TrainRun, load_run, merge, read_yaml
+    from supersam.runs.folder import prepare_run_folder
     from supersam.training.engine import Engine, trainable_parameters
-    from supersam.training.run_folder import prepare_run_folder
     from supersam.training.session import train
 
     demo = Path(__file__).parents[1] / "configs" / "train" / "demo.yaml"

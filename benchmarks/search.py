@@ -29,19 +29,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from supersam.config import SearchRun
 from supersam.data.shards import ShardReader
 from supersam.model import extract_subnet
-from supersam.search.folder import find_basis
-from supersam.search.images import chosen_images
-from supersam.search.journal import trial_key
-from supersam.search.kept import kept_bytes
-from supersam.search.objective import (
+from supersam.search.ask_tell import cut_chunks
+from supersam.search.evaluator import (
     Chunk,
     Job,
     SubnetObjective,
     score_embedding,
 )
+from supersam.search.folder import find_inputs
+from supersam.search.images import chosen_images
+from supersam.search.journal import trial_key
+from supersam.search.kept import kept_bytes
 from supersam.search.predictor import kendall_tau
 from supersam.search.prefix import PrefixCache, encode_each
-from supersam.search.schedule import cut_chunks
 from supersam.search.searchers.evolution import breed
 
 
@@ -213,7 +213,7 @@ def prepare(args, load=True):
             },
         }
     )
-    basis = find_basis(asked)
+    basis = find_inputs(asked)
     return asked, basis, SubnetObjective(asked, basis.source) if load else None
 
 

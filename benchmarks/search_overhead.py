@@ -15,13 +15,13 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from supersam.cluster.ray_cluster import read_meeting
-from supersam.cluster.search_job import _hosts_of_ray
+from supersam.cluster.search.job import _hosts_of_ray
+from supersam.cluster.search.ray_host import read_meeting
 from supersam.cluster.snapshot import snapshot_code
 from supersam.runtime.signals import StopFlag
 from supersam.search.journal import Journal, Trial
-from supersam.search.program import Program
-from supersam.search.ray_session import joined_ray, local_ray
+from supersam.search.plan import SearchPlan
+from supersam.search.ray.session import joined_ray, local_ray
 
 SLEEP_S = 1.0
 STARTED = time.perf_counter()
@@ -38,7 +38,7 @@ def measure_overhead(asked, basis):
         evaluate_on_ray(
             asked,
             basis.source,
-            Program(asked, basis, journal),
+            SearchPlan(asked, basis, journal),
             stop=StopFlag(),
             on_trials=lambda new: times.append(time.perf_counter()),
             evaluator=sleeping_evaluator(),

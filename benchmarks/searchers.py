@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from supersam.config import SearchRun
-from supersam.search.folder import find_basis
+from supersam.search.ask_tell import AskTell
+from supersam.search.evaluator import SubnetObjective, prepare_process, protocol_of
+from supersam.search.folder import find_inputs
 from supersam.search.journal import Journal
-from supersam.search.objective import SubnetObjective, prepare_process, protocol_of
 from supersam.search.pareto import cost_matrix, hypervolume
 from supersam.search.predictor import held_out_error
-from supersam.search.schedule import Schedule
 from supersam.search.searchers import Problem, build_searcher
 from supersam.space import read_space
 
@@ -32,7 +32,7 @@ def main():
     args = parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     asked = ask(args, "random", 0)
-    basis = find_basis(asked)
+    basis = find_inputs(asked)
     space = read_space(args.space, basis.space.shape) if args.space else basis.space
     prepare_process(asked, 1)
     study = Study(args, basis, space, SubnetObjective(asked, basis.source))
@@ -57,7 +57,7 @@ class Study:
         asked = ask(self.args, searcher, seed, budget)
         problem = Problem(self.space, asked.objectives, (), seed, asked.population)
         protocol = protocol_of(asked, weights=self.basis.weights, data=self.basis.data)
-        schedule = Schedule(
+        schedule = AskTell(
             asked, build_searcher(searcher, problem), self.journal, protocol=protocol
         )
         while not schedule.is_finished:

@@ -25,9 +25,9 @@ from torch.profiler import ProfilerActivity, profile
 from supersam.config import LossConfig, SpaceConfig, TrainRun
 from supersam.data.sample import Batch
 from supersam.model import SamSupernet, load_sam
+from supersam.model.losses import subnet_loss
 from supersam.space import SHAPES, build_space, resolve_shape
 from supersam.training.engine import freeze_untrained, trainable_parameters
-from supersam.training.losses import subnet_loss
 from supersam.training.sandwich import SandwichSampler
 from supersam.training.step_memory import predict_memory
 

@@ -28,9 +28,9 @@ from supersam.data.rle import decode_runs
 from supersam.data.sample import Batch
 from supersam.data.transforms import Geometry, Window, cut_patch
 from supersam.model import SamSupernet, extract_subnet, load_sam
+from supersam.model.losses import subnet_loss
 from supersam.runtime.memory import keep_freed_memory
 from supersam.space import SHAPES, build_space
-from supersam.training.losses import subnet_loss
 
 GATES = {
     "encoder, batch 1": 2.0,

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from trained import HeldOut, provenance, table
 
+from supersam.runs.folder import validation_folders
+from supersam.runs.supernet import load_supernet
+from supersam.runs.weights import find_weights, read_run
 from supersam.runtime.device import choose_device
 from supersam.space import read_space, resolve_shape, subnet_cost
-from supersam.training.run_folder import validation_folders
-from supersam.training.source import find_weights, read_run
-from supersam.training.trained import load_supernet
 
 PROMPTS = ("point", "box")
 

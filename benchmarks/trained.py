@@ -20,12 +20,12 @@ from supersam.data.shards import ShardReader
 from supersam.design.calibration import load_calibration
 from supersam.evaluation import SubnetPredictor, evaluate
 from supersam.model import SamSupernet
+from supersam.model.losses import subnet_loss
+from supersam.runs.folder import git_commit
+from supersam.runs.supernet import build_supernet
 from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World
 from supersam.space import published_space, resolve_shape
-from supersam.training.losses import subnet_loss
-from supersam.training.run_folder import git_commit
-from supersam.training.trained import build_supernet
 
 ROOT = Path(__file__).parents[1]
 

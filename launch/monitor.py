@@ -2,8 +2,8 @@
 
 import sys
 
-from supersam.cluster.monitor import monitor
 from supersam.config import MonitorRun, parse_cli
+from supersam.status.tensorboard import monitor
 
 if __name__ == "__main__":
     sys.exit(monitor(parse_cli(MonitorRun)))

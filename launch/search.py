@@ -6,6 +6,6 @@ from supersam.config import SearchRun, exit_code, parse_cli
 
 if __name__ == "__main__":
     run = parse_cli(SearchRun)
-    from supersam.cluster.search_job import submit_search  # only now: --help must not wait for it
+    from supersam.cluster.search.job import submit_search  # only now: --help must not wait for it
 
     sys.exit(exit_code(submit_search, run))

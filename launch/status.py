@@ -2,8 +2,8 @@
 
 import sys
 
-from supersam.cluster.status import show
 from supersam.config import StatusRun, parse_cli
+from supersam.status.show import show
 
 if __name__ == "__main__":
     sys.exit(show(parse_cli(StatusRun)))

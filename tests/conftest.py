@@ -17,11 +17,11 @@ from supersam.config import SourceConfig, SpaceConfig, SyntheticConfig, TrainRun
 from supersam.data.convert import convert
 from supersam.data.shards import ShardReader
 from supersam.model import SamSupernet, load_sam
+from supersam.runs.checkpoint_io import CheckpointManager
+from supersam.runs.checkpoints import TrainState
+from supersam.runs.folder import prepare_run_folder
 from supersam.runtime.distributed import World
 from supersam.space import EncoderShape, SearchSpace, build_space
-from supersam.training.checkpoint import CheckpointManager
-from supersam.training.run_folder import prepare_run_folder
-from supersam.training.saved import TrainState
 from tests.export.runs import tiny_export_run
 
 torch.set_num_threads(1)

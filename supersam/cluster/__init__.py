@@ -1,5 +1,5 @@
 """Where a run runs: this process or several local ones. Imports no torch."""
 
-from supersam.cluster.executor import submit
+from supersam.cluster.launcher import submit
 
 __all__ = ["submit"]

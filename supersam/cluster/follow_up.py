@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from supersam.cluster import slurm
+from supersam.cluster.slurm import commands as slurm
 from supersam.config import (
     EvaluateRun,
     SearchClusterConfig,
@@ -25,6 +25,7 @@ from supersam.config import (
     UserError,
     parse_cli,
 )
+from supersam.config.files import JOB_FOLDER
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Command:
 
 
 COMMANDS = {
-    "evaluate": Command(EvaluateRun, "supersam.training.command:run_evaluate"),
+    "evaluate": Command(EvaluateRun, "supersam.evaluation.command:run_evaluate"),
     "search": Command(SearchRun, "supersam.search.command:run_search_here"),
 }
 _SITE = (
@@ -71,9 +72,9 @@ def submit_follow_up(run: TrainRun, job_id: str | None = None) -> str:
 
 def script_text(run: TrainRun, job_id: str | None) -> str:
     """The script of the job that follows job `job_id`; None: that waits for none."""
-    from supersam.cluster.sbatch import JOB_FOLDER, plain_path, script  # slow: it imports submitit
+    from supersam.cluster.slurm.script import script, shell_safe_path  # slow: imports submitit
 
-    folder, words = plain_path(run.folder), _words(run)
+    folder, words = shell_safe_path(run.folder), _words(run)
     code = shlex.quote(str(folder / "code"))
     after = {"dependency": f"afterok:{job_id}", "kill-on-invalid-dep": "yes"}
     return script(
@@ -111,8 +112,8 @@ def parse_words(folder: Path, words: Sequence[str]) -> BaseModel:
 
 def _parameters(run: TrainRun, asked: BaseModel, name: str) -> dict[str, Any]:
     """What the job asks for. What the command leaves open is as for the training."""
-    from supersam.cluster.sbatch import sbatch_parameters  # slow: they import submitit
-    from supersam.cluster.search_job import search_parameters
+    from supersam.cluster.search.job import search_parameters
+    from supersam.cluster.slurm.script import sbatch_parameters  # slow: they import submitit
 
     if isinstance(asked, SearchRun):
         ours = {

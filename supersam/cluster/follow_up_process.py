@@ -11,8 +11,8 @@ from pathlib import Path
 from supersam.cluster.follow_up import COMMANDS, IN_JOB, parse_words
 from supersam.config import SearchRun, UserError, exit_code
 from supersam.config.io import USAGE_ERROR
+from supersam.runs.checkpoints import SavedCheckpoints
 from supersam.runtime.process import keep_others_from_writing
-from supersam.training.saved import SavedCheckpoints
 
 
 def main(folder: Path, words: Sequence[str], *, in_job: bool) -> int:
@@ -27,7 +27,7 @@ def main(folder: Path, words: Sequence[str], *, in_job: bool) -> int:
         return USAGE_ERROR
     asked = parse_words(folder, words)
     if in_job and isinstance(asked, SearchRun):
-        from supersam.cluster.search_job import search_in_job  # slow: it imports submitit
+        from supersam.cluster.search.job import search_in_job  # slow: it imports submitit
 
         return exit_code(lambda search: search_in_job(search, folder), asked)
     module, _, function = COMMANDS[words[0]].action.partition(":")

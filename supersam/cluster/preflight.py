@@ -9,9 +9,10 @@ from pathlib import Path
 
 from supersam.cluster.batch import legal_node_counts, require_legal_world
 from supersam.cluster.follow_up import script_text
-from supersam.cluster.slurm import SlurmError, missing_slurm, run_command
+from supersam.cluster.slurm.commands import SlurmError, missing_slurm, run_command
 from supersam.config import ClusterConfig, TrainRun, UserError
 from supersam.config.cluster import minutes
+from supersam.config.files import RUN_FILE
 
 _GIB = 2**30
 _CONTEXT_GIB = 1.0
@@ -25,7 +26,7 @@ def describe_submission(run: TrainRun, where: str, show: Callable[[str], None]) 
 
     Each part is shown as soon as it is known. Returns whether no finding is an error.
     """
-    from supersam.training.run_folder import describe_run
+    from supersam.runs.folder import describe_run
 
     on_slurm = where == "slurm"
     if on_slurm:
@@ -42,7 +43,7 @@ def describe_submission(run: TrainRun, where: str, show: Callable[[str], None]) 
 
 
 def _show_scripts(run: TrainRun, show: Callable[[str], None]) -> None:
-    from supersam.cluster.sbatch import sbatch_text
+    from supersam.cluster.slurm.script import sbatch_text
 
     show(
         f"nodes of {run.cluster.ranks_per_node} rank(s) that divide the batch: "
@@ -188,13 +189,13 @@ def _check_folder(run: TrainRun) -> str:
 
 
 def _check_start(run: TrainRun) -> str:
-    from supersam.training.run_folder import check_run_folder
+    from supersam.runs.folder import check_run_folder
 
     try:
         check_run_folder(run)
     except UserError as fault:
         return f"error: {fault}"
-    goes_on = (run.folder / "run.yaml").exists()
+    goes_on = (run.folder / RUN_FILE).exists()
     return f"ok: {run.folder} {'holds this run, which would go on' if goes_on else 'is new'}"
 
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import supersam
-from supersam.training.run_folder import COMMIT, git_commit
+from supersam.runs.folder import COMMIT, git_commit
 
 
 def snapshot_code(folder: Path) -> Path:

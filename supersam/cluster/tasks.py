@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from supersam.config import DesignRun, TrainRun, load_run, read_yaml
+from supersam.config.files import RUN_FILE
 
 Task = TrainRun | DesignRun
-RUN_FILE = "run.yaml"
 
 
 def load_task(folder: Path) -> Task:
@@ -26,11 +26,11 @@ def load_task(folder: Path) -> Task:
 def prepare_task(run: Task) -> None:
     """Create or check the run's folder. Raises UserError for what is known already."""
     if isinstance(run, DesignRun):
-        from supersam.training.design_files import prepare_design_folder
+        from supersam.design.files import prepare_design_folder
 
         prepare_design_folder(run)
         return
-    from supersam.training.run_folder import prepare_run_folder
+    from supersam.runs.folder import prepare_run_folder
 
     prepare_run_folder(run)
 
@@ -38,7 +38,7 @@ def prepare_task(run: Task) -> None:
 def execute_task(run: Task) -> None:
     """Execute the prepared run as the rank that the environment describes."""
     if isinstance(run, DesignRun):
-        from supersam.training.design_session import design
+        from supersam.design.session import design
 
         design(run)
         return
@@ -53,12 +53,12 @@ def describe_task(run: Task, where: str, show: Callable[[str], None]) -> bool:
 
     if isinstance(run, TrainRun):
         return describe_submission(run, where, show)
-    from supersam.training.design_files import describe_design
+    from supersam.design.files import describe_design
 
     show(describe_design(run))
     if where != "slurm":
         return True
-    from supersam.cluster.sbatch import sbatch_text
+    from supersam.cluster.slurm.script import sbatch_text
 
     show(f"submitted would be\n\n{sbatch_text(run)}\npreflight")
     return show_findings(check_slurm(run.cluster), show)

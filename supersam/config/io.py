@@ -15,6 +15,8 @@ import tyro
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from supersam.config.files import RUN_FILE
+
 Run = TypeVar("Run", bound=BaseModel)
 USAGE_ERROR = 2
 
@@ -160,8 +162,8 @@ def _run_yaml(flags: list[str]) -> Path | None:
     for index, flag in enumerate(flags):
         name, _, value = flag.partition("=")
         folder = Path(value or "".join(flags[index + 1 : index + 2]))
-        if name == "--run" and (folder / "run.yaml").is_file():
-            return folder / "run.yaml"
+        if name == "--run" and (folder / RUN_FILE).is_file():
+            return folder / RUN_FILE
     return None
 
 

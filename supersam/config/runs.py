@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt, model_validator
 from supersam.config.cluster import ClusterConfig
 from supersam.config.data import DataConfig, SourceConfig
 from supersam.config.design import PrioritizeConfig
+from supersam.config.files import RUN_FILE
 from supersam.config.sections import (
     CheckpointConfig,
     EngineConfig,
@@ -167,7 +168,7 @@ class StatusRun(Section):
         if self.run is None:
             return None
         places = (self.run, self.root / self.run)
-        found = [place for place in places if (place / "run.yaml").is_file()]
+        found = [place for place in places if (place / RUN_FILE).is_file()]
         found += [place for place in places if place.is_dir()]
         given = self.root / self.run if len(self.run.parts) == 1 else self.run
         return next(iter(found), given)

@@ -13,7 +13,7 @@ from supersam.runtime.distributed import from_first
 
 
 @dataclass(frozen=True)
-class Damage:
+class RemovalEffect:
     """The model without some layers, on the calibration set."""
 
     removed: tuple[int, ...]
@@ -37,11 +37,11 @@ class DamageCache:
     def __len__(self) -> int:
         return len(self._known)
 
-    def get(self, removed: tuple[int, ...]) -> Damage | None:
+    def get(self, removed: tuple[int, ...]) -> RemovalEffect | None:
         """The measurement of a set of removed layers, where there is one."""
         return self._known.get(removed)
 
-    def add(self, damage: Damage) -> None:
+    def add(self, damage: RemovalEffect) -> None:
         """Keep a measurement; called with the same one on every rank."""
         self._known[damage.removed] = damage
         if self._path is None:
@@ -56,14 +56,14 @@ class DamageCache:
         finally:
             os.close(descriptor)
 
-    def _read(self, path: Path) -> dict[tuple[int, ...], Damage]:
+    def _read(self, path: Path) -> dict[tuple[int, ...], RemovalEffect]:
         if not path.exists():
             return {}
         found = {}
         for line in path.read_text(encoding="utf-8").splitlines():
             values = _parse(line)
             if values.pop("content", None) == self._content:
-                damage = Damage(**{**values, "removed": tuple(values["removed"])})
+                damage = RemovalEffect(**{**values, "removed": tuple(values["removed"])})
                 found[damage.removed] = damage
         return found
 

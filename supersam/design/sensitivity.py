@@ -16,7 +16,7 @@ from torch import Tensor
 
 from supersam.config.design import ScanConfig
 from supersam.data.sample import Batch
-from supersam.design.cache import Damage, DamageCache
+from supersam.design.cache import DamageCache, RemovalEffect
 from supersam.design.calibration import digest_batches, digest_weights
 from supersam.evaluation import mask_iou
 from supersam.model import SamSupernet
@@ -30,11 +30,11 @@ logger = logging.getLogger(__name__)
 class Sensitivity:
     """What layers are worth to a model."""
 
-    whole: Damage
+    whole: RemovalEffect
     """Nothing removed."""
-    alone: tuple[Damage, ...]
+    alone: tuple[RemovalEffect, ...]
     """Each layer removed alone, by layer."""
-    greedy: tuple[Damage, ...]
+    greedy: tuple[RemovalEffect, ...]
     """Greedy removal: one layer more in each entry, the one whose loss hurts least."""
 
     @property
@@ -77,7 +77,7 @@ class DamageMeter:
         """Layers of the encoder."""
         return self._supernet.space.shape.depth
 
-    def measure(self, sets: Sequence[Sequence[int]]) -> list[Damage]:
+    def measure(self, sets: Sequence[Sequence[int]]) -> list[RemovalEffect]:
         """The damage of each set of removed layers. A collective."""
         wanted = [tuple(sorted(removed)) for removed in sets]
         missing = [s for s in dict.fromkeys(wanted) if self._cache.get(s) is None]
@@ -90,7 +90,7 @@ class DamageMeter:
         found = [self._cache.get(removed) for removed in wanted]
         return [damage for damage in found if damage is not None]
 
-    def _measure_together(self, sets: Sequence[tuple[int, ...]]) -> list[Damage]:
+    def _measure_together(self, sets: Sequence[tuple[int, ...]]) -> list[RemovalEffect]:
         items = [(s, b) for s in range(len(sets)) for b in range(len(self._batches))]
         mine = {
             (s, b): self._score(sets[s], b)
@@ -146,7 +146,7 @@ def scan_sensitivity(
     most = depth // 2 if config.max_removed is None else min(config.max_removed, depth - 1)
     whole, *alone = meter.measure([(), *((layer,) for layer in range(depth))])
     logger.info("whole model: mIoU %.3f on the calibration set", whole.miou)
-    path: list[Damage] = []
+    path: list[RemovalEffect] = []
     for _ in range(most):
         gone = path[-1].removed if path else ()
         fixed = _fixed_layers(supernet.space.shape, gone, config.keep_global)
@@ -185,9 +185,9 @@ class _BatchScore:
     images: int
 
 
-def _summarize(removed: tuple[int, ...], parts: Sequence[_BatchScore]) -> Damage:
+def _summarize(removed: tuple[int, ...], parts: Sequence[_BatchScore]) -> RemovalEffect:
     objects, images = sum(part.objects for part in parts), sum(part.images for part in parts)
-    return Damage(
+    return RemovalEffect(
         removed=removed,
         miou=sum(part.iou for part in parts) / max(1, objects),
         embedding_distance=sum(part.distance for part in parts) / images,
@@ -200,5 +200,5 @@ def _fixed_layers(shape: EncoderShape, gone: Sequence[int], keep_global: int) ->
     return left if len(left) <= keep_global else []
 
 
-def _harm(damage: Damage, config: ScanConfig) -> float:
+def _harm(damage: RemovalEffect, config: ScanConfig) -> float:
     return -damage.miou if config.by == "miou" else damage.embedding_distance

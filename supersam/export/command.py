@@ -18,24 +18,24 @@ from supersam.data.loader import build_eval_loader
 from supersam.data.sample import EvalImage
 from supersam.data.shards import ShardReader
 from supersam.evaluation import EvalResult, SamModelPredictor, SubnetPredictor, evaluate
-from supersam.export.card import Card, card_text
 from supersam.export.check import check_images, max_difference
 from supersam.export.checkpoint import CARD, CARD_JSON
-from supersam.export.facts import describe_latency, describe_start, describe_training_data
 from supersam.export.finetune import finetune, prepare_finetune
+from supersam.export.model_card import ModelCard, card_text
 from supersam.export.onnx import Parity, export_onnx
 from supersam.export.plan import ExportPlan, is_there, plan_export
+from supersam.export.provenance import describe_latency, describe_start, describe_training_data
 from supersam.export.writer import export_subnet
 from supersam.model import SamSupernet
+from supersam.runs.folder import git_commit, versions
+from supersam.runs.supernet import load_supernet
+from supersam.runs.weights import find_weights
 from supersam.runtime.atomic import write_bytes
 from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World
 from supersam.runtime.logging import setup_logging
 from supersam.runtime.progress import shown
 from supersam.space import subnet_cost
-from supersam.training.run_folder import git_commit, versions
-from supersam.training.source import find_weights
-from supersam.training.trained import load_supernet
 from supersam.training.trainer import InterruptedRunError
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def _complete(plan: ExportPlan, supernet: SamSupernet, folder: Path, sam: Sam) -
     difference = max_difference(ours, theirs, images)
     logger.info("differs from the supernet by at most %g in a mask logit", difference)
     metrics = _evaluate(plan, ours, readers)
-    card = Card(
+    card = ModelCard(
         name=f"{plan.run.name}-{plan.spec.key()}",
         identity=plan.identity,
         license=plan.asked.license,

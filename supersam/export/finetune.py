@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 
 from supersam.config import ClusterConfig, ExportRun, TrainRun, UserError, merge
+from supersam.config.files import SPACE_FILE
+from supersam.runs.folder import prepare_run_folder
+from supersam.runs.weights import WeightSource
 from supersam.space import SubnetSpec
-from supersam.training.run_folder import prepare_run_folder
-from supersam.training.source import WeightSource
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def prepare_finetune(
         "dry_run": False,
         "cluster": ClusterConfig().model_dump(),
         "model": {"checkpoint": source.path or run.model.checkpoint},
-        "space": {"file": run.folder / "space.yaml"},
+        "space": {"file": run.folder / SPACE_FILE},
         "optim": {
             "steps": steps,
             "lr": rate,

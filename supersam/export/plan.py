@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from supersam.config import ExportRun, TrainRun, UserError
+from supersam.config.files import SPACE_FILE
 from supersam.data.shards import open_held_out
-from supersam.export.card import Identity
 from supersam.export.checkpoint import CARD_JSON, ENCODER_ONNX
-from supersam.export.choose import choose
 from supersam.export.finetune import peak_rate
+from supersam.export.model_card import Identity
 from supersam.export.onnx import require_onnx
+from supersam.export.subnet_reference import choose
 from supersam.export.writer import damaged_files, require_free
+from supersam.runs.folder import SUBNET, validation_folders
+from supersam.runs.weights import WeightSource, find_weights, read_run
 from supersam.search.folder import SeenData, seen_in_training, weights_id
 from supersam.space import SearchSpace, SubnetSpec, read_space, read_subnet, resolve_shape
-from supersam.training.run_folder import SUBNET, validation_folders
-from supersam.training.source import WeightSource, find_weights, read_run
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +48,9 @@ def plan_export(asked: ExportRun) -> ExportPlan:
     if asked.onnx:
         require_onnx()
     run = read_run(asked.run)
-    if not (asked.run / "space.yaml").is_file():
+    if not (asked.run / SPACE_FILE).is_file():
         raise UserError(f"{asked.run} has no space.yaml; it is no finished start of a training run")
-    space = read_space(asked.run / "space.yaml", resolve_shape(run.model))
+    space = read_space(asked.run / SPACE_FILE, resolve_shape(run.model))
     spec = choose(asked.subnet, space)
     if run.sandwich.only is not None and spec != read_subnet(asked.run / SUBNET, space):
         raise UserError(

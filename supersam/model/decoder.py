@@ -15,7 +15,7 @@ from segment_anything.modeling.transformer import TwoWayAttentionBlock
 from torch import Tensor
 
 from supersam.data.sample import LABEL_PAD
-from supersam.model.decoder_kernels import EXACT, DecoderKernels, attend
+from supersam.model.kernels.decoder import EXACT, DecoderKernels, attend
 
 _SINGLE = 1
 """Place of the single mask's token, after that of the quality."""

@@ -11,10 +11,10 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from supersam.model.decoder import decode_masks, decode_single_masks, embed_prompts
-from supersam.model.decoder_kernels import EXACT, FOLDED, FUSED, DecoderKernels
 from supersam.model.elastic import CompilerBackend, compile_halves
 from supersam.model.encoder import ElasticImageEncoder
-from supersam.model.stem import SharedStem, common_layers
+from supersam.model.kernels.decoder import EXACT, FOLDED, FUSED, DecoderKernels
+from supersam.model.prefix import SharedPrefix, common_layers
 from supersam.space import SearchSpace, SubnetSpec
 
 
@@ -89,14 +89,14 @@ class SamSupernet(nn.Module):
         """
         return self._predict(self.encode(images, sizes), points, labels)
 
-    def begin(self, images: Tensor, sizes: Tensor, specs: Sequence[SubnetSpec]) -> SharedStem:
+    def begin(self, images: Tensor, sizes: Tensor, specs: Sequence[SubnetSpec]) -> SharedPrefix:
         """What all of `specs` compute alike of the images, for `forward_from`."""
         layers = common_layers(specs)
         widest = max(specs, key=lambda spec: spec.embed_dim)
         x = self.image_encoder.embed(self.normalize(images, sizes), widest.embed_dim)
-        return SharedStem.of(self.image_encoder.run_layers(x, widest, last=layers), layers)
+        return SharedPrefix.of(self.image_encoder.run_layers(x, widest, last=layers), layers)
 
-    def forward_from(self, stem: SharedStem, points: Tensor, labels: Tensor) -> Prediction:
+    def forward_from(self, stem: SharedPrefix, points: Tensor, labels: Tensor) -> Prediction:
         """`forward` by the active subnet, which is one of those that `stem` was computed for."""
         x = stem.stream[..., : self._active.embed_dim]
         x = self.image_encoder.run_layers(x, self._active, first=stem.layers)

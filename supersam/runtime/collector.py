@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def keep_what_is_made() -> Iterator[None]:
+def no_gc_while_importing() -> Iterator[None]:
     """Within the block, which imports, no garbage is searched for; nor later in what it made.
 
     Classes and functions of modules stay as long as the process: to go through all of them again

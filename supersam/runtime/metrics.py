@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from supersam.config.files import TENSORBOARD
 from supersam.runtime.atomic import write_bytes
-from supersam.runtime.vitals import BOARD
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -53,7 +53,7 @@ class MetricWriter:
         self._lines = folder / "metrics.jsonl"
         _drop_later_lines(self._lines, first_step)
         self._board = SummaryWriter(
-            str(folder / BOARD), purge_step=first_step or None, flush_secs=_FLUSH_S
+            str(folder / TENSORBOARD), purge_step=first_step or None, flush_secs=_FLUSH_S
         )
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:

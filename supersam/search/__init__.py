@@ -1,10 +1,10 @@
 """Choosing subnets for a budget. `supersam.search.command` runs a search."""
 
-from supersam.search.journal import JOURNAL, Journal, Trial, read_journal, trial_key
+from supersam.search.journal import Journal, Trial, read_journal, trial_key
 from supersam.search.pareto import hypervolume, pareto_front
 
 __all__ = [
-    "JOURNAL",
+    "JOURNAL_FILE",
     "Journal",
     "Trial",
     "hypervolume",

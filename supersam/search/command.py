@@ -15,28 +15,29 @@ from typing import Any
 import numpy as np
 
 from supersam.config import SearchRun, UserError
+from supersam.config.files import JOURNAL_FILE
 from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World
 from supersam.runtime.logging import setup_logging
-from supersam.runtime.ray_address import FindRay
 from supersam.runtime.signals import StopFlag, stop_requested
-from supersam.search.board import Board
-from supersam.search.comparison import write_comparison
+from supersam.search.evaluator import SubnetObjective, prepare_process
 from supersam.search.folder import (
-    Basis,
-    find_basis,
+    SearchInputs,
+    find_inputs,
     prepare_folder,
     require_searchable,
     write_record,
 )
-from supersam.search.journal import JOURNAL, Journal, Trial
-from supersam.search.objective import SubnetObjective, prepare_process
+from supersam.search.journal import Journal, Trial
 from supersam.search.pareto import write_front
+from supersam.search.plan import SearchPlan
 from supersam.search.predictor import FEWEST, held_out_error
-from supersam.search.program import Program
-from supersam.search.ray_session import joined_ray, local_ray
-from supersam.search.report_page import write_report
+from supersam.search.ray.address import FindRay
+from supersam.search.ray.session import joined_ray, local_ray
+from supersam.search.report.comparison import write_comparison
+from supersam.search.report.page import write_report
 from supersam.search.sweep import expand, format_sweep
+from supersam.search.tensorboard import Board
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def run_search(
     already; by default they are taken once everything is checked. Raises UserError for what a user
     can mend; nothing is written then.
     """
-    basis = find_basis(asked)
+    basis = find_inputs(asked)
     if cluster is None:
         choose_device(asked.device)
     wanted = asked.trials
@@ -81,7 +82,7 @@ def run_search(
     if asked.trials > wanted:
         logger.info("%d trials are done, and %d were asked for: nothing more is proposed; a larger "
                     "--trials goes on", asked.trials, wanted)  # fmt: skip
-    journal = Journal(asked.folder / JOURNAL)
+    journal = Journal(asked.folder / JOURNAL_FILE)
     try:
         with stop_requested() if stop is None else nullcontext(stop) as flag:
             return _search(asked, basis, journal, cluster, flag)
@@ -98,7 +99,7 @@ def run_search_here(asked: SearchRun) -> int:
     if asked.sweep.is_empty:
         return finish(asked, run_search(asked))
     searches = expand(asked)
-    space = find_basis(searches[0]).space
+    space = find_inputs(searches[0]).space
     for search in searches:  # all are checked before hours go into the first
         require_searchable(search, space)
     failed: list[str] = []
@@ -146,10 +147,10 @@ def _end(asked: SearchRun, result: SearchResult) -> int:
 
 
 def _search(
-    asked: SearchRun, basis: Basis, journal: Journal, cluster: FindRay | None, stop: StopFlag
+    asked: SearchRun, basis: SearchInputs, journal: Journal, cluster: FindRay | None, stop: StopFlag
 ) -> SearchResult:
     started, known = time.time(), len(journal)
-    program = Program(asked, basis, journal)
+    program = SearchPlan(asked, basis, journal)
     board = Board(asked, asked.folder, first_trial=len(program.trials()))
     logger.info("%d subnets in the journal; %d trials asked for", known, asked.trials)
 
@@ -171,8 +172,8 @@ def _search(
 
 def _evaluate(
     asked: SearchRun,
-    basis: Basis,
-    program: Program,
+    basis: SearchInputs,
+    program: SearchPlan,
     cluster: FindRay | None,
     stop: StopFlag,
     on_trials: Callable[[list[Trial]], None],
@@ -195,7 +196,7 @@ def _evaluate(
         evaluate_on_ray(asked, basis.source, program, stop=stop, on_trials=on_trials)
 
 
-def _result(asked: SearchRun, program: Program, stop: StopFlag) -> SearchResult:
+def _result(asked: SearchRun, program: SearchPlan, stop: StopFlag) -> SearchResult:
     return SearchResult(
         folder=asked.folder,
         front=tuple(program.front()),
@@ -207,7 +208,12 @@ def _result(asked: SearchRun, program: Program, stop: StopFlag) -> SearchResult:
 
 
 def _write_results(
-    asked: SearchRun, basis: Basis, program: Program, result: SearchResult, *, seconds: float
+    asked: SearchRun,
+    basis: SearchInputs,
+    program: SearchPlan,
+    result: SearchResult,
+    *,
+    seconds: float,
 ) -> None:
     trials = program.trials()
     counts = {s: sum(t.status == s for t in trials) for s in ("complete", "stopped", "infeasible")}

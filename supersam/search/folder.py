@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 
 from supersam.config import SearchRun, TrainRun, UserError, dump_run, load_run
+from supersam.config.files import JOURNAL_FILE, SEARCH_FILE, SEARCH_YAML, SPACE_FILE
 from supersam.data.manifest import read_manifest
 from supersam.data.shards import ShardReader
+from supersam.runs.folder import git_commit, validation_folders, versions
+from supersam.runs.weights import WeightSource, find_weights, read_run
 from supersam.runtime.atomic import write_bytes, write_json
 from supersam.search.costs import require_feasible
-from supersam.search.journal import JOURNAL, read_journal
+from supersam.search.journal import read_journal
 from supersam.search.searchers import Problem, build_searcher
 from supersam.space import SearchSpace, read_space, resolve_shape
-from supersam.training.run_folder import git_commit, validation_folders, versions
-from supersam.training.source import WeightSource, find_weights, read_run
 
-SEARCH_JSON, SEARCH_YAML = "search.json", "search.yaml"
 FORMAT = 1
 
 # What a second start may change: how far, how fast and where, but not what a trial means.
@@ -54,7 +54,7 @@ class SeenData:
 
 
 @dataclass(frozen=True)
-class Basis:
+class SearchInputs:
     """What a search stands on, found and checked before anything is evaluated."""
 
     train_run: TrainRun
@@ -70,10 +70,10 @@ class Basis:
     """Whether the weights that training began from were given, and are still there."""
 
 
-def find_basis(asked: SearchRun) -> Basis:
+def find_inputs(asked: SearchRun) -> SearchInputs:
     """Check everything a user can get wrong, and write nothing. Raises UserError."""
     train_run = read_run(asked.run)
-    space_file = asked.run / "space.yaml"
+    space_file = asked.run / SPACE_FILE
     if not space_file.is_file():
         raise UserError(f"{asked.run} has no space.yaml; it is no finished start of a training run")
     space = read_space(space_file, resolve_shape(train_run.model))
@@ -88,7 +88,7 @@ def find_basis(asked: SearchRun) -> Basis:
     _require_distinct(folders)
     require_searchable(asked, space)
     assert source.manifest is not None  # it is a checkpoint
-    return Basis(
+    return SearchInputs(
         train_run=train_run,
         space=space,
         source=source,
@@ -116,7 +116,7 @@ def _require_distinct(folders: tuple[Path, ...]) -> None:
             )
 
 
-def prepare_folder(asked: SearchRun, basis: Basis) -> SearchRun:
+def prepare_folder(asked: SearchRun, basis: SearchInputs) -> SearchRun:
     """Create the search's folder, or check that an existing one is the same search.
 
     Returns what is searched: no fewer trials than are done. Raises UserError that says what
@@ -128,7 +128,7 @@ def prepare_folder(asked: SearchRun, basis: Basis) -> SearchRun:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / SEARCH_YAML, dump_run(asked).encode())
-        if not (folder / SEARCH_JSON).is_file():
+        if not (folder / SEARCH_FILE).is_file():
             write_record(asked, basis, {})
         elif asked.trials > read_record(folder)["config"]["trials"]:
             _reopen(asked)
@@ -139,16 +139,16 @@ def prepare_folder(asked: SearchRun, basis: Basis) -> SearchRun:
 
 def trials_done(folder: Path) -> int:
     """Proposals that a search of this folder has evaluated; 0 where none began."""
-    if not (folder / JOURNAL).is_file():
+    if not (folder / JOURNAL_FILE).is_file():
         return 0
-    written = sum(trial.stage == "search" for trial in read_journal(folder / JOURNAL))
+    written = sum(trial.stage == "search" for trial in read_journal(folder / JOURNAL_FILE))
     # its own count has proposals, too, that were fixed subnets already
     return max(written, int(read_record(folder).get("num_trials", 0)))
 
 
 def is_complete(asked: SearchRun) -> bool:
     """Whether nothing is left to do for as many trials as are asked for."""
-    if not (asked.folder / SEARCH_JSON).is_file():
+    if not (asked.folder / SEARCH_FILE).is_file():
         return False
     ended = bool(read_record(asked.folder).get("finished", False))
     return ended and trials_done(asked.folder) >= asked.trials
@@ -158,22 +158,22 @@ def _reopen(asked: SearchRun) -> None:
     """A search that goes on to more trials is not finished, whatever it was before."""
     record = read_record(asked.folder)
     record |= {"config": asked.model_dump(mode="json", by_alias=True), "finished": False}
-    write_json(asked.folder / SEARCH_JSON, record)
+    write_json(asked.folder / SEARCH_FILE, record)
 
 
-def check_folder(asked: SearchRun, basis: Basis) -> None:
+def check_folder(asked: SearchRun, basis: SearchInputs) -> None:
     """Raise UserError where the folder holds another search, or something else. Writes nothing."""
     folder = asked.folder
-    if (folder / SEARCH_JSON).is_file():
+    if (folder / SEARCH_FILE).is_file():
         _require_same(asked, basis, folder)
     elif folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no search; choose another --out DIR")
 
 
-def write_record(asked: SearchRun, basis: Basis, results: dict[str, Any]) -> None:
+def write_record(asked: SearchRun, basis: SearchInputs, results: dict[str, Any]) -> None:
     """Write `search.json`: what was asked, what it stands on, and results so far."""
     write_json(
-        asked.folder / SEARCH_JSON,
+        asked.folder / SEARCH_FILE,
         {
             "format": FORMAT,
             "config": asked.model_dump(mode="json", by_alias=True),
@@ -197,13 +197,13 @@ def write_record(asked: SearchRun, basis: Basis, results: dict[str, Any]) -> Non
 
 def read_record(folder: Path) -> dict[str, Any]:
     """`search.json` of a search's folder. Raises UserError where it is missing or damaged."""
-    file = folder / SEARCH_JSON
+    file = folder / SEARCH_FILE
     if not file.is_file():
-        found = sorted(path.parent for path in (folder / "results").glob(f"*/{SEARCH_JSON}"))
+        found = sorted(path.parent for path in (folder / "results").glob(f"*/{SEARCH_FILE}"))
         hint = f"it is a run; its searches are {', '.join(map(str, found))}" if found else (
             "name the folder of a search, such as RUN/results/search"
         )  # fmt: skip
-        raise UserError(f"{folder} holds no {SEARCH_JSON}; {hint}")
+        raise UserError(f"{folder} holds no {SEARCH_FILE}; {hint}")
     try:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
@@ -213,7 +213,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     return values
 
 
-def _require_same(asked: SearchRun, basis: Basis, folder: Path) -> None:
+def _require_same(asked: SearchRun, basis: SearchInputs, folder: Path) -> None:
     record = read_record(folder)
     weights, data = record["checkpoint"]["sha256"], record["data"]["id"]
     if weights != basis.weights:

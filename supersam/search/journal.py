@@ -21,8 +21,6 @@ from supersam.space import SubnetSpec
 
 logger = logging.getLogger(__name__)
 
-JOURNAL = "journal.jsonl"
-"""Name of the journal in a search's folder."""
 Stage = Literal["reference", "search", "final"]
 """A fixed subnet to compare with, a searcher's proposal, or the front at full resolution."""
 Status = Literal["complete", "stopped", "infeasible"]

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from supersam.config.files import PARETO_CSV, PARETO_JSON
 from supersam.runtime.atomic import write_bytes, write_json
 from supersam.search.journal import Trial
 
@@ -20,7 +21,7 @@ Costs = NDArray[np.float64]
 
 MAXIMIZED = frozenset({"miou"})
 """Metrics of which more is better; of all others, less."""
-FRONT_JSON, FRONT_CSV = "pareto.json", "pareto.csv"
+FRONT_JSON, FRONT_CSV = PARETO_JSON, PARETO_CSV
 
 
 def cost_row(metrics: Mapping[str, float], objectives: Sequence[str]) -> Costs:

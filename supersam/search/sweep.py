@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from supersam.config import SearchRun
+from supersam.config.files import JOURNAL_FILE, SEARCH_FILE
 from supersam.config.search import SweepConfig
 from supersam.runtime.atomic import write_bytes, write_json
-from supersam.search.folder import SEARCH_JSON, read_record, trials_done
-from supersam.search.journal import JOURNAL, Trial, read_journal
+from supersam.search.folder import read_record, trials_done
+from supersam.search.journal import Trial, read_journal
 from supersam.search.pareto import FRONT_JSON, cost_matrix, growing_volumes, hypervolume
 
 SWEEP_JSON, SWEEP_CSV = "sweep.json", "sweep.csv"
@@ -74,7 +75,7 @@ def expand(asked: SearchRun) -> list[SearchRun]:
 
 
 @dataclass(frozen=True)
-class Begun:
+class SearchProgress:
     """A search that has begun, and what it has found so far."""
 
     search: SearchRun
@@ -84,12 +85,14 @@ class Begun:
     """Those, and the ones that were given up early."""
 
 
-def read_begun(searches: Sequence[SearchRun]) -> list[Begun]:
+def read_begun(searches: Sequence[SearchRun]) -> list[SearchProgress]:
     """Those of the searches that have begun, with their trials so far."""
-    return [_read(search) for search in searches if (search.folder / SEARCH_JSON).is_file()]
+    return [_read(search) for search in searches if (search.folder / SEARCH_FILE).is_file()]
 
 
-def compare(folder: Path, begun: Sequence[Begun], curves: Sequence[list[float]]) -> list[SweepRow]:
+def compare(
+    folder: Path, begun: Sequence[SearchProgress], curves: Sequence[list[float]]
+) -> list[SweepRow]:
     """Write `sweep.json` and `sweep.csv`, a row for each search in their order.
 
     curves: their `volume_curves`.
@@ -104,7 +107,7 @@ def compare(folder: Path, begun: Sequence[Begun], curves: Sequence[list[float]])
     return rows
 
 
-def volume_curves(begun: Sequence[Begun]) -> list[list[float]]:
+def volume_curves(begun: Sequence[SearchProgress]) -> list[list[float]]:
     """For each search its hypervolume after each trial, as a share of that of all searches.
 
     Volumes are taken in the box that all trials span, each objective scaled to 1.
@@ -136,15 +139,15 @@ def format_sweep(rows: Sequence[SweepRow]) -> str:
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-def _read(search: SearchRun) -> Begun:
-    journal = search.folder / JOURNAL
+def _read(search: SearchRun) -> SearchProgress:
+    journal = search.folder / JOURNAL_FILE
     trials = read_journal(journal) if journal.is_file() else []
     complete = [t for t in trials if t.stage == "search" and t.status == "complete"]
     in_order = sorted(complete, key=lambda t: (t.batch, t.index))
-    return Begun(search, in_order, trials_done(search.folder))
+    return SearchProgress(search, in_order, trials_done(search.folder))
 
 
-def _row(begun: Begun, curve: list[float]) -> SweepRow:
+def _row(begun: SearchProgress, curve: list[float]) -> SweepRow:
     search, front = begun.search, _front(begun.search.folder / FRONT_JSON)
     return SweepRow(
         name=search.name,

@@ -25,13 +25,13 @@ from ray.tune.result import HOSTNAME
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from supersam.config import SearchRun, UserError
+from supersam.runs.weights import WeightSource
 from supersam.runtime.scratch import scratch_folder
 from supersam.runtime.signals import StopFlag
-from supersam.search.desk import Desk
+from supersam.search.evaluator import Chunk, SubnetObjective, prepare_process
 from supersam.search.journal import Trial
-from supersam.search.objective import Chunk, SubnetObjective, prepare_process
-from supersam.search.program import Program
-from supersam.training.source import WeightSource
+from supersam.search.plan import SearchPlan
+from supersam.search.work_queue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def plan_evaluators(asked: SearchRun, nodes: Sequence[Mapping[str, float]]) -> E
 def evaluate_on_ray(
     asked: SearchRun,
     source: WeightSource,
-    program: Program,
+    program: SearchPlan,
     *,
     stop: StopFlag,
     on_trials: OnTrials,
@@ -87,8 +87,10 @@ def evaluate_on_ray(
                 evaluators.count, len(nodes))  # fmt: skip
     # All evaluators start at once; by default one after the other.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(evaluators.count)
-    desk: Any = ray.remote(num_cpus=0)(Desk).options(scheduling_strategy=_on_this_node()).remote()
-    clerk = _Clerk(program, desk, stop, on_trials)
+    desk: Any = (
+        ray.remote(num_cpus=0)(WorkQueue).options(scheduling_strategy=_on_this_node()).remote()
+    )
+    clerk = _ResultHandler(program, desk, stop, on_trials)
     parameters = {"desk": desk, "asked": asked, "source": source, "evaluators": evaluators}
     trainable = tune.with_resources(
         tune.with_parameters(evaluator or Evaluator, place=os.getcwd(), **parameters),
@@ -163,10 +165,10 @@ class Evaluator(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
         """Nothing to load."""
 
 
-class _Clerk(tune.Callback):  # type: ignore[misc]  # Ray is untyped
+class _ResultHandler(tune.Callback):  # type: ignore[misc]  # Ray is untyped
     """Between Tune and the program, in the driver: results in, chunks out."""
 
-    def __init__(self, program: Program, desk: Any, stop: StopFlag, on_trials: OnTrials) -> None:
+    def __init__(self, program: SearchPlan, desk: Any, stop: StopFlag, on_trials: OnTrials) -> None:
         self._program = program
         self._desk = desk
         self._stop = stop
@@ -253,7 +255,7 @@ class _Clerk(tune.Callback):  # type: ignore[misc]  # Ray is untyped
         """Tune keeps a copy of its settings for a restore that is never done."""
         return dict, ()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Clerk:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _ResultHandler:
         """There is one journal."""
         return self
 
@@ -261,7 +263,7 @@ class _Clerk(tune.Callback):  # type: ignore[misc]  # Ray is untyped
 class _Stopper(tune.Stopper):  # type: ignore[misc]  # Ray is untyped
     """Ends all evaluators when the clerk has everything."""
 
-    def __init__(self, clerk: _Clerk) -> None:
+    def __init__(self, clerk: _ResultHandler) -> None:
         self._clerk = clerk
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:

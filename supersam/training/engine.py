@@ -16,9 +16,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from supersam.config import DataConfig, EngineConfig, OptimConfig
 from supersam.model import SamSupernet
-from supersam.runtime.collector import keep_what_is_made
+from supersam.runs.checkpoint_io import Share
+from supersam.runtime.collector import no_gc_while_importing
 from supersam.space import SubnetSpec
-from supersam.training.checkpoint import Share
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's running averages of gradient and squared gradient."""
@@ -244,7 +244,7 @@ def _import_deepspeed() -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed calls collectives by names that newer PyTorch calls deprecated; not our user's news.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    with keep_what_is_made():
+    with no_gc_while_importing():
         import deepspeed
         import deepspeed.runtime.compiler
 

@@ -19,10 +19,10 @@ from supersam.design import (
 )
 from supersam.design.calibration import draw_batches
 from supersam.model import Prediction, SamSupernet
+from supersam.model.losses import subnet_loss
 from supersam.runtime.device import computes_bf16
 from supersam.runtime.distributed import World
 from supersam.training.engine import Engine
-from supersam.training.losses import subnet_loss
 
 logger = logging.getLogger(__name__)
 

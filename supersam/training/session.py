@@ -10,27 +10,28 @@ import torch
 import torch.distributed as dist
 
 from supersam.config import TrainRun, UserError, dump_run
+from supersam.config.files import SPACE_FILE
 from supersam.data.dataset import EvalDataset, ShardDataset
 from supersam.data.loader import TrainLoader, build_eval_loader, build_loader
+from supersam.health.heartbeat import Heartbeat
+from supersam.health.watchdog import Watchdog
 from supersam.model import SamSupernet
-from supersam.runtime.device import choose_device, computes_bf16
+from supersam.runs.checkpoint_io import CheckpointManager, read_moments
+from supersam.runs.checkpoints import Manifest, TrainState
+from supersam.runs.folder import SUBNET, git_commit, versions
+from supersam.runs.shards import build_order, open_data
+from supersam.runs.supernet import build_supernet, restore_supernet
+from supersam.runtime.device import choose_device, computes_bf16, peak_memory_gib
 from supersam.runtime.distributed import World, close_world, init_world, share_cores
-from supersam.runtime.heartbeat import Heart
 from supersam.runtime.logging import setup_logging
 from supersam.runtime.memory import keep_freed_memory
 from supersam.runtime.metrics import MetricWriter
 from supersam.runtime.signals import StopFlag, stop_requested
-from supersam.runtime.watchdog import Watchdog
 from supersam.space import SearchSpace, read_space, read_subnet, resolve_shape
-from supersam.training.checkpoint import CheckpointManager, read_moments
 from supersam.training.engine import Engine, freeze_untrained, trainable_parameters
 from supersam.training.prioritizer import Prioritizer
-from supersam.training.run_data import build_order, open_data
-from supersam.training.run_folder import SUBNET, git_commit, versions
 from supersam.training.sandwich import SandwichSampler
-from supersam.training.saved import Manifest, TrainState
-from supersam.training.telemetry import Telemetry, memory_gib
-from supersam.training.trained import build_supernet, restore_supernet
+from supersam.training.telemetry import Telemetry
 from supersam.training.trainer import InterruptedRunError, Trainer
 from supersam.training.validation import Validator
 
@@ -60,9 +61,9 @@ def train(run: TrainRun) -> None:
 class _Session:
     """Everything one rank of a run holds."""
 
-    def __init__(self, run: TrainRun, world: World, device: torch.device, heart: Heart) -> None:
+    def __init__(self, run: TrainRun, world: World, device: torch.device, heart: Heartbeat) -> None:
         self.run, self.world, self.device, self.heart = run, world, device, heart
-        self.space = read_space(run.folder / "space.yaml", resolve_shape(run.model))
+        self.space = read_space(run.folder / SPACE_FILE, resolve_shape(run.model))
         self.sandwich = _build_sandwich(run, self.space)
         self.train_readers, self.val_readers = open_data(run, world)
         self.order = build_order(run, self.train_readers)
@@ -246,15 +247,15 @@ def _agree_on_checkpoint(
     return choice[0]
 
 
-def _build_heart(run: TrainRun, world: World) -> Heart:
-    return Heart(
+def _build_heart(run: TrainRun, world: World) -> Heartbeat:
+    return Heartbeat(
         run.folder,
         rank=world.rank,
         world_size=world.world_size,
         nodes=world.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", world.world_size)),
         interval_s=run.watchdog.heartbeat_s,
         steps=run.optim.steps,
-        memory_gib=memory_gib,
+        memory_gib=peak_memory_gib,
     )
 
 

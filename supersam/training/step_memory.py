@@ -30,12 +30,12 @@ from supersam.model.attention import (
     reference_attention,
     split_heads,
 )
-from supersam.model.fused_attention import fused_attention
+from supersam.model.kernels.operator import fused_attention
+from supersam.model.losses import subnet_loss
 from supersam.model.sam import build_sam
 from supersam.runtime.device import computes_bf16
 from supersam.space import EncoderShape, build_space, resolve_shape
 from supersam.training.engine import freeze_untrained, trainable_parameters
-from supersam.training.losses import subnet_loss
 
 _FP32 = 4
 MOST_IMAGES = 4096

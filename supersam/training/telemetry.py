@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 import sys
 import time
 from collections import defaultdict
@@ -13,8 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from supersam.health.heartbeat import Heartbeat
+from supersam.runtime.device import peak_memory_gib
 from supersam.runtime.distributed import World, all_reduce_mean
-from supersam.runtime.heartbeat import Heart
 from supersam.runtime.metrics import MetricWriter
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Telemetry:
         every: int,
         steps: int,
         first_step: int,
-        heart: Heart,
+        heart: Heartbeat,
     ) -> None:
         self._writer = writer
         self._world = world
@@ -74,7 +74,7 @@ class Telemetry:
             "train/grad_norm": grad_norm,
             "perf/images_per_s": self._images * self._world.world_size / elapsed,
             "perf/data_wait_s": self._data_wait_s,
-            "perf/memory_gib": memory_gib(),
+            "perf/memory_gib": peak_memory_gib(),
         }
         self._writer.scalars(scalars, step)
         self._report(step, scalars)
@@ -107,10 +107,3 @@ class Telemetry:
             )
         else:
             self._bar.set_postfix_str(losses)
-
-
-def memory_gib() -> float:
-    """Peak memory: of the GPU where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

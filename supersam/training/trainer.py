@@ -15,16 +15,16 @@ from supersam.config import TrainRun, UserError
 from supersam.data.loader import TrainLoader
 from supersam.data.prefetch import DeviceBatches
 from supersam.data.sample import Batch
+from supersam.health.heartbeat import Heartbeat
 from supersam.model import Prediction, SamSupernet
+from supersam.model.losses import LossTerms, subnet_loss
+from supersam.runs.checkpoints import TrainState
 from supersam.runtime.device import computes_bf16
 from supersam.runtime.distributed import World, all_reduce_max
-from supersam.runtime.heartbeat import Heart
 from supersam.runtime.signals import StopFlag
 from supersam.training.engine import Engine
-from supersam.training.losses import LossTerms, subnet_loss
 from supersam.training.prioritizer import Prioritizer
 from supersam.training.sandwich import SandwichSampler
-from supersam.training.saved import TrainState
 from supersam.training.telemetry import Telemetry
 from supersam.training.validation import Validator
 
@@ -51,7 +51,7 @@ class Trainer:
         loader: TrainLoader,
         sandwich: SandwichSampler,
         telemetry: Telemetry,
-        heart: Heart,
+        heart: Heartbeat,
         validator: Validator | None,
         prioritizer: Prioritizer | None,
         save: Callable[[], None],
@@ -127,7 +127,7 @@ class Trainer:
             waited += time.perf_counter() - started
             self.telemetry.add(losses, images=len(batch.images), data_wait_s=waited)
         learning_rate = self.engine.learning_rate
-        self.heart.wait_for_others()
+        self.heart.end_own_work()
         grad_norm = self.engine.step()
         if not math.isfinite(grad_norm):
             raise UserError(

@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader
 from supersam.config import CheckpointConfig
 from supersam.data.sample import EvalImage
 from supersam.evaluation import Predictor, SubnetPredictor, evaluate
+from supersam.evaluation.overlay import draw_overlays
 from supersam.model import SamSupernet
 from supersam.runtime.distributed import World
 from supersam.runtime.metrics import MetricWriter
 from supersam.space import SubnetSpec
-from supersam.training.overlay import draw_overlays
 
 logger = logging.getLogger(__name__)
 

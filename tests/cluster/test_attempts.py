@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from supersam.cluster.attempts import (
-    FILE,
+from supersam.config.files import ATTEMPTS_FILE
+from supersam.runs.attempts import (
     attempts_without_progress,
     end_attempt,
     read_attempts,
@@ -61,8 +61,8 @@ def test_an_attempt_that_was_killed_is_ended_by_the_next_one(tmp_path):
 
 def test_a_line_cut_short_by_a_crash_costs_only_itself(tmp_path):
     attempt(tmp_path)
-    whole = (tmp_path / FILE).read_bytes()
-    (tmp_path / FILE).write_bytes(whole[:-20])
+    whole = (tmp_path / ATTEMPTS_FILE).read_bytes()
+    (tmp_path / ATTEMPTS_FILE).write_bytes(whole[:-20])
     assert [event.event for event in read_attempts(tmp_path)] == ["start"]
     start_attempt(tmp_path, job_id="7", hosts=HOSTS, world_size=2)
     assert [event.event for event in read_attempts(tmp_path)] == ["start", "end", "start"]

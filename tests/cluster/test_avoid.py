@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from supersam.cluster import slurm
-from supersam.cluster.avoid import choose_avoided, hosts_to_avoid, merge_hosts
+from supersam.cluster.slurm import commands as slurm
+from supersam.cluster.slurm.avoided_hosts import choose_avoided, hosts_to_avoid, merge_hosts
 from supersam.config import TrainRun
-from supersam.runtime.watchdog import Blame, record_blame
+from supersam.health.watchdog import HangReport, record_hang
 
 SINFO = """\
 batch|batch*|n1|idle
@@ -52,7 +52,7 @@ def hosts_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         values = {"data": {"source": "synthetic"}, "run": tmp_path / "run"}
         run = TrainRun.model_validate({**values, "cluster": {"nodes": 2, **cluster}})
         run.folder.mkdir(exist_ok=True)
-        record_blame(run.folder, Blame(1, "n2", "rank 1 on n2 hangs"), step=3)
+        record_hang(run.folder, HangReport(1, "n2", "rank 1 on n2 hangs"), step=3)
         return hosts_to_avoid(run, run.cluster.partition)
 
     return ask

@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from supersam.cluster.decisions import Ending, next_action, pick_hosts
-from supersam.runtime.watchdog import STALLED
+from supersam.cluster.slurm.restart_policy import Ending, next_action, pick_hosts
+from supersam.health.watchdog import STALLED
 
 CRASH = Ending(1, cancelled=False, requeued=False, lost_hosts=(), noticed=False, preempted=False)
 

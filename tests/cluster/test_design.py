@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from supersam.cluster.attempts import read_attempts
 from supersam.model import load_sam
+from supersam.runs.attempts import read_attempts
 from tests.cluster.handle import DevCluster
 from tests.conftest import TINY
 from tests.paths import ROOT

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from supersam.runtime.strikes import count_strikes
-from supersam.runtime.vitals import Beat, read_beats, saved_step
-from supersam.runtime.watchdog import blame
+from supersam.health.bad_hosts import count_strikes
+from supersam.health.records import Beat, read_beats, saved_step
+from supersam.health.watchdog import blame
 from tests.cluster.handle import RUN_ROOT, DevCluster, wait_for
 from tests.cluster.tiny_run import status, why
 from tests.cluster.training import (

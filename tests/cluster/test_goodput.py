@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from supersam.cluster.attempts import AttemptEvent
-from supersam.cluster.goodput import measure_goodput
-from supersam.runtime.vitals import AttemptTimes
+from supersam.health.records import AttemptTimes
+from supersam.runs.attempts import AttemptEvent
+from supersam.status.goodput import measure_goodput
 
 HOUR = 3600.0
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from supersam.runtime.vitals import read_beats
+from supersam.health.records import read_beats
 from tests.cluster.tiny_run import ENDLESS, Training, why
 from tests.paths import ROOT
 
 LAST_WORDS = """\
 import sys
 from pathlib import Path
-from supersam.cluster.last_words import keep_last_words
-keep_last_words(Path(sys.argv[1]))
+from supersam.cluster.crash_log import keep_crash_log
+keep_crash_log(Path(sys.argv[1]))
 {fault}
 """
 

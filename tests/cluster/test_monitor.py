@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from supersam.cluster.monitor import host_name
+from supersam.status.tensorboard import host_name
 from tests.paths import ROOT
 
 START_S = 150

@@ -11,7 +11,7 @@ from supersam.cluster.preflight import (
     describe_submission,
 )
 from supersam.config import ClusterConfig, TrainRun
-from supersam.training.run_folder import prepare_run_folder
+from supersam.runs.folder import prepare_run_folder
 from tests.training.runs import tiny_run
 
 BATCH = {

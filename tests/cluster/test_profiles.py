@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from supersam.cluster.plain import main
-from supersam.cluster.sbatch import sbatch_text
+from supersam.cluster.slurm.sbatch_entry import main
+from supersam.cluster.slurm.script import sbatch_text
 from supersam.config import DEMO, ClusterConfig, TrainRun, merge, parse_cli, read_yaml
 from tests.paths import ROOT
 
@@ -38,9 +38,9 @@ def test_the_plain_script_takes_the_flags_of_a_training_and_without_any_its_demo
     monkeypatch, tmp_path: Path, capsys
 ) -> None:
     prepared: list[TrainRun] = []
-    monkeypatch.setattr("supersam.cluster.plain.prepare_run_folder", prepared.append)
-    monkeypatch.setattr("supersam.cluster.plain.snapshot_code", lambda _: None)
-    monkeypatch.setattr("supersam.cluster.plain.Supervisor", lambda _: lambda: None)
+    monkeypatch.setattr("supersam.cluster.slurm.sbatch_entry.prepare_run_folder", prepared.append)
+    monkeypatch.setattr("supersam.cluster.slurm.sbatch_entry.snapshot_code", lambda _: None)
+    monkeypatch.setattr("supersam.cluster.slurm.sbatch_entry.Supervisor", lambda _: lambda: None)
     umask = os.umask(0o022)
     for flags in ([], ["--optim.steps", "9"]):
         main(["2", "1", "3", *flags])

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from supersam.cluster.queue import Job, Queue
+from supersam.cluster.slurm.queue import Job, Queue
 
 
 def test_squeue_comes_first_and_sacct_is_asked_for_the_rest(slurm) -> None:

@@ -6,9 +6,9 @@ import stat
 
 import pytest
 
-from supersam.cluster.ray_cluster import choose_ports, ray_command, read_meeting
+from supersam.cluster.search.ray_host import choose_ports, ray_command, read_meeting
 from supersam.config import UserError
-from supersam.runtime.ray_address import RayAddress, ray_environment, require_short
+from supersam.search.ray.address import RayAddress, ray_environment, require_short
 
 HOST = "127.0.0.1"
 
@@ -49,7 +49,7 @@ def test_a_head_that_never_appears_is_reported(tmp_path):
 
 
 def test_the_token_is_for_the_user_alone(tmp_path):
-    from supersam.cluster.ray_cluster import _write_meeting
+    from supersam.cluster.search.ray_host import _write_meeting
 
     with socket.socket() as server:
         server.bind((HOST, 0))

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from supersam.cluster.orphans import wait_for_silence, write_beat
 from supersam.cluster.rendezvous import clear_rendezvous, free_port, join_step
+from supersam.cluster.slurm.supervisor_lease import wait_for_silence, write_beat
 from supersam.config import UserError
 
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from supersam.cluster import submit
 from supersam.cluster.follow_up import run_follow_up, script_text
 from supersam.cluster.follow_up_process import main
-from supersam.cluster.sbatch import sbatch_text
+from supersam.cluster.slurm.script import sbatch_text
 from supersam.config import ClusterConfig, TrainRun
 
 NASTY = ["$(touch hit)", "`touch hit`", "'; touch hit; '", '"; touch hit; "', "a b", "$HOME", "*"]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from supersam.cluster.queue import Job, Queue
-from supersam.cluster.search_record import SearchRecord, find_searches, read_searches
-from supersam.cluster.status import show
+from supersam.cluster.slurm.queue import Job, Queue
 from supersam.config import StatusRun
 from supersam.search.journal import Journal
 from supersam.search.pareto import write_front
+from supersam.status.search import SearchRecord, find_searches, read_searches
+from supersam.status.show import show
 from tests.search.trials import make_trial
 
 

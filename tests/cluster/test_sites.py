@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from supersam.cluster.queue import Queue
+from supersam.cluster.slurm.queue import Queue
 from tests.cluster.handle import PROJECT, DevCluster, wait_for
 from tests.cluster.tiny_run import status, why
 from tests.cluster.training import (

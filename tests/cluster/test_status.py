@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from supersam.cluster.status import show
 from supersam.config import StatusRun
+from supersam.status.show import show
 
 
 def make_run(folder: Path, text: str = "optim: {steps: 9}\n") -> Path:

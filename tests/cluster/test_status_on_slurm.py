@@ -19,8 +19,9 @@ pytestmark = pytest.mark.cluster
 RANK = """\
 import sys, time
 from pathlib import Path
-from supersam.runtime.heartbeat import Heart
-with Heart(Path(sys.argv[1]), rank=0, world_size=1, nodes=1, interval_s=0.5, steps=900) as heart:
+from supersam.health.heartbeat import Heartbeat
+place = {"rank": 0, "world_size": 1, "nodes": 1}
+with Heartbeat(Path(sys.argv[1]), **place, interval_s=0.5, steps=900) as heart:
     heart.begin(0)
     for step in range(1, 901):
         time.sleep(1)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from supersam.cluster import submit
-from supersam.cluster.search_job import submit_search
+from supersam.cluster.search.job import submit_search
 from supersam.config import SearchRun, TrainRun
-from supersam.training.run_folder import prepare_run_folder
+from supersam.runs.folder import prepare_run_folder
 from tests.cluster.tiny_run import TINY
 
 

@@ -6,15 +6,15 @@ import pytest
 from pydantic import ValidationError
 
 from supersam.cluster.batch import legal_node_counts, require_legal_world
-from supersam.cluster.queue import Job
-from supersam.cluster.sbatch import plain_path, sbatch_text
-from supersam.cluster.slurm import (
+from supersam.cluster.slurm.commands import (
     clean_environment,
     job_facts,
     outside_allocation,
     own_job_id,
     parse_job,
 )
+from supersam.cluster.slurm.queue import Job
+from supersam.cluster.slurm.script import sbatch_text, shell_safe_path
 from supersam.config import ClusterConfig, TrainRun, UserError
 from supersam.config.cluster import minutes
 
@@ -60,7 +60,7 @@ def test_an_sbatch_option_must_be_key_and_value(option):
 @pytest.mark.parametrize("name", ["a\nb", "a'b", "a$(id)", "a%jb", "a`b", "a;b", "a\\b"])
 def test_a_run_folder_that_a_script_could_misread_is_refused(name):
     with pytest.raises(UserError, match="rename it"):
-        plain_path(Path("/shared") / name)
+        shell_safe_path(Path("/shared") / name)
 
 
 def test_a_folder_with_blanks_stays_one_word_in_the_script():
@@ -134,7 +134,7 @@ def test_the_facts_of_a_job_are_read_from_what_slurm_prints():
         "RunTime=00:10:00 TimeLimit=1-00:20:00 PreemptTime=None"
     )
     facts = parse_job(line)
-    assert (facts.restarts, facts.is_active, facts.is_held, facts.preempted) == (
+    assert (facts.restarts, facts.is_active, facts.waits_for_begin_time, facts.preempted) == (
         2,
         True,
         True,
@@ -168,7 +168,9 @@ def test_an_element_of_an_array_is_not_the_array(monkeypatch):
 
 def test_an_array_is_active_while_one_of_its_elements_is(monkeypatch):
     lines = ["JobId=8 JobState=COMPLETED Reason=None", "JobId=7 JobState=RUNNING Reason=None"]
-    monkeypatch.setattr("supersam.cluster.slurm.run_command", lambda *_: "\n".join(lines) + "\n")
+    monkeypatch.setattr(
+        "supersam.cluster.slurm.commands.run_command", lambda *_: "\n".join(lines) + "\n"
+    )
     facts = job_facts("7")
     assert facts is not None
     assert facts.is_active

@@ -11,13 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from supersam.cluster import steps
-from supersam.cluster.attempts import read_attempts, start_attempt
-from supersam.cluster.slurm import KilledCommandError, SlurmError, expand_hosts, patiently, requeue
-from supersam.cluster.submission import wait_for_end
-from supersam.cluster.supervisor import _Job
+from supersam.cluster.slurm import srun as steps
+from supersam.cluster.slurm.commands import (
+    KilledCommandError,
+    SlurmError,
+    expand_hosts,
+    requeue,
+    retry_slurm,
+)
+from supersam.cluster.slurm.submit import wait_for_end
+from supersam.cluster.slurm.supervisor import _Job
 from supersam.config import TrainRun, UserError
-from supersam.training.run_folder import prepare_run_folder
+from supersam.runs.attempts import read_attempts, start_attempt
+from supersam.runs.folder import prepare_run_folder
 
 Install = Callable[[str, str], None]
 NOT_AT_FIRST = 'if [ ! -e "$0.asked" ]; then : > "$0.asked"; kill -{signal} $$; fi'
@@ -82,7 +88,7 @@ def test_a_command_that_a_signal_ended_is_asked_again_and_slurm_not_blamed(
 ):
     slurm("scontrol", f"{NOT_AT_FIRST.format(signal=number.value)}; echo n1 n2")
     with caplog.at_level(logging.WARNING):
-        assert patiently(lambda: expand_hosts("n[1-2]")) == ["n1", "n2"]
+        assert retry_slurm(lambda: expand_hosts("n[1-2]")) == ["n1", "n2"]
     assert caplog.text == ""
 
 

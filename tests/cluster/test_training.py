@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from supersam.cluster.attempts import read_attempts
+from supersam.runs.attempts import read_attempts
 from supersam.search import read_journal
 from tests.cluster.handle import PROJECT, DevCluster, wait_for
 from tests.cluster.training import (

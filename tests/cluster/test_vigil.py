@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from supersam.cluster.steps import GRACE_S
-from supersam.cluster.vigil import Vigil
+from supersam.cluster.slurm.hang_monitor import HangMonitor
+from supersam.cluster.slurm.srun import GRACE_S
 from supersam.config import WatchdogConfig
-from supersam.runtime.strikes import count_strikes
-from supersam.runtime.vitals import BEATS, Beat, Phase
-from supersam.runtime.watchdog import Blame, blame, record_blame
+from supersam.config.files import HEARTBEATS
+from supersam.health.bad_hosts import count_strikes
+from supersam.health.records import Beat, Phase
+from supersam.health.watchdog import HangReport, blame, record_hang
 
 CONFIG = WatchdogConfig(heartbeat_s=10, stall_s=60)
 LIMIT_S = 90.0
@@ -24,9 +25,9 @@ class Scene:
 
     def __init__(self, folder: Path, config: WatchdogConfig = CONFIG) -> None:
         self.folder, self.now = folder, 1000.0
-        (folder / BEATS).mkdir(parents=True)
+        (folder / HEARTBEATS).mkdir(parents=True)
         self.beat(0, time=5.0)  # of an earlier attempt
-        self.vigil = Vigil(folder, config, clock=lambda: self.now)
+        self.vigil = HangMonitor(folder, config, clock=lambda: self.now)
 
     def beat(self, rank: int, *, time: float | None = None, phase: Phase = "training") -> None:
         beat = Beat(
@@ -45,7 +46,7 @@ class Scene:
             memory_gib=1.0,
             host_free_gib=10.0,
         )
-        path = self.folder / BEATS / f"rank-{rank:05d}.json"
+        path = self.folder / HEARTBEATS / f"rank-{rank:05d}.json"
         path.write_text(json.dumps(asdict(beat)), encoding="utf-8")
 
     def pass_time(self, seconds: float, *beating: int) -> bool:
@@ -54,7 +55,7 @@ class Scene:
             self.now += 10
             for rank in beating:
                 self.beat(rank)
-            if self.vigil.sees_hang():
+            if self.vigil.detects_hang():
                 return True
         return False
 
@@ -99,7 +100,7 @@ def test_a_rank_that_falls_silent_as_another_fails_was_killed_and_has_not_hung(
 def test_time_in_which_this_host_was_suspended_does_not_count(scene: Scene) -> None:
     assert not scene.pass_time(50, 0, 1)
     scene.now += 10 * LIMIT_S
-    assert not scene.vigil.sees_hang()
+    assert not scene.vigil.detects_hang()
     assert not scene.pass_time(LIMIT_S - 20, 0, 1)
 
 
@@ -109,7 +110,7 @@ def test_a_full_disk_is_no_evidence(scene: Scene, monkeypatch: pytest.MonkeyPatc
     def fail(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("supersam.cluster.vigil.write_beat", fail)
+    monkeypatch.setattr("supersam.cluster.slurm.hang_monitor.write_beat", fail)
     assert not scene.pass_time(10 * LIMIT_S)
     assert blame(scene.folder) is None
 
@@ -117,16 +118,16 @@ def test_a_full_disk_is_no_evidence(scene: Scene, monkeypatch: pytest.MonkeyPatc
 def test_a_blame_of_the_ranks_ends_the_attempt_after_a_moment_for_their_stacks(
     scene: Scene,
 ) -> None:
-    record_blame(scene.folder, Blame(1, "n1", "rank 1 on n1 hangs"), step=3)
-    assert not scene.vigil.sees_hang()
+    record_hang(scene.folder, HangReport(1, "n1", "rank 1 on n1 hangs"), step=3)
+    assert not scene.vigil.detects_hang()
     scene.now += 6
-    assert scene.vigil.sees_hang()
+    assert scene.vigil.detects_hang()
 
 
 def test_a_blame_of_an_earlier_attempt_ends_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    record_blame(folder, Blame(1, "n1", "rank 1 on n1 hangs"), step=3)
+    record_hang(folder, HangReport(1, "n1", "rank 1 on n1 hangs"), step=3)
     assert not Scene(folder).pass_time(50)
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from supersam.cluster.attempts import AttemptEvent, end_attempt, start_attempt
-from supersam.cluster.queue import Job, Queue
-from supersam.cluster.record import RunRecord, read_record
-from supersam.cluster.why import explain
-from supersam.runtime.heartbeat import Heart
-from supersam.runtime.watchdog import Blame
+from supersam.cluster.slurm.queue import Job, Queue
+from supersam.health.heartbeat import Heartbeat
+from supersam.health.watchdog import HangReport
+from supersam.runs.attempts import AttemptEvent, end_attempt, start_attempt
+from supersam.status.diagnosis import explain
+from supersam.status.run import RunRecord, read_record
 
 HOST = socket.gethostname()
 # A rank with a real heart and without the weight of torch; `work` comes from the test.
@@ -26,10 +26,10 @@ RANK = """\
 import os, resource, sys, time
 from pathlib import Path
 from supersam.config import UserError
-from supersam.runtime.heartbeat import Heart
+from supersam.health.heartbeat import Heartbeat
 
 folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-with Heart(folder, rank=rank, world_size=2, nodes=1, interval_s=0.1, steps=10) as heart:
+with Heartbeat(folder, rank=rank, world_size=2, nodes=1, interval_s=0.1, steps=10) as heart:
     heart.begin(0)
     for step in range(1, 4):
         heart.end_step(step)
@@ -135,7 +135,7 @@ def test_success_and_a_stop_on_request_are_no_failures(tmp_path: Path) -> None:
 
 def test_an_attempt_that_starts_is_at_the_step_from_which_it_goes_on(tmp_path: Path) -> None:
     run_ranks(tmp_path, "heart.enter('stopped')")
-    with Heart(tmp_path, rank=0, world_size=1, nodes=1, interval_s=60, steps=10):
+    with Heartbeat(tmp_path, rank=0, world_size=1, nodes=1, interval_s=60, steps=10):
         assert why(tmp_path) == ("running", "running: step 2 of 10 (20 %), starting")
 
 
@@ -245,7 +245,7 @@ def test_history_tells_what_earlier_attempts_went_through(lost_record: RunRecord
 
 
 def test_a_stall_is_explained_by_whom_the_watchdog_named(lost_record: RunRecord) -> None:
-    named = Blame(1, "n1", "rank 1 on n1 silent for 60 s")
+    named = HangReport(1, "n1", "rank 1 on n1 silent for 60 s")
     said = explain(replace(lost_record, blame=named))
     assert (said.kind, said.text) == ("stuck", "stuck: rank 1 on n1 silent for 60 s")
 

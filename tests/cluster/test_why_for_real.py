@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from supersam.health.records import read_beats
+from supersam.health.watchdog import STALLED, blame
 from supersam.runtime.process import is_same_process
-from supersam.runtime.vitals import read_beats
-from supersam.runtime.watchdog import STALLED, blame
 from tests.cluster.tiny_run import ENDLESS, Training, status, why
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from supersam.runtime.vitals import Beat, read_beats
+from supersam.health.records import Beat, read_beats
 from tests.paths import ROOT
 
 TINY: dict[str, Any] = {

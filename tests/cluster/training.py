@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 import yaml
 
-from supersam.cluster.attempts import AttemptEvent, read_attempts
-from supersam.cluster.submission import submitted_job
-from supersam.runtime.vitals import saved_step
-from supersam.training.checkpoint import read_weights
-from supersam.training.saved import verify
+from supersam.cluster.slurm.submit import submitted_job
+from supersam.health.records import saved_step
+from supersam.runs.attempts import AttemptEvent, read_attempts
+from supersam.runs.checkpoint_io import read_weights
+from supersam.runs.checkpoints import verify
 from tests.cluster.handle import PROJECT, wait_for
 
 STEPS = 20

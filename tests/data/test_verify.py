@@ -1,4 +1,4 @@
-"""Damage is found and named, and nothing but the damaged record is lost."""
+"""RemovalEffect is found and named, and nothing but the damaged record is lost."""
 
 import shutil
 

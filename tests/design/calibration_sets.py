@@ -12,7 +12,7 @@ from supersam.data.sample import Batch
 from supersam.data.shards import ShardReader
 from supersam.design.calibration import load_calibration
 from supersam.model import Prediction
-from supersam.training.losses import subnet_loss
+from supersam.model.losses import subnet_loss
 
 SIDE = 80  # of the tiny encoder
 

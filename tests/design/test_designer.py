@@ -9,7 +9,7 @@ import torch
 from supersam.config import UserError
 from supersam.config.design import LimitsConfig
 from supersam.design import Sensitivity, UnitScores, design_space
-from supersam.design.cache import Damage
+from supersam.design.cache import RemovalEffect
 from supersam.design.designer import cumulative_importance, removal_probabilities, smallest_m
 from supersam.space import SHAPES, published_space, subnet_cost, wide_space
 
@@ -33,7 +33,7 @@ def sensitivity(order=(9, 1, 6, 3, 7, 4), drop=0.03) -> Sensitivity:
     """Greedy removal in `order`; each layer costs `drop`."""
 
     def damage(layers):
-        return Damage(tuple(sorted(layers)), 0.8 - drop * len(layers), 0.1 * len(layers))
+        return RemovalEffect(tuple(sorted(layers)), 0.8 - drop * len(layers), 0.1 * len(layers))
 
     path = [damage(order[: k + 1]) for k in range(len(order))]
     return Sensitivity(damage(()), tuple(damage((i,)) for i in range(12)), tuple(path))

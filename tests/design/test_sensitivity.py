@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from supersam.config.design import ScanConfig
 from supersam.design import DamageMeter, scan_sensitivity
-from supersam.design.cache import Damage, DamageCache
+from supersam.design.cache import DamageCache, RemovalEffect
 from supersam.design.sensitivity import cache_content, without
 from supersam.evaluation import mask_iou
 from tests.design.calibration_sets import tiny_calibration
@@ -96,7 +96,7 @@ def test_what_the_cache_knows_is_not_measured_again(supernet, calibration, tmp_p
 
 
 def test_only_the_first_rank_opens_the_cache(tmp_path):
-    damage = Damage((1,), miou=0.5, embedding_distance=0.1)
+    damage = RemovalEffect((1,), miou=0.5, embedding_distance=0.1)
     (tmp_path / "not").mkdir()  # reading or appending to a folder would raise
     cache = DamageCache(tmp_path / "not", "content", is_first=False)
     cache.add(damage)
@@ -130,4 +130,4 @@ def test_predicted_damage_adds_what_layers_cost_alone(supernet, calibration):
     alone = [found.whole.miou - damage.miou for damage in found.alone]
     assert found.predicted_drop((0, 3)) == pytest.approx(alone[0] + alone[3])
     assert found.greedy == ()
-    assert isinstance(found.whole, Damage)
+    assert isinstance(found.whole, RemovalEffect)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from supersam.config import TrainRun
+from supersam.runs.checkpoint_io import CheckpointManager, read_moments, read_weights
+from supersam.runs.folder import prepare_run_folder
 from supersam.runtime.distributed import World
-from supersam.training.checkpoint import CheckpointManager, read_moments, read_weights
-from supersam.training.run_folder import prepare_run_folder
 from supersam.training.session import train
 from supersam.training.trainer import InterruptedRunError, Trainer
 from tests.distributed.ranks import run_ranks

@@ -17,8 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from supersam.config import SourceConfig, SyntheticConfig, TrainRun, load_run
 from supersam.data.convert import convert
 from supersam.data.shards import ShardReader
+from supersam.runs.checkpoint_io import CheckpointManager
 from supersam.runtime.distributed import World
-from supersam.training.checkpoint import CheckpointManager
 from tests.paths import ROOT
 from tests.training.runs import TINY_RUN
 

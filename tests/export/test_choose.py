@@ -5,7 +5,7 @@ import json
 import pytest
 
 from supersam.config import UserError
-from supersam.export.choose import choose
+from supersam.export.subnet_reference import choose
 from supersam.search import Trial
 
 

@@ -14,13 +14,13 @@ from supersam.data.loader import build_eval_loader
 from supersam.data.shards import ShardReader
 from supersam.evaluation import SubnetPredictor, evaluate
 from supersam.export import load_subnet
-from supersam.export.card import Card
 from supersam.export.command import run_export
+from supersam.export.model_card import ModelCard
+from supersam.runs.checkpoint_io import CheckpointManager, read_weights
+from supersam.runs.supernet import load_supernet
+from supersam.runs.weights import find_weights
 from supersam.runtime.distributed import World
 from supersam.space import SubnetSpec, read_space, resolve_shape
-from supersam.training.checkpoint import CheckpointManager, read_weights
-from supersam.training.source import find_weights
-from supersam.training.trained import load_supernet
 from tests.export.runs import export_of
 from tests.paths import ROOT
 
@@ -62,7 +62,7 @@ def test_the_exported_subnet_scores_what_it_scores_in_the_supernet(
 
 def test_the_card_says_what_it_is_and_where_it_comes_from(trained, space, exported):
     card = card_of(exported)
-    assert set(card) == set(Card.__dataclass_fields__)
+    assert set(card) == set(ModelCard.__dataclass_fields__)
     assert SubnetSpec.from_dict(card["spec"]) == space.smallest()
     assert SubnetSpec.read(exported / "spec.json") == space.smallest()
     params = sum(p.numel() for p in load_subnet(exported).parameters())

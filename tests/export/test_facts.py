@@ -2,9 +2,9 @@
 
 import time
 
-from supersam.export.facts import describe_latency, describe_start, describe_training_data
+from supersam.export.provenance import describe_latency, describe_start, describe_training_data
 from supersam.model import extract_subnet
-from supersam.training.source import WeightSource
+from supersam.runs.weights import WeightSource
 
 
 def test_a_start_whose_checkpoint_is_gone_is_still_of_its_run(trained, synthetic_shards):

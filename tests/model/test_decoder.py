@@ -8,7 +8,7 @@ import torch
 from supersam.data.sample import LABEL_BOX_MIN
 from supersam.model import load_sam
 from supersam.model.decoder import decode_masks, decode_single_masks, embed_prompts
-from supersam.model.decoder_kernels import EXACT, FOLDED, FUSED
+from supersam.model.kernels.decoder import EXACT, FOLDED, FUSED
 from tests.model.scenes import Scene, random_scene, sam_masks, sam_prompt_tokens
 
 KERNELS = pytest.mark.parametrize(

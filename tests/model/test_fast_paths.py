@@ -14,7 +14,7 @@ from supersam.config import SpaceConfig
 from supersam.model import Prediction, SamSupernet, attention
 from supersam.model.attention import KERNELS, choose_kernel
 from supersam.model.elastic import ALIGNMENT, ElasticMLP
-from supersam.model.stem import common_layers
+from supersam.model.prefix import common_layers
 from supersam.space import SearchSpace, SubnetSpec, build_space
 from tests.model.scenes import Scene, random_scene
 

@@ -15,8 +15,8 @@ from tests.model.test_attention import random_inputs
 from tests.model.test_fast_paths import assert_equal_gradients
 
 pytest.importorskip("triton", reason="PyTorch brings triton on Linux alone")
-from supersam.model import triton_attention  # noqa: E402 - after the skip where it cannot be
-from supersam.model.triton_attention import Tiles  # noqa: E402 - the same
+from supersam.model.kernels import launch as triton_attention  # noqa: E402 - after the skip where it cannot be
+from supersam.model.kernels.launch import Tiles  # noqa: E402 - the same
 
 HAS_GPU = torch.cuda.is_available()
 

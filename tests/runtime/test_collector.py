@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from supersam.runtime.collector import keep_what_is_made
+from supersam.runtime.collector import no_gc_while_importing
 
 
 class Node:
@@ -27,14 +27,14 @@ def collections() -> int:
 
 def test_nothing_is_searched_within_and_what_is_made_there_never():
     before = collections()
-    with keep_what_is_made():
+    with no_gc_while_importing():
         made = [[] for _ in range(100_000)]
         assert collections() == before
     assert not any(found is made for found in gc.get_objects())
 
 
 def test_garbage_of_later_is_found():
-    with keep_what_is_made():
+    with no_gc_while_importing():
         pass
     later = weakref.ref(Node())
     gc.collect()
@@ -45,7 +45,7 @@ def test_garbage_of_later_is_found():
 def test_it_is_afterwards_as_before_be_it_after_an_error(searched):
     (gc.enable if searched else gc.disable)()
     try:
-        with pytest.raises(ImportError), keep_what_is_made():
+        with pytest.raises(ImportError), no_gc_while_importing():
             raise ImportError("no such module")
         assert gc.isenabled() == searched
     finally:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from supersam.runtime.strikes import (
-    FILE,
+from supersam.config.files import STRIKES_FILE
+from supersam.health.bad_hosts import (
     LIFE_H,
     Strike,
     add_strike,
@@ -45,7 +45,7 @@ def test_a_strike_expires(tmp_path: Path) -> None:
 
 def test_a_line_cut_short_costs_only_itself(tmp_path: Path) -> None:
     strike(tmp_path / "a", "n1")
-    with (tmp_path / FILE).open("a", encoding="utf-8") as file:
+    with (tmp_path / STRIKES_FILE).open("a", encoding="utf-8") as file:
         file.write('{"time": 1, "ho\n')
     strike(tmp_path / "a", "n3")
     assert [s.host for s in read_strikes(tmp_path / "a")] == ["n1", "n3"]

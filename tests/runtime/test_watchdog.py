@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from supersam.config import WatchdogConfig
-from supersam.runtime.heartbeat import Heart
-from supersam.runtime.strikes import count_strikes
-from supersam.runtime.vitals import Beat, read_beats
-from supersam.runtime.watchdog import STALLED, Blame, Watchdog, blame, find_culprit
+from supersam.health.bad_hosts import count_strikes
+from supersam.health.heartbeat import Heartbeat
+from supersam.health.records import Beat, read_beats
+from supersam.health.watchdog import STALLED, HangReport, Watchdog, blame, find_hung_rank
 
 STALL_S = 1.5
 PATIENCE_S = 90  # on a machine with far more to do than it can
@@ -26,12 +26,12 @@ RANK = f"""\
 import sys, time
 from pathlib import Path
 from supersam.config import WatchdogConfig
-from supersam.runtime.heartbeat import Heart
-from supersam.runtime.watchdog import Watchdog
+from supersam.health.heartbeat import Heartbeat
+from supersam.health.watchdog import Watchdog
 
 folder, rank, world_size, hang_at = Path(sys.argv[1]), *map(int, sys.argv[2:])
 config = WatchdogConfig(heartbeat_s=0.1, stall_s={STALL_S}, other_s=30)
-heart = Heart(folder, rank=rank, world_size=world_size, nodes=1, interval_s=0.1, steps=10**6)
+heart = Heartbeat(folder, rank=rank, world_size=world_size, nodes=1, interval_s=0.1, steps=10**6)
 meeting = folder / "meeting"
 meeting.mkdir(exist_ok=True)
 with heart, Watchdog(heart, config):
@@ -170,7 +170,7 @@ def test_a_rank_that_goes_on_while_it_is_looked_at_is_let_be(folder: Path, monke
     config = WatchdogConfig(heartbeat_s=0.05, stall_s=0.2, other_s=0.2)
     looked_at = threading.Event()
     with (
-        Heart(folder, rank=0, world_size=1, nodes=1, interval_s=0.05, steps=9) as heart,
+        Heartbeat(folder, rank=0, world_size=1, nodes=1, interval_s=0.05, steps=9) as heart,
         Watchdog(heart, config) as watchdog,
     ):
         monkeypatch.setattr(watchdog, "_dump_stacks", lambda: (looked_at.set(), heart.mark()))
@@ -182,17 +182,17 @@ def test_a_rank_that_goes_on_while_it_is_looked_at_is_let_be(folder: Path, monke
 
 def test_blame_prefers_the_absent_then_the_silent_then_the_least_far() -> None:
     beats = [beat(0), beat(1), beat(2, marks=118), beat(3, time=940.0)]
-    absent = find_culprit([beats[0], *beats[2:]], 4, interval_s=10)
-    assert absent == Blame(1, None, "rank 1 never gave a sign of life")
-    silent = find_culprit(beats, 4, interval_s=10)
-    assert silent == Blame(3, "n3", "rank 3 on n3 silent for 60 s")
-    behind = find_culprit([*beats[:3], beat(3)], 4, interval_s=10)
+    absent = find_hung_rank([beats[0], *beats[2:]], 4, interval_s=10)
+    assert absent == HangReport(1, None, "rank 1 never gave a sign of life")
+    silent = find_hung_rank(beats, 4, interval_s=10)
+    assert silent == HangReport(3, "n3", "rank 3 on n3 silent for 60 s")
+    behind = find_hung_rank([*beats[:3], beat(3)], 4, interval_s=10)
     reason = "rank 2 on n2 hangs after step 40 (training); 3 of 4 ranks wait for it"
-    assert behind == Blame(2, "n2", reason)
+    assert behind == HangReport(2, "n2", reason)
 
 
 def test_nobody_is_blamed_when_all_wait_at_the_same_place() -> None:
-    nobody = find_culprit([beat(rank) for rank in range(4)], 4, interval_s=10)
+    nobody = find_hung_rank([beat(rank) for rank in range(4)], 4, interval_s=10)
     assert (nobody.rank, nobody.host) == (None, None)
     assert "all 4 ranks wait at the same place (step 40, training)" in nobody.reason
 

@@ -9,8 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from supersam.runtime.metrics import MetricWriter
-from supersam.search.board import front_volume
 from supersam.search.pareto import pareto_front
+from supersam.search.tensorboard import front_volume
 from tests.search.tiny_search import search
 from tests.search.trials import make_trial
 

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-from supersam.search.folder import SEARCH_JSON
 from tests.search.tiny_search import tiny_search
 
 
@@ -15,16 +14,17 @@ def test_a_search_is_described_and_its_folder_prepared_where_torch_cannot_be_imp
     script = f"""
 import sys
 sys.modules["torch"] = sys.modules["ray"] = None
-from supersam.cluster.search_job import submit_search
+from supersam.config.files import SEARCH_FILE
+from supersam.cluster.search.job import submit_search
 from supersam.config import SearchRun
-from supersam.search.folder import find_basis, prepare_folder
+from supersam.search.folder import find_inputs, prepare_folder
 asked = SearchRun.model_validate_json({asked.model_dump_json(by_alias=True)!r})
 assert submit_search(asked) == 0
-prepare_folder(asked, find_basis(asked))
+prepare_folder(asked, find_inputs(asked))
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert f"folder: {asked.folder}" in done.stdout
-    assert (asked.folder / SEARCH_JSON).is_file()
+    assert (asked.folder / SEARCH_FILE).is_file()

@@ -3,7 +3,7 @@
 import asyncio
 from types import SimpleNamespace
 
-from supersam.search.desk import Desk
+from supersam.search.work_queue import WorkQueue
 
 
 def chunk(key):
@@ -12,7 +12,7 @@ def chunk(key):
 
 def test_a_chunk_of_a_lost_evaluator_is_the_next_one():
     async def story():
-        desk = Desk()
+        desk = WorkQueue()
         await desk.put([chunk("a"), chunk("b")])
         assert (await desk.take("one")).jobs[0].key == "a"
         assert await desk.give_back("one") == "a"
@@ -27,7 +27,7 @@ def test_a_chunk_of_a_lost_evaluator_is_the_next_one():
 
 def test_an_evaluator_lost_while_it_waited_takes_no_chunk_with_it():
     async def story():
-        desk = Desk()
+        desk = WorkQueue()
         asked_before = asyncio.create_task(desk.take("one"))
         await asyncio.sleep(0)
         assert await desk.give_back("one") is None
@@ -42,7 +42,7 @@ def test_an_evaluator_lost_while_it_waited_takes_no_chunk_with_it():
 
 def test_closing_sends_home_who_waits():
     async def story():
-        desk = Desk()
+        desk = WorkQueue()
         waiting = [asyncio.create_task(desk.take(name)) for name in ("one", "two")]
         await asyncio.sleep(0)
         assert await desk.close() == 0

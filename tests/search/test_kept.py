@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from supersam.runtime.memory import free_bytes
-from supersam.search.description import describe_search
-from supersam.search.folder import find_basis
+from supersam.search.dry_run import describe_search
+from supersam.search.evaluator import SubnetObjective
+from supersam.search.folder import find_inputs
 from supersam.search.kept import generation_bytes, kept_bytes
-from supersam.search.objective import SubnetObjective
 from supersam.space import resolve_shape
 from tests.search.tiny_search import tiny_search
 
@@ -32,7 +32,7 @@ def test_by_itself_a_search_takes_what_a_generation_fills_or_a_part_of_what_is_f
 
 def test_outputs_of_every_layer_of_a_generation_fit(run, tmp_path):
     asked = tiny_search(run, tmp_path)
-    objective = SubnetObjective(asked, find_basis(asked).source)
+    objective = SubnetObjective(asked, find_inputs(asked).source)
     assert objective.kept_bytes == generation_bytes(asked, resolve_shape(run.model), images=6)
 
 

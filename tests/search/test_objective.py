@@ -9,15 +9,15 @@ import torch
 from supersam.data.dataset import EvalDataset
 from supersam.data.shards import ShardReader
 from supersam.evaluation import SubnetPredictor, evaluate
+from supersam.runs.supernet import load_supernet
 from supersam.search import images
 from supersam.search.costs import is_hopeless
-from supersam.search.folder import find_basis
+from supersam.search.evaluator import Chunk, Job, SubnetObjective, rung_ends
+from supersam.search.folder import find_inputs
 from supersam.search.images import chosen_images, scale_masks
 from supersam.search.journal import trial_key
-from supersam.search.objective import Chunk, Job, SubnetObjective, rung_ends
 from supersam.search.prefix import PrefixCache, encode_each, path_of
 from supersam.space import resolve_shape
-from supersam.training.trained import load_supernet
 from tests.search.tiny_search import search, tiny_search
 
 UNTIMED = {"seconds": 0.0}
@@ -25,7 +25,7 @@ UNTIMED = {"seconds": 0.0}
 
 @pytest.fixture(scope="module")
 def basis(run, tmp_path_factory):
-    return find_basis(tiny_search(run, tmp_path_factory.mktemp("out")))
+    return find_inputs(tiny_search(run, tmp_path_factory.mktemp("out")))
 
 
 @pytest.fixture(scope="module")

@@ -17,15 +17,15 @@ import psutil
 import pytest
 
 from supersam.config import TrainRun, UserError
-from supersam.runtime.local_ray import read_address, started_ray
-from supersam.runtime.ray_address import RayAddress
-from supersam.search.ray_session import joined_ray
+from supersam.search.ray.address import RayAddress
+from supersam.search.ray.local import read_address, started_ray
+from supersam.search.ray.session import joined_ray
 from tests.paths import ROOT
 
 ASK = """
 import os
 from types import SimpleNamespace
-from supersam.search.ray_session import local_ray
+from supersam.search.ray.session import local_ray
 cluster = SimpleNamespace(evaluators_per_node=1)
 with local_ray(SimpleNamespace(cluster=cluster)):
     import ray
@@ -35,9 +35,9 @@ with local_ray(SimpleNamespace(cluster=cluster)):
 FIND = """
 import logging, os
 os.environ["RAY_NUM_REDIS_GET_RETRIES"] = "1"
-from supersam.runtime.local_ray import read_address, started_ray
-from supersam.runtime.ray_address import RayAddress, ray_environment
-from supersam.search.ray_session import joined_ray
+from supersam.search.ray.local import read_address, started_ray
+from supersam.search.ray.address import RayAddress, ray_environment
+from supersam.search.ray.session import joined_ray
 logging.basicConfig()
 os.environ.update(ray_environment("token", loopback=True))
 with started_ray(1, "token") as process:
@@ -63,8 +63,8 @@ def test_a_ray_that_does_not_answer_is_told_with_a_remedy(monkeypatch):
         raise ConnectionError(f"Failed to connect to Ray cluster at {address}")
 
     monkeypatch.setattr("ray.init", refuse)
-    monkeypatch.setattr("supersam.search.ray_session.ray_environment", lambda _: {})
-    monkeypatch.setattr("supersam.search.ray_session._ANSWER_S", 0.0)
+    monkeypatch.setattr("supersam.search.ray.session.ray_environment", lambda _: {})
+    monkeypatch.setattr("supersam.search.ray.session._ANSWER_S", 0.0)
     deaf = RayAddress("127.0.0.1:1", "ss-tag", "token")
     told = pytest.raises(UserError, match="127.0.0.1:1 does not answer .*the same command goes on")
     with told, joined_ray(lambda: deaf, nodes=(1, 1)):

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 
 from supersam.config import SearchRun, UserError
-from supersam.search.comparison import distinguishing_names, read_searches, write_comparison
-from supersam.search.contributions import contributions
-from supersam.search.drawing import draw_subnet
-from supersam.search.folder import find_basis, prepare_folder, write_record
-from supersam.search.html import page, table, tag
-from supersam.search.journal import JOURNAL, Journal
+from supersam.config.files import JOURNAL_FILE
+from supersam.search.folder import find_inputs, prepare_folder, write_record
+from supersam.search.front import best, cheapest, knee, read_front
+from supersam.search.journal import Journal
 from supersam.search.pareto import pareto_front, write_front
-from supersam.search.picks import best, cheapest, knee, read_front
-from supersam.search.report import read_report
-from supersam.search.report_page import write_report
+from supersam.search.report.comparison import distinguishing_names, read_searches, write_comparison
+from supersam.search.report.content import read_report
+from supersam.search.report.contributions import contributions
+from supersam.search.report.drawing import draw_subnet
+from supersam.search.report.html import page, table, tag
+from supersam.search.report.page import write_report
 from supersam.search.sweep import read_begun, volume_curves
 from supersam.space import read_space, subnet_cost
 from tests.search.trials import make_trial
@@ -76,14 +77,14 @@ def searched(trained, tmp_path_factory):
 
 def fill(asked: SearchRun) -> None:
     """A finished search of random subnets whose mIoU grows with their size."""
-    basis = find_basis(asked)
+    basis = find_inputs(asked)
     prepare_folder(asked, basis)
     space, rng = basis.space, np.random.default_rng(asked.seed)
     specs = {"largest": space.largest(), "smallest": space.smallest()}
     references = {n: trial_of(n, spec, space, "reference", rng) for n, spec in specs.items()}
     names = [f"{asked.seed}-{i}" for i in range(asked.trials)]
     trials = [trial_of(n, space.sample(rng), space, "search", rng) for n in names]
-    journal = Journal(asked.folder / JOURNAL)
+    journal = Journal(asked.folder / JOURNAL_FILE)
     journal.append([*references.values(), *trials])
     journal.close()
     write_front(asked.folder, pareto_front(trials, asked.objectives))

@@ -10,16 +10,17 @@ import sys
 import pytest
 import torch
 
-from supersam.cluster import search_job
+from supersam.cluster.search import job as search_job
 from supersam.config import UserError, load_run
 from supersam.config.search import SearchRun
 from supersam.runtime.signals import stop_requested
-from supersam.search import Trial, objective, pareto_front, read_journal
+from supersam.search import Trial, pareto_front, read_journal
+from supersam.search import evaluator as objective
 from supersam.search.command import run_search, run_search_here
-from supersam.search.folder import find_basis, prepare_folder, read_record
-from supersam.search.objective import SubnetObjective
-from supersam.search.searchers import plain
-from supersam.search.searchers.plain import RandomSearcher
+from supersam.search.evaluator import SubnetObjective
+from supersam.search.folder import find_inputs, prepare_folder, read_record
+from supersam.search.searchers import baselines as plain
+from supersam.search.searchers.baselines import RandomSearcher
 from supersam.search.sweep import expand
 from tests.search.tiny_search import make_run, make_shards, search, tiny_search
 
@@ -103,7 +104,7 @@ def test_a_finished_search_that_goes_on_is_not_finished(run, tmp_path):
     before = read_record(first.folder)
     assert before["finished"]
     longer = tiny_search(run, first.folder, trials=8)
-    prepare_folder(longer, find_basis(longer))  # and then it is killed
+    prepare_folder(longer, find_inputs(longer))  # and then it is killed
     after = read_record(first.folder)
     assert (after["finished"], after["config"]["trials"]) == (False, 8)
     assert after["front"] == before["front"]
@@ -132,8 +133,8 @@ def test_fewer_trials_than_are_done_change_nothing(run, tmp_path, monkeypatch, c
 
 
 def test_a_complete_search_is_not_submitted(run, undisturbed, monkeypatch, capsys):
-    monkeypatch.setattr("supersam.cluster.slurm.missing_slurm", lambda: None)
-    monkeypatch.setattr("supersam.cluster.slurm.run_command", lambda *_, **__: "")
+    monkeypatch.setattr("supersam.cluster.slurm.commands.missing_slurm", lambda: None)
+    monkeypatch.setattr("supersam.cluster.slurm.commands.run_command", lambda *_, **__: "")
     trials = undisturbed.num_trials
     asked = tiny_search(run, undisturbed.folder, trials=trials, cluster={"cluster": "slurm"})
     assert search_job.submit_search(asked) == 0
@@ -328,7 +329,7 @@ def test_what_is_measured_is_measured_in_one_way(run, tmp_path):
     elsewhere = {"threads": 2, "cluster": {"evaluators_per_node": 3}}
     for measured in ({}, latency):
         asked = tiny_search(run, tmp_path / str(len(measured)), **measured)
-        basis = find_basis(asked)
+        basis = find_inputs(asked)
         prepare_folder(asked, basis)
         other = tiny_search(run, asked.folder, **measured, **elsewhere)
         if not measured:
@@ -431,7 +432,7 @@ def test_a_signal_before_the_search_begins_is_not_lost(run, tmp_path):
 
 def test_a_job_gives_its_signals_to_its_search(run, tmp_path, monkeypatch):
     asked = tiny_search(run, tmp_path / "s")
-    prepare_folder(asked, find_basis(asked))
+    prepare_folder(asked, find_inputs(asked))
 
     @contextlib.contextmanager
     def hosts(folder, home):

@@ -13,9 +13,9 @@ from supersam.search import hypervolume
 from supersam.search.costs import fit_limits, known_costs, require_feasible
 from supersam.search.pareto import cost_matrix
 from supersam.search.searchers import Problem, build_searcher, opentuner_bandit
+from supersam.search.searchers.baselines import iter_subnets
 from supersam.search.searchers.evolution import breed
 from supersam.search.searchers.genes import genes_of, spec_of
-from supersam.search.searchers.plain import iter_subnets
 from supersam.space import EncoderShape, build_space
 from tests.search.trials import make_trial
 

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from supersam.cluster.queue import Queue
-from supersam.cluster.search_record import read_searches
+from supersam.cluster.slurm.queue import Queue
 from supersam.search.sweep import compare, expand, format_sweep, read_begun, volume_curves
+from supersam.status.search import read_searches
 from tests.search.tiny_search import search, tiny_search
 
 SWEEP = {"searchers": ["random", "nsga2"], "constraints": ["params_m<=4.72"], "seeds": [0, 1]}

@@ -51,7 +51,7 @@ def clerk(monkeypatch):
     program = SimpleNamespace(
         next_chunk=lambda: chunks.pop() if chunks else None, is_finished=False
     )
-    return tuner._Clerk(program, desk, False, print)
+    return tuner._ResultHandler(program, desk, False, print)
 
 
 def test_what_an_evaluator_says_ends_the_search(clerk):

@@ -11,13 +11,13 @@ from supersam.config import SearchRun, SourceConfig, SyntheticConfig, TrainRun, 
 from supersam.config.sections import CheckpointConfig
 from supersam.data.convert import convert
 from supersam.data.shards import ShardReader
+from supersam.runs.checkpoint_io import CheckpointManager
+from supersam.runs.checkpoints import TrainState
+from supersam.runs.folder import prepare_run_folder
+from supersam.runs.supernet import build_supernet
 from supersam.runtime.distributed import World
 from supersam.search.command import SearchResult, run_search
 from supersam.space import read_space, resolve_shape
-from supersam.training.checkpoint import CheckpointManager
-from supersam.training.run_folder import prepare_run_folder
-from supersam.training.saved import TrainState
-from supersam.training.trained import build_supernet
 
 TINY: dict[str, Any] = {
     "model": {

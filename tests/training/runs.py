@@ -19,9 +19,11 @@ from supersam.data.loader import TrainLoader, build_loader
 from supersam.data.partition import SampleOrder
 from supersam.data.sample import Batch
 from supersam.data.shards import ShardReader
+from supersam.health.heartbeat import Heartbeat
 from supersam.model import SamSupernet
+from supersam.model.losses import subnet_loss
+from supersam.runs.checkpoints import TrainState
 from supersam.runtime.distributed import World
-from supersam.runtime.heartbeat import Heart
 from supersam.runtime.metrics import MetricWriter
 from supersam.space import SearchSpace
 from supersam.training.engine import (
@@ -31,9 +33,7 @@ from supersam.training.engine import (
     parameter_groups,
     trainable_parameters,
 )
-from supersam.training.losses import subnet_loss
 from supersam.training.sandwich import SandwichSampler
-from supersam.training.saved import TrainState
 from supersam.training.session import build_supernet
 from supersam.training.telemetry import Telemetry
 from supersam.training.trainer import Trainer
@@ -61,7 +61,7 @@ def build_trainer(run: TrainRun, world: World, space: SearchSpace) -> Trainer:
     """The real trainer and engine of one rank, without validation and checkpoints."""
     supernet = build_supernet(run, space)
     freeze_untrained(supernet, run.optim, run.data)
-    heart = Heart(
+    heart = Heartbeat(
         run.folder,
         rank=world.rank,
         world_size=world.world_size,

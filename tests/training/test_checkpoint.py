@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from supersam.config import CheckpointConfig, UserError
+from supersam.config.files import CHECKPOINT_MANIFEST
+from supersam.runs import checkpoint_io as checkpoint
+from supersam.runs.checkpoint_io import CheckpointManager, Share, read_moments, read_weights
+from supersam.runs.checkpoints import FORMAT, TrainState, verify
 from supersam.runtime.atomic import file_sha256
 from supersam.runtime.distributed import World, barrier, close_world, init_world
-from supersam.runtime.vitals import MANIFEST
-from supersam.training import checkpoint
-from supersam.training.checkpoint import CheckpointManager, Share, read_moments, read_weights
-from supersam.training.saved import FORMAT, TrainState, verify
 from tests.distributed.ranks import run_ranks
 
 LARGE = 1 << 19  # float32 values of a tensor that a small disk does not hold
@@ -124,16 +124,16 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "a flipped byte": lambda p: flip_byte(next(p.glob("weights-*"))),
     "a truncated file": lambda p: os.truncate(next(p.glob("moments-*")), 40),
     "a missing file": lambda p: next(p.glob("moments-*")).unlink(),
-    "no manifest": lambda p: (p / MANIFEST).unlink(),
-    "half a manifest": lambda p: os.truncate(p / MANIFEST, 30),
-    "another manifest": lambda p: (p / MANIFEST).write_text("[]"),
+    "no manifest": lambda p: (p / CHECKPOINT_MANIFEST).unlink(),
+    "half a manifest": lambda p: os.truncate(p / CHECKPOINT_MANIFEST, 30),
+    "another manifest": lambda p: (p / CHECKPOINT_MANIFEST).write_text("[]"),
     "another format": lambda p: edit_manifest(p, format=FORMAT + 1),
 }
 
 
 def edit_manifest(path: Path, **changes: Any) -> None:
-    values = json.loads((path / MANIFEST).read_text()) | changes
-    (path / MANIFEST).write_text(json.dumps(values))
+    values = json.loads((path / CHECKPOINT_MANIFEST).read_text()) | changes
+    (path / CHECKPOINT_MANIFEST).write_text(json.dumps(values))
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -181,9 +181,9 @@ def save_until_killed(run: Path, point: str) -> None:
     elif point == "rmtree":  # of the checkpoint that is no longer kept, half-way
         changes["model"] = model(3)
         checkpoint.shutil.rmtree = lambda path, **_: (
-            (path / MANIFEST).exists()
+            (path / CHECKPOINT_MANIFEST).exists()
             and (
-                (path / MANIFEST).unlink(),
+                (path / CHECKPOINT_MANIFEST).unlink(),
                 die(),
             )
         )

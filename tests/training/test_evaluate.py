@@ -5,7 +5,7 @@ import json
 import pytest
 
 from supersam.config import EvaluateRun, UserError, exit_code
-from supersam.training.command import run_evaluate
+from supersam.evaluation.command import run_evaluate
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torch import Tensor
 from supersam.config import LossConfig
 from supersam.data.sample import Batch
 from supersam.model import Prediction
-from supersam.training.losses import (
+from supersam.model.losses import (
     balanced_bce_loss,
     dice_loss,
     disagreement,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from supersam.data.sample import LABEL_BOX_MAX, LABEL_BOX_MIN, EvalImage
-from supersam.training.overlay import draw_overlays
+from supersam.evaluation.overlay import draw_overlays
 
 SIDE, SIZE = 32, (20, 32)
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from supersam.config import TrainRun, load_run
+from supersam.runs.checkpoint_io import CheckpointManager, read_moments, read_weights
+from supersam.runs.folder import prepare_run_folder
 from supersam.runtime.distributed import World, close_world, init_world
-from supersam.training.checkpoint import CheckpointManager, read_moments, read_weights
-from supersam.training.run_folder import prepare_run_folder
 from supersam.training.session import train
 from tests.distributed.ranks import run_ranks
 from tests.training.runs import tiny_run

@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from supersam.config import TrainRun, UserError, load_run
-from supersam.runtime.vitals import PROGRESS
+from supersam.config.files import PROGRESS_FILE
+from supersam.runs.folder import describe_run, prepare_run_folder
 from supersam.space import read_space
-from supersam.training.run_folder import describe_run, prepare_run_folder
 from tests.training.runs import tiny_run
 
 
@@ -67,7 +67,7 @@ def test_what_a_run_begins_from_must_be_there_until_it_has_a_checkpoint(
     shutil.rmtree(other)
     with pytest.raises(UserError, match="other does not exist"):
         prepare_run_folder(run)
-    (run.folder / PROGRESS).write_text('{"step": 2}')
+    (run.folder / PROGRESS_FILE).write_text('{"step": 2}')
     prepare_run_folder(run)
 
 
@@ -128,7 +128,7 @@ def test_a_run_is_prepared_and_submitted_without_torch():
     """On a login node torch takes longer to import than all the rest of a submission."""
     script = """
 import sys
-import supersam.cluster.submission, supersam.training.run_folder
+import supersam.cluster.slurm.submit, supersam.runs.folder
 heavy = {"torch", "deepspeed", "ray", "h5py"} & set(sys.modules)
 assert not heavy, heavy
 """

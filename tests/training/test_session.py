@@ -10,11 +10,11 @@ import torch
 
 from supersam.config import TrainRun
 from supersam.model import load_sam
+from supersam.runs.folder import prepare_run_folder
+from supersam.runs.supernet import load_supernet
+from supersam.runs.weights import find_weights
 from supersam.space import read_space, resolve_shape
-from supersam.training.run_folder import prepare_run_folder
 from supersam.training.session import train
-from supersam.training.source import find_weights
-from supersam.training.trained import load_supernet
 from tests.distributed.ranks import run_ranks
 from tests.training.runs import tiny_run
 

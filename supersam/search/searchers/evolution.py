@@ -60,12 +60,12 @@ class RegularizedSearcher(Searcher):
 
 
 def best_first(costs: Costs) -> NDArray[np.int64]:
-    """(N,) places of the rows by front, then by how lonely they are on it."""
+    """(N,) places of the rows by front, then by how crowded_last they are on it."""
     ranks = front_ranks(costs)
-    lonely = np.zeros(len(costs))
+    crowded_last = np.zeros(len(costs))
     for rank in np.unique(ranks):
-        lonely[ranks == rank] = crowding_distance(costs[ranks == rank])
-    return np.lexsort((np.arange(len(costs)), -lonely, ranks))
+        crowded_last[ranks == rank] = crowding_distance(costs[ranks == rank])
+    return np.lexsort((np.arange(len(costs)), -crowded_last, ranks))
 
 
 def breed(parents: Sequence[SubnetSpec], space: SearchSpace, rng: Rng) -> SubnetSpec:

@@ -1,0 +1,231 @@
+"""One host of a search's Ray, as a task of a Slurm step: its ports, its folder, its start and end.
+
+`python -m supersam.cluster.search.ray_host MEETING HEAD` runs on every host of the step; the host
+named HEAD starts the head and writes to the file MEETING where it is, the others join it. The Ray
+ends when that file is removed; nothing of it is left on the host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from supersam.config import UserError
+from supersam.runtime.atomic import atomic_file
+from supersam.search.ray.address import (
+    OBJECT_STORE_BYTES,
+    RayAddress,
+    ray_environment,
+    require_short,
+)
+
+DEADLINE_S = 300.0
+"""For the head to appear: the slowest host may still be reading Python from a cold file system."""
+_FIRST_PORT, _LAST_PORT = 20000, 32000  # below the ports that Linux gives to outgoing connections
+_BLOCKS = 50
+_STARTS = 3
+_END_S = 4.0
+_POLL_S = 0.2
+_SERVICES = (
+    "--port",
+    "--node-manager-port",
+    "--object-manager-port",
+    "--runtime-env-agent-port",
+    "--dashboard-agent-grpc-port",
+    "--dashboard-agent-listen-port",
+    "--metrics-export-port",
+)
+_WORKER_PORTS = 8
+"""Besides one for each core: Ray starts more workers than it uses at a time."""
+
+
+def choose_ports(count: int, *, host: str, key: str) -> list[int]:
+    """Neighbouring ports of this machine that are all free now, the same choice for equal keys.
+
+    Raises UserError where no block of that many is found.
+    """
+    span = _LAST_PORT - _FIRST_PORT - count
+    for block in range(_BLOCKS):
+        digest = hashlib.sha256(f"{key}/{block}".encode()).digest()
+        first = _FIRST_PORT + int.from_bytes(digest[:8], "big") % span
+        ports = list(range(first, first + count))
+        if all(_is_free(host, port) for port in ports):
+            return ports
+    raise UserError(
+        f"{socket.gethostname()} has no {count} neighbouring free ports between {_FIRST_PORT} and "
+        f"{_LAST_PORT}; leave it out with --exclude {socket.gethostname()}"
+    )
+
+
+def ray_command(
+    ports: Sequence[int], *, ip: str, folder: str, tag: str, head: str | None
+) -> list[str]:
+    """`ray start` of this host. head: host:port to join; None to be the head."""
+    cores, gpus = len(os.sched_getaffinity(0)), _visible_gpus()
+    services = [f"{name}={port}" for name, port in zip(_SERVICES, ports, strict=False)]
+    role = ["--head", services[0], "--include-dashboard=false"]
+    if head is not None:
+        role = [f"--address={head}"]
+    workers = ",".join(str(port) for port in ports[len(_SERVICES) :])
+    return [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+        *role,
+        *services[1:],
+        f"--worker-port-list={workers}",
+        f"--node-ip-address={ip}",
+        f"--num-cpus={cores}",
+        f"--num-gpus={gpus}",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        f"--temp-dir={folder}",
+        f"--resources={json.dumps({tag: 1})}",
+    ]
+
+
+def read_meeting(meeting: Path, *, deadline_s: float = DEADLINE_S) -> RayAddress:
+    """Where the head is, once it listens. Raises UserError after `deadline_s`."""
+    deadline = time.monotonic() + deadline_s
+    while time.monotonic() < deadline:
+        if _is_there(meeting):
+            found = RayAddress(**json.loads(meeting.read_text(encoding="utf-8")))
+            if _listens(found.address):
+                return found
+        time.sleep(_POLL_S)
+    raise UserError(
+        f"the head of the search's Ray did not appear within {deadline_s:g} s ({meeting}); see "
+        "its log, and whether all nodes share this folder"
+    )
+
+
+def serve(meeting: Path, *, is_head: bool, key: str) -> int:
+    """Start Ray on this host and stay until it ends or this task is told to end."""
+    ip = socket.gethostbyname(socket.gethostname())
+    tag = f"ss-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    cores = len(os.sched_getaffinity(0))
+    token = secrets.token_hex(16)  # of all starts: who joins reads it once
+    with _short_folder() as folder, _ending_on_signals():
+        for start in range(_STARTS):  # a port can be taken between the test and the start
+            count = len(_SERVICES) + cores + _WORKER_PORTS
+            ports = choose_ports(count, host=ip, key=f"{key}/{start}")
+            if is_head:
+                found = RayAddress(f"{ip}:{ports[0]}", tag, token)
+                _write_meeting(meeting, found)
+            else:
+                found = read_meeting(meeting)
+            command = ray_command(
+                ports, ip=ip, folder=folder, tag=tag, head=None if is_head else found.address
+            )
+            print(f"{socket.gethostname()}: ports {ports[0]}-{ports[-1]}, folder {folder}")
+            code = _run_while(command, ray_environment(found.token), meeting=meeting)
+            if code == 0:
+                return 0
+            print(f"{socket.gethostname()}: ray start ended with {code}", file=sys.stderr)
+        return 1
+
+
+def _run_while(command: Sequence[str], environment: dict[str, str], *, meeting: Path) -> int:
+    """Run until the file `meeting` is gone, and leave no process behind. Returns the exit code."""
+    child = subprocess.Popen(command, env=os.environ | environment, start_new_session=True)
+    try:
+        while child.poll() is None:
+            if not _is_there(meeting):
+                child.send_signal(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(_END_S)
+                return 0
+            time.sleep(_POLL_S)
+        return child.returncode
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def _is_there(meeting: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return meeting.name in os.listdir(meeting.parent)  # makes NFS look again
+    return False
+
+
+@contextlib.contextmanager
+def _short_folder() -> Iterator[str]:
+    """A folder of this host's own for sockets and logs, removed at the end."""
+    folder = tempfile.mkdtemp(prefix="ss-")
+    try:
+        require_short(folder)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """Within the block TERM and INT end this process in order; USR2 is the driver's affair."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    yield
+
+
+def _write_meeting(meeting: Path, found: RayAddress) -> None:
+    """For this user alone: it holds the token."""
+    meeting.parent.mkdir(mode=0o700, exist_ok=True)
+    with atomic_file(meeting) as temporary:
+        temporary.touch(mode=0o600)
+        temporary.write_text(json.dumps(asdict(found)), encoding="utf-8")
+
+
+def _visible_gpus() -> int:
+    """GPUs that Slurm gave this task."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return len([name for name in visible.split(",") if name.strip()])
+
+
+def _is_free(host: str, port: int) -> bool:
+    with contextlib.closing(socket.socket()) as probe:
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=2.0):
+            return True
+    except OSError:
+        return False
+
+
+def main(meeting: Path, head: str) -> int:
+    """Serve as the host that Slurm says this is. Returns the exit code."""
+    names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")
+    key = "-".join(os.environ.get(name, "0") for name in names)
+    is_head = os.environ.get("SLURMD_NODENAME", socket.gethostname()) == head
+    try:
+        return serve(meeting, is_head=is_head, key=key)
+    except UserError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))

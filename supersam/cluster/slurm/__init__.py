@@ -1,0 +1,1 @@
+"""Slurm: its commands, our scripts, the supervisor in the batch step."""

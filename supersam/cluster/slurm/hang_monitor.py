@@ -1,0 +1,83 @@
+"""The supervisor's eye on the ranks: has one been blamed for a hang, or fallen silent?
+
+A rank's own watchdog cannot act when its process is stopped or its host is frozen, and the others'
+act only where they wait for it. Heartbeats that stand still are seen from outside.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from supersam.cluster.slurm.srun import GRACE_S
+from supersam.cluster.slurm.supervisor_lease import write_beat
+from supersam.config import WatchdogConfig
+from supersam.config.files import STALL_FILE
+from supersam.health.records import Beat, read_beats
+from supersam.health.watchdog import HangReport, record_hang
+
+_FAREWELL_S = 5.0  # for the ranks to write their stacks and end, once one of them named a culprit
+_FRESH_BEATS = 6  # as `cluster.record` counts
+
+
+class HangMonitor:
+    """Over the ranks of one attempt. Times are this process's own: clocks of hosts differ."""
+
+    def __init__(
+        self, folder: Path, config: WatchdogConfig, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._folder, self._config, self._clock = folder, config, clock
+        # Ranks that can still act do so at `stall_s` and leave their stacks: let them.
+        beats = max(config.stall_s, _FRESH_BEATS * config.heartbeat_s)
+        self.limit_s = beats + 3 * config.heartbeat_s
+        self._before = {beat.rank: beat.time for beat in read_beats(folder)}  # of earlier attempts
+        self._seen: dict[int, tuple[float, float]] = {}
+        self._looked = clock()
+        self._blamed: float | None = None
+        (folder / STALL_FILE).unlink(missing_ok=True)
+
+    def detects_hang(self) -> bool:
+        """Whether the attempt hangs and can be ended: somebody was blamed, by a rank or here."""
+        if not self._config.enabled:
+            return False
+        now = self._clock()
+        if self._blamed is None and (self._folder / STALL_FILE).exists():
+            self._blamed = now
+        if self._blamed is not None:
+            return now - self._blamed >= _FAREWELL_S
+        if now - self._looked < self._config.heartbeat_s:
+            return False
+        silent = self._find_silent(now)
+        if silent is None:
+            return False
+        quiet_s = now - self._seen[silent.rank][1]
+        what = f"gave no sign of life for {quiet_s:.0f} s ({silent.phase}, step {silent.step})"
+        reason = f"rank {silent.rank} on {silent.host} {what}"
+        record_hang(self._folder, HangReport(silent.rank, silent.host, reason), step=silent.step)
+        return True
+
+    def _find_silent(self, now: float) -> Beat | None:
+        """The rank that has been silent longest, beyond the limit."""
+        if now - self._looked > self.limit_s / 2 or not self._can_write():
+            self._seen.clear()  # this host was suspended, or the disk is full: no evidence
+        self._looked = now
+        beats = [b for b in read_beats(self._folder) if b.time != self._before.get(b.rank)]
+        # A rank that was killed is silent too, and the others fail for it: Slurm ends those soon.
+        limit_s = self.limit_s + (GRACE_S if any(b.phase == "failed" for b in beats) else 0)
+        working = {b.rank: b for b in beats if not b.has_ended}
+        self._seen = {
+            rank: self._seen[rank]
+            if self._seen.get(rank, (0, 0))[0] == beat.time
+            else (beat.time, now)
+            for rank, beat in working.items()
+        }
+        quiet = [rank for rank, (_, since) in self._seen.items() if now - since > limit_s]
+        return working[min(quiet, key=lambda rank: self._seen[rank][1])] if quiet else None
+
+    def _can_write(self) -> bool:
+        try:
+            write_beat(self._folder)
+        except OSError:
+            return False
+        return True

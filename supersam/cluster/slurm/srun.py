@@ -1,0 +1,115 @@
+"""The steps of a Slurm job, in srun's words: the ranks, the sentinels, a look from every node."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from supersam.cluster.slurm.script import cores_per_rank
+from supersam.cluster.tasks import Task
+from supersam.runtime.atomic import write_bytes
+
+GRACE_S = 30
+"""For the other ranks to end by themselves after the first has."""
+# They describe the allocation as it began; a step on fewer hosts must not see them.
+_STALE = ("NNODES", "NODELIST", "TASKS_PER_NODE", "NTASKS", "NPROCS", "NTASKS_PER_NODE")
+_STALE_JOB = ("SLURM_JOB_NUM_NODES", "SLURM_JOB_NODELIST", "SLURM_JOB_CPUS_PER_NODE")
+_END_S = 10.0
+_TOKEN = "shared"
+_LOOK_S = 20  # network file systems show new files late
+_LOOK_LIMIT_S = 120.0
+_LOOK = f"""\
+for i in $(seq {_LOOK_S}); do
+  [ "$(cat "$1" 2>/dev/null)" = "$2" ] && exit 0
+  sleep 1
+done
+echo "$SLURMD_NODENAME"
+"""
+
+
+def rank_step(run: Task, hosts: Sequence[str], *, attempt: int) -> list[str]:
+    """The ranks of an attempt, in the run's folder."""
+    folder, each = run.folder, run.cluster.ranks_per_node
+    return [
+        *_srun_on(hosts, each),
+        f"--cpus-per-task={cores_per_rank(run)}",
+        "--distribution=block",
+        "--overlap",
+        f"--wait={GRACE_S}",
+        "--kill-on-bad-exit=0",  # ranks that saved end one by one; --wait bounds it
+        "--unbuffered",
+        f"--chdir={folder / 'code'}",  # the job goes back; see sbatch.py
+        f"--output={folder / 'logs' / f'task-%5t.attempt-{attempt:03d}.log'}",
+        *(sys.executable, "-u", "-m", "supersam.cluster.rank", str(folder)),
+    ]
+
+
+def sentinel_step(run: Task, hosts: Sequence[str], *, job_id: str) -> list[str]:
+    """One sentinel on each host, see `orphans`."""
+    return [
+        *_srun_on(hosts, 1),
+        *("--no-kill", *_BESIDE),
+        f"--chdir={run.folder / 'code'}",
+        f"--output={run.folder / 'logs' / 'sentinel-%t.log'}",
+        *(
+            sys.executable,
+            "-u",
+            "-m",
+            "supersam.cluster.slurm.supervisor_lease",
+            str(run.folder),
+            job_id,
+        ),
+    ]
+
+
+def hosts_that_miss(folder: Path, hosts: Sequence[str]) -> list[str]:
+    """Those of `hosts` that do not see what this host writes to `folder`."""
+    token = secrets.token_hex(8)
+    write_bytes(folder / _TOKEN, token.encode())
+    look = ["sh", "-c", _LOOK, "look", str(folder / _TOKEN), token]
+    try:
+        done = subprocess.run(
+            [*_srun_on(hosts, 1), *_BESIDE, "--chdir=/", *look],
+            env=step_environment(),
+            capture_output=True,
+            text=True,
+            timeout=_LOOK_LIMIT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:  # a host that is lost now is the attempt's to find out
+        return []
+    return sorted(set(done.stdout.split()) & set(hosts))
+
+
+def end_step(step: subprocess.Popen[bytes]) -> None:
+    """End a step's tasks for certain, stopped ones too."""
+    step.terminate()  # srun then kills its tasks
+    try:
+        step.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        step.kill()
+        step.wait()
+
+
+def step_environment() -> dict[str, str]:
+    """This process's environment, for a step on fewer hosts than the allocation began with."""
+    stale = {f"SLURM_{name}" for name in _STALE} | set(_STALE_JOB)
+    return {name: value for name, value in os.environ.items() if name not in stale}
+
+
+_BESIDE = ("--overlap", "--mem=0", "--cpus-per-task=1")  # takes nothing from the ranks
+
+
+def _srun_on(hosts: Sequence[str], each: int) -> list[str]:
+    """The beginning of a step with `each` tasks on every host."""
+    return [
+        "srun",
+        f"--nodes={len(hosts)}",
+        f"--ntasks={len(hosts) * each}",
+        f"--ntasks-per-node={each}",
+        f"--nodelist={','.join(hosts)}",
+    ]

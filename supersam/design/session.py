@@ -1,0 +1,169 @@
+"""One rank of a design, from its configuration to its files: launch/design.py.
+
+It stands on this floor, above `supersam.design`, as the weights may be those of a training run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor
+
+from supersam.config import DesignRun, LossConfig, ModelConfig, TrainRun, UserError, load_run
+from supersam.config.files import RUN_FILE
+from supersam.data.sample import Batch
+from supersam.data.shards import ShardReader
+from supersam.design import ScoreLoss, scan_sensitivity
+from supersam.design.cache import DamageCache
+from supersam.design.calibration import load_calibration
+from supersam.design.designer import design_space
+from supersam.design.files import Evidence, write_design
+from supersam.design.importance import embedding_loss
+from supersam.design.score_cache import cached_scores
+from supersam.design.sensitivity import cache_content
+from supersam.model import Prediction, SamSupernet, load_sam
+from supersam.model.losses import subnet_loss
+from supersam.model.sam import infer_model, infer_shape, read_checkpoint
+from supersam.runs.supernet import build_supernet
+from supersam.runtime.device import choose_device
+from supersam.runtime.distributed import World, barrier, close_world, init_world, share_cores
+from supersam.runtime.logging import setup_logging
+from supersam.space import SHAPES, describe_shape, published_space, resolve_shape
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a design starts from."""
+
+    supernet: SamSupernet
+    model: ModelConfig
+    """How a training run describes this model."""
+    crop_px: tuple[int, int] | None
+    """The crops that it was trained on; None where that is not known."""
+
+
+def design(run: DesignRun) -> None:
+    """Design a space as the rank that the environment describes; rank 0 writes the files.
+
+    Raises UserError for what a user can mend.
+    """
+    device = choose_device(run.device)
+    world = init_world(device)
+    device = choose_device(run.device, world.local_rank)
+    setup_logging(world, run.folder / "logs" / f"design-{world.rank:05d}.log")
+    share_cores(run.threads)
+    try:
+        start = load_start(run)
+        supernet = start.supernet.to(device).eval()
+        calibration = _load_calibration(run, start)
+        evidence = gather_evidence(run, supernet, calibration, world)
+        if world.is_first:
+            summary = write_design(run, start.model, supernet, calibration, evidence)
+            print(json.dumps(summary) if run.json_ else _in_words(run, summary))
+        barrier()
+    finally:
+        close_world()
+
+
+def load_start(run: DesignRun) -> Start:
+    """The weights that `run.checkpoint` names, as a supernet, and what is known of them."""
+    if run.checkpoint.is_dir():
+        start = _start_from_run(run)
+    else:
+        state = read_checkpoint(run.checkpoint)
+        shape = infer_shape(state)
+        if shape is None:
+            raise UserError(f"checkpoint {run.checkpoint} is {infer_model(state)}")
+        sam = load_sam(shape, run.checkpoint)
+        start = Start(SamSupernet(sam, published_space(shape)), describe_shape(shape), None)
+    found = start.supernet.space.shape
+    if run.model is not None and run.model not in SHAPES:
+        raise UserError(f"--model {run.model!r} is not one of {', '.join(SHAPES)}; or leave it out")
+    if run.model is not None and SHAPES[run.model] != found:
+        raise UserError(
+            f"checkpoint {run.checkpoint} holds {_words(start.model)}, and --model {run.model} was "
+            "asked for; name its file, or leave --model out"
+        )
+    return start
+
+
+def gather_evidence(
+    run: DesignRun, supernet: SamSupernet, calibration: list[Batch], world: World
+) -> Evidence:
+    """Scores, sensitivity and the space that follows. A collective."""
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, action: Callable[[], Result]) -> Result:
+        began = time.perf_counter()
+        result = action()
+        seconds[name] = time.perf_counter() - began
+        logger.info("%s: %.1f s", name, seconds[name])
+        return result
+
+    folder = run.folder / "cache"
+    content = timed("hash weights and images", lambda: cache_content(supernet, calibration))
+    scores = timed(
+        "score units",
+        lambda: cached_scores(
+            folder, content, supernet, calibration, run.importance, world, loss=_loss_of(run)
+        ),
+    )
+    cache = DamageCache(folder / "sensitivity.jsonl", content, is_first=world.is_first)
+    before = len(cache)
+    sensitivity = timed(
+        "scan layers",
+        lambda: scan_sensitivity(supernet, calibration, run.scan, world=world, cache=cache),
+    )
+    space = design_space(supernet.space.shape, scores, sensitivity, run.limits)
+    return Evidence(scores, sensitivity, space, seconds, num_measured=len(cache) - before)
+
+
+def _start_from_run(run: DesignRun) -> Start:
+    folder = run.checkpoint
+    if not (folder / RUN_FILE).is_file():
+        raise UserError(
+            f"checkpoint {folder} is no run: it has no run.yaml; name a folder of runs/"
+        )
+    trained = load_run(TrainRun, folder / RUN_FILE)
+    model = trained.model.model_copy(update={"checkpoint": folder})
+    space = published_space(resolve_shape(model))
+    supernet = build_supernet(trained.model_copy(update={"model": model}), space)
+    return Start(supernet, trained.model, trained.data.augment.crop_px)
+
+
+def _load_calibration(run: DesignRun, start: Start) -> list[Batch]:
+    config = run.calibration
+    if config.crop_px is None:
+        config = config.model_copy(update={"crop_px": start.crop_px})
+    readers = [ShardReader(path) for path in run.data]
+    return load_calibration(readers, config, side=start.supernet.space.shape.image_size)
+
+
+def _loss_of(run: DesignRun) -> ScoreLoss:
+    return _task_loss if run.importance.loss == "task" else embedding_loss(run.importance.seed)
+
+
+def _task_loss(prediction: Prediction, batch: Batch) -> Tensor:
+    return subnet_loss(prediction, batch, LossConfig(), teacher=None).total
+
+
+def _words(model: ModelConfig) -> str:
+    sizes = model.model_dump(exclude_none=True, exclude={"attention", "checkpoint"})
+    return ", ".join(f"{name} {value}" for name, value in sizes.items())
+
+
+def _in_words(run: DesignRun, summary: dict[str, object]) -> str:
+    lines = [f"{name.replace('_', ' '):22} {value}" for name, value in summary.items()]
+    data = shlex.join(map(str, run.data))
+    config = shlex.quote(f"{run.folder}/train.yaml")
+    command = f"python launch/train.py --config {config} --data.train {data}"
+    return "\n".join([*lines, f"train it: {command}, and the settings of a run like it"])

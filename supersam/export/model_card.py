@@ -1,0 +1,199 @@
+"""The model card: what the subnet is, how good, how large, how fast, and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from supersam.config import dump_yaml
+from supersam.space import SubnetCost, SubnetSpec
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes two exports the same."""
+
+    run: str
+    """Name of the training run."""
+    weights: str
+    """16 hex digits of the checkpoint's content; empty for the weights before training."""
+    step: int
+    """Optimizer steps of the checkpoint."""
+    subnet: str
+    """Key of the subnet."""
+    finetune_steps: int
+    """Steps that the subnet was trained alone afterwards."""
+    finetune_lr: float | None
+    """Peak learning rate of those; None without them."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Everything that is known of an exported subnet."""
+
+    name: str
+    identity: Identity
+    license: str | None
+    """Licence of the weights, where the user named one."""
+    spec: SubnetSpec
+    cost: SubnetCost
+    space: Mapping[str, Any]
+    """The search space that it was chosen from."""
+    shape: Mapping[str, Any]
+    """Sizes of the supernet's encoder."""
+    start: str
+    """Where the supernet's weights began, in words."""
+    training_data: tuple[Mapping[str, str], ...]
+    """Folder and fingerprint of each training set."""
+    evaluation_data: tuple[str, ...]
+    """Folders of the evaluation shards."""
+    evaluation_images: int | None
+    """Images evaluated on, spread evenly; None for all."""
+    seen_in_training: str | None
+    """What training saw of the evaluation data; None where it saw nothing."""
+    metrics: Mapping[str, Mapping[str, Any]]
+    """Evaluation results by prompt; empty where there was no evaluation data."""
+    max_difference_from_supernet: float
+    """Largest difference of a mask logit from the supernet with this subnet active."""
+    latency: Mapping[str, Any]
+    """Of the exported model itself, on the device of the export."""
+    onnx: Mapping[str, Any] | None
+    """Parity of the ONNX files; None where there are none."""
+    versions: Mapping[str, str]
+    """Of this software, its libraries, and its git commit."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            **asdict(self),
+            "spec": self.spec.to_dict(),
+            "cost": {
+                **asdict(self.cost),
+                "params_m": self.cost.params_m,
+                "flops_g": self.cost.flops_g,
+            },
+        }
+
+
+def card_text(card: ModelCard) -> str:
+    """The card as Markdown with a YAML header, as model hubs read it."""
+    parts = [f"---\n{dump_yaml(_header(card))}---", f"# {card.name}", _summary(card), _usage(card)]
+    parts += [_accuracy(card), _costs(card), _provenance(card), _subnet(card)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _header(card: ModelCard) -> dict[str, Any]:
+    results = [
+        {
+            "task": {"type": "mask-generation"},
+            "dataset": {"name": ", ".join(card.evaluation_data), "type": "custom"},
+            "metrics": [{"type": "mean_iou", "name": f"mIoU, {prompt}", "value": found["miou"]}],
+        }
+        for prompt, found in card.metrics.items()
+    ]
+    header: dict[str, Any] = {} if card.license is None else {"license": card.license}
+    header |= {"library_name": "segment-anything", "pipeline_tag": "mask-generation"}
+    header |= {"tags": ["segment-anything", "supersam", "neural-architecture-search"]}
+    return header | {"model-index": [{"name": card.name, "results": results}]}
+
+
+def _summary(card: ModelCard) -> str:
+    spec = card.spec
+    return (
+        f"A Segment Anything model with {card.cost.params_m:.2f} M parameters: a subnet of the "
+        f"supernet `{card.identity.run}`, {len(spec.layers)} of {card.shape['depth']} encoder "
+        f"layers, {spec.embed_dim} channels."
+    )
+
+
+def _usage(card: ModelCard) -> str:
+    onnx = (
+        "\n`encoder.onnx` takes `images`, (B, 3, S, S) float32 as `Sam.preprocess` gives them; "
+        "`decoder.onnx` has the inputs and outputs of segment-anything's own `SamOnnxModel`, with "
+        "four masks for each prompt, the single mask first."
+    )
+    return (
+        "```python\nfrom segment_anything import SamPredictor\nfrom supersam.export import "
+        "load_subnet  # needs torch, segment-anything, safetensors\n\npredictor = SamPredictor("
+        'load_subnet("this/folder"))\n```' + ("\n" + onnx if card.onnx else "")
+    )
+
+
+def _accuracy(card: ModelCard) -> str:
+    if not card.metrics:
+        return "## Accuracy\n\nNot evaluated: the run has no held-out images, and none were named."
+    head = ["prompt", "mIoU", "95 % interval", "best of 3 by its own estimate", "oracle of 3"]
+    rows = [head, ["---"] * len(head)]
+    for prompt, found in card.metrics.items():
+        interval = found["miou_interval"]
+        shown = "-" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
+        row = [prompt, f"{found['miou']:.4f}", shown]
+        rows.append(row + [f"{found[n]:.4f}" for n in ("miou_predicted_best", "miou_oracle")])
+    some = next(iter(card.metrics.values()))
+    note = (
+        f"{some['num_objects']} objects in {some['num_images']} images of "
+        f"{', '.join(f'`{folder}`' for folder in card.evaluation_data)}, fixed prompts, original "
+        f"resolution; filling each object's box alone scores {some['box_fill_miou']:.4f}."
+    )
+    if card.seen_in_training is not None:
+        note += (
+            f"\n\n**Training saw this evaluation data** ({card.seen_in_training}): the numbers say "
+            "nothing about new images."
+        )
+    return "## Accuracy\n\n" + _table(rows) + "\n\n" + note
+
+
+def _costs(card: ModelCard) -> str:
+    latency = card.latency
+    rows = [["", ""], ["---", "---"]]
+    rows += [["parameters", f"{card.cost.params:,} (image encoder {card.cost.encoder_params:,})"]]
+    rows += [["FLOPs", f"{card.cost.flops_g:.2f} G, one image and prompt"]]
+    rows += [
+        [
+            "latency",
+            f"{latency['median_ms']:.1f} ms median, quartiles {latency['iqr_ms']:.1f} ms apart, of "
+            f"{latency['repeats']} runs after {latency['warmup']}; one image and prompt, PyTorch "
+            f"{latency['precision']}, {latency['device']}",
+        ]
+    ]
+    if card.onnx is not None:
+        rows += [
+            [
+                "ONNX",
+                f"opset {card.onnx['opset']}; {card.onnx['masks']} masks of {card.onnx['images']} "
+                f"images: smallest IoU with PyTorch's {card.onnx['min_mask_iou']:.6f}",
+            ]
+        ]
+    return "## Cost\n\n" + _table(rows)
+
+
+def _provenance(card: ModelCard) -> str:
+    identity = card.identity
+    weights = f"content {identity.weights}" if identity.weights else "before training"
+    lines = [
+        f"- supernet: run `{identity.run}`, step {identity.step}, {weights}",
+        f"- its weights began as {card.start}",
+        *(f"- trained on `{d['folder']}`, content {d['fingerprint']}" for d in card.training_data),
+        f"- largest difference of a mask logit from the supernet: "
+        f"{card.max_difference_from_supernet:g}",
+        "- software: " + ", ".join(f"{name} {value}" for name, value in card.versions.items()),
+        f"- licence of the weights: {card.license or 'not stated'}; the architecture is Segment "
+        "Anything's (Apache-2.0)",
+    ]
+    if identity.finetune_steps > 0:
+        text = f"- then trained alone for {identity.finetune_steps} steps, peak learning rate "
+        lines.insert(3, f"{text}{identity.finetune_lr:g}")
+    return "## Provenance\n\n" + "\n".join(lines)
+
+
+def _subnet(card: ModelCard) -> str:
+    spec = card.spec
+    rows = [["supernet layer", "MLP width", "heads"], ["---"] * 3]
+    layers = zip(spec.layers, spec.mlp_widths, spec.heads, strict=True)
+    rows += [[str(value) for value in layer] for layer in layers]
+    return f"## Subnet `{card.identity.subnet}`\n\n" + _table(rows)
+
+
+def _table(rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -1,0 +1,1 @@
+"""Signs of life of a run's ranks, and the hosts that failed."""

@@ -1,0 +1,276 @@
+"""Signs of life: what each rank tells of itself while it works. No collective, no torch.
+
+A daemon thread of every rank replaces `heartbeats/rank-00000.json` every few seconds; rank 0 also
+`status.json`. The files are small and not synced to disk: losing the last one loses nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import statistics
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from supersam.config import UserError
+from supersam.config.files import HEARTBEATS, STATUS_FILE
+from supersam.health.records import (
+    ENDED,
+    AttemptTimes,
+    Beat,
+    Fault,
+    Phase,
+    Status,
+    read_status,
+    saved_step,
+)
+from supersam.runtime.atomic import write_json
+from supersam.runtime.process import available_gib, resident_gib, start_ticks
+
+logger = logging.getLogger(__name__)
+
+_REMEMBERED_STEPS = 50
+_MESSAGE_LETTERS = 2000
+
+
+@dataclass
+class _Numbers:
+    """What the trainer reports besides its steps."""
+
+    images_per_s: float | None = None
+    losses: dict[str, float | None] = field(default_factory=dict)
+    miou: float | None = None
+    checkpoint: int | None = None
+
+
+class Heartbeat:
+    """The trainer tells it where it is; a thread writes it down. A context manager.
+
+    Leaving the context records how the rank ended: finished, or failed by which exception.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        rank: int,
+        world_size: int,
+        nodes: int,
+        interval_s: float,
+        steps: int,
+        memory_gib: Callable[[], float] = resident_gib,
+    ) -> None:
+        self.folder, self.interval_s = folder, interval_s
+        self.rank, self.world_size = rank, world_size
+        self._nodes, self._steps, self._memory_gib = nodes, steps, memory_gib
+        self._phase: Phase = "starting"
+        self._step = self._first_step = self._marks = 0
+        self._started = self._step_time = time.time()
+        self._since = self._progress = time.monotonic()
+        self._trained_s = 0.0
+        self._step_s: deque[float] = deque(maxlen=_REMEMBERED_STEPS)
+        self._work_s: deque[float] = deque(maxlen=_REMEMBERED_STEPS)
+        self._seconds: dict[str, float] = {}
+        self._numbers = _Numbers()
+        self._former: list[AttemptTimes] = []
+        self._fault: Fault | None = None
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._complained = False
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        (self.folder / HEARTBEATS).mkdir(parents=True, exist_ok=True)
+        self._step = self._first_step = saved_step(self.folder)  # until `begin` knows better
+        if self.rank == 0 and (former := read_status(self.folder)) is not None:
+            self._former = former.attempts
+            self._numbers.miou, self._numbers.checkpoint = former.miou, former.checkpoint
+        self.beat()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        fault: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if fault is not None and self._phase not in ENDED:
+            self._fault = _describe(fault)
+            self.enter("failed")
+        elif self._phase not in ENDED:
+            self.enter("finished")
+        self._over.set()
+        self._thread.join()
+        self.beat()
+
+    def begin(self, step: int) -> None:
+        """Training goes on from `step`."""
+        with self._lock:
+            self._step = self._first_step = step
+        self.mark()
+
+    def mark(self) -> None:
+        """A place was passed at which a rank may wait for the others, or leave them waiting."""
+        self._marks += 1
+        self._progress = time.monotonic()
+
+    def end_own_work(self) -> None:
+        """This rank's own part of the step is done; what follows takes as long as the slowest."""
+        if self._phase == "training":
+            self._work_s.append(self.seconds()["training"] - self._trained_s)
+        self.mark()
+
+    def enter(self, phase: Phase) -> None:
+        """What is done from here on."""
+        with self._lock:
+            now = time.monotonic()
+            self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
+            self._since, self._phase = now, phase
+        self.mark()
+
+    def end_step(self, step: int) -> None:
+        """`step` steps are taken. The first of a process counts as its start, not as training."""
+        if self._phase == "starting":
+            self.enter("training")
+        else:
+            trained_s = self.seconds().get("training", 0.0)
+            self._step_s.append(trained_s - self._trained_s)
+            self._trained_s = trained_s
+        with self._lock:
+            self._step, self._step_time = step, time.time()
+        self.mark()
+
+    def report(self, *, losses: Mapping[str, float], images_per_s: float) -> None:
+        """The latest means of training. losses: by slot."""
+        with self._lock:
+            self._numbers.losses = {slot: _finite(value) for slot, value in losses.items()}
+            self._numbers.images_per_s = _finite(images_per_s)
+
+    def validated(self, miou: float) -> None:
+        """The score of a validation."""
+        self._numbers.miou = _finite(miou)
+
+    def saved(self, step: int) -> None:
+        """A checkpoint of `step` is complete."""
+        self._numbers.checkpoint = step
+
+    @property
+    def phase(self) -> Phase:
+        """What is being done."""
+        return self._phase
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        return self._step
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the last mark."""
+        return time.monotonic() - self._progress
+
+    def reset_idle_timer(self) -> None:
+        """Count `idle_s` from now: the whole process was suspended."""
+        self._progress = time.monotonic()
+
+    @property
+    def median_step_s(self) -> float | None:
+        """Seconds of a training step, of the last ones; None before there are any."""
+        return _median(self._step_s)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent in each phase."""
+        with self._lock:
+            running = self._seconds.get(self._phase, 0.0) + time.monotonic() - self._since
+            return {**self._seconds, self._phase: running}
+
+    def beat(self) -> None:
+        """Write the sign of life now. A full or absent disk is no reason to end."""
+        try:
+            path = self.folder / HEARTBEATS / f"rank-{self.rank:05d}.json"
+            write_json(path, asdict(self._beat()), durable=False)
+            if self.rank == 0:
+                write_json(self.folder / STATUS_FILE, asdict(self._status()), durable=False)
+        except OSError as fault:
+            if not self._complained:
+                logger.warning("no heartbeat could be written: %s", fault)
+            self._complained = True
+
+    def _run(self) -> None:
+        while not self._over.wait(self.interval_s):
+            self.beat()
+
+    def _finished_seconds(self) -> dict[str, float]:
+        """Seconds by phase, with a step that is not finished apart: it may never be."""
+        seconds = self.seconds()
+        trained_s = min(self._trained_s, seconds.get("training", 0.0))
+        unfinished_s = seconds.pop("training", 0.0) - trained_s
+        return {**seconds, "training": trained_s, "unfinished": unfinished_s}
+
+    def _beat(self) -> Beat:
+        return Beat(
+            rank=self.rank,
+            world_size=self.world_size,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started_ticks=start_ticks(os.getpid()) or 0,
+            time=time.time(),
+            phase=self._phase,
+            step=self._step,
+            step_time=self._step_time,
+            median_step_s=self.median_step_s,
+            median_work_s=_median(self._work_s),
+            marks=self._marks,
+            memory_gib=self._memory_gib(),
+            host_free_gib=available_gib(),
+            fault=self._fault,
+        )
+
+    def _status(self) -> Status:
+        median, left = self.median_step_s, self._steps - self._step
+        times = AttemptTimes(
+            started=self._started,
+            updated=time.time(),
+            first_step=self._first_step,
+            last_step=self._step,
+            world_size=self.world_size,
+            nodes=self._nodes,
+            seconds=self._finished_seconds(),
+        )
+        return Status(
+            time=times.updated,
+            phase=self._phase,
+            step=self._step,
+            steps=self._steps,
+            attempt=len(self._former) + 1,
+            eta_s=None if median is None else median * left,
+            attempts=[*self._former, times],
+            **vars(self._numbers),
+        )
+
+
+def _describe(fault: BaseException) -> Fault:
+    frames = traceback.extract_tb(fault.__traceback__)
+    ours = [frame for frame in frames if "supersam" in Path(frame.filename).parts]
+    named = ours or list(frames)
+    where = f"{named[-1].filename}:{named[-1].lineno}" if named else ""
+    kind = UserError.__name__ if isinstance(fault, UserError) else type(fault).__name__
+    return Fault(kind=kind, message=str(fault)[:_MESSAGE_LETTERS], where=where)
+
+
+def _median(values: Iterable[float]) -> float | None:
+    known = list(values)  # a copy: the other thread may append
+    return statistics.median(known) if known else None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

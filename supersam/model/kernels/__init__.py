@@ -1,0 +1,1 @@
+"""GPU kernels of attention and of the mask decoder, in Triton."""

@@ -1,0 +1,191 @@
+"""A run's folder: what was asked for, and whether a second start is the same run. No torch."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from supersam.config.files import CHECKPOINT_MANIFEST, RUN_FILE, SPACE_FILE
+from supersam import __version__
+from supersam.config import TrainRun, UserError, dump_run, load_run
+from supersam.data.manifest import read_manifest
+from supersam.runtime.atomic import write_bytes, write_json
+from supersam.health.records import saved_step
+from supersam.space import (
+    SearchSpace,
+    SubnetSpec,
+    build_space,
+    read_space,
+    read_subnet,
+    resolve_shape,
+    space_yaml,
+    subnet_cost,
+)
+
+COMMIT = "COMMIT"
+"""File beside a copied package: the commit that it was copied from."""
+SUBNET = "subnet.json"
+"""In the folder of a run that trains one subnet alone: that subnet."""
+
+# What a resumed run may change: where it runs, how often it reports, how long it is.
+_CHANGEABLE = ("run", "dry_run", "cluster", "checkpoint", "watchdog", "optim.steps", "data.workers")
+_CHANGEABLE_ENGINE = tuple(
+    f"engine.{name}"
+    for name in ("threads", "device", "loader_start", "log_every", "log_sample_ids", "zero_stage")
+)
+
+
+def prepare_run_folder(run: TrainRun) -> SearchSpace:
+    """Create the folder of a new run, or check that an existing one is the same run.
+
+    Writes `run.yaml` and `space.yaml`. Raises UserError that lists what differs, or names shards
+    or a checkpoint that are not there; nothing is written then.
+    """
+    folder = run.folder
+    space, only = check_run_folder(run)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / RUN_FILE, f"{provenance()}{dump_run(run)}".encode())
+        write_bytes(folder / SPACE_FILE, space_yaml(space).encode())
+        if only is not None:
+            write_json(folder / SUBNET, only.to_dict())
+    except OSError as fault:
+        raise UserError(f"cannot write to {folder}: {fault}") from fault
+    return space
+
+
+def check_run_folder(run: TrainRun) -> tuple[SearchSpace, SubnetSpec | None]:
+    """The space in force, and the subnet that alone is trained, of a new or an existing run.
+
+    Writes nothing. Raises UserError as `prepare_run_folder`.
+    """
+    folder, only = run.folder, None
+    space = _build_space(run)
+    for path in (*run.data.train, *run.data.val):
+        read_manifest(path)  # now, not on a node an hour later
+    _require_start(run)
+    if run.sandwich.only is not None:
+        only = read_subnet(run.sandwich.only, space)
+    saved = _saved(folder)
+    if saved is not None:
+        _require_same(saved, run, folder)
+        space = read_space(folder / SPACE_FILE, space.shape)
+        if only is not None and only != read_subnet(folder / SUBNET, space):
+            raise UserError(f"{folder} trains another subnet, {folder / SUBNET}")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no run; choose another --run DIR")
+    return space, only
+
+
+def _saved(folder: Path) -> TrainRun | None:
+    """What was asked for when the folder was made; None for a new one."""
+    file = folder / RUN_FILE
+    return load_run(TrainRun, file) if file.exists() else None
+
+
+def _require_start(run: TrainRun) -> None:
+    """Once a run has a checkpoint of its own, what it began from may be gone."""
+    start = run.model.checkpoint
+    if start is None or saved_step(run.folder) > 0:
+        return
+    if not start.exists():
+        raise UserError(f"--model.checkpoint {start} does not exist")
+    is_checkpoint = not start.is_dir() or (start / CHECKPOINT_MANIFEST).is_file()
+    if not is_checkpoint and not list(start.glob(f"checkpoints/step-*/{CHECKPOINT_MANIFEST}")):
+        raise UserError(
+            f"--model.checkpoint {start} is a folder without checkpoints of a run; train that "
+            "first, or name a file"
+        )
+    other = (start if not (start / CHECKPOINT_MANIFEST).is_file() else start.parent.parent) / RUN_FILE
+    if start.is_dir() and other.is_file():
+        shape = resolve_shape(load_run(TrainRun, other).model)
+        if shape != resolve_shape(run.model):
+            raise UserError(
+                f"--model.checkpoint {start} trained a model of other sizes; see {other}"
+            )
+
+
+def validation_folders(run: TrainRun) -> list[Path]:
+    """Where the held-out shards of a run are."""
+    return list(run.data.val) if run.data.source == "shards" else [run.folder / "data" / "val"]
+
+
+def versions() -> dict[str, str]:
+    """Versions of this software and of what its numbers depend on."""
+    names = ("torch", "deepspeed", "segment-anything", "numpy", "h5py")
+    return {"supersam": __version__, **{n: importlib.metadata.version(n) for n in names}}
+
+
+def git_commit() -> str:
+    """The commit of the code that runs, with a mark for uncommitted changes."""
+    copied_from = Path(__file__).parents[2] / COMMIT
+    if copied_from.is_file():
+        return copied_from.read_text(encoding="utf-8").strip()
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def provenance() -> str:
+    """Comment lines for a YAML file: commit and versions."""
+    lines = [f"git commit: {git_commit()}", *(f"{n} {v}" for n, v in versions().items())]
+    return "".join(f"# {line}\n" for line in lines)
+
+
+def _require_same(saved: TrainRun, asked: TrainRun, folder: Path) -> None:
+    before, now = _flat(saved.model_dump(mode="json")), _flat(asked.model_dump(mode="json"))
+    changed = [
+        f"{name}: {before.get(name)} -> {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+        and not name.startswith((*_CHANGEABLE, *_CHANGEABLE_ENGINE))
+    ]
+    if changed:
+        raise UserError(
+            f"{folder} holds another run. It differs in\n  "
+            + "\n  ".join(changed)
+            + f"\nGo on with it by --run {folder} alone, or choose another --run DIR"
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        flat |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return flat
+
+
+def describe_run(run: TrainRun) -> str:
+    """The resolved configuration and what it means, for `--dry-run`. Touches no file."""
+    shape = resolve_shape(run.model)
+    space = _build_space(run)
+    batch, accumulate = run.optim.global_batch, run.optim.accumulate
+    micro = batch // accumulate
+    worlds = [n for n in range(1, micro + 1) if micro % n == 0]
+    lines = [
+        dump_run(run),
+        f"run folder: {run.folder}",
+        f"search space: {space.num_subnets():,} subnets",
+        *(
+            f"{name}: {cost.params_m:.2f} M parameters, {cost.flops_g:.2f} GFLOPs an image"
+            for name, cost in (
+                (name, subnet_cost(spec, shape))
+                for name, spec in (("largest", space.largest()), ("smallest", space.smallest()))
+            )
+        ),
+        f"ranks that divide the batch of {batch} (accumulated {accumulate} x): {worlds}",
+    ]
+    return "\n".join(lines)
+
+
+def _build_space(run: TrainRun) -> SearchSpace:
+    try:
+        return build_space(run.space, resolve_shape(run.model))
+    except ValueError as fault:
+        raise UserError(f"space: {fault}") from fault

@@ -1,0 +1,62 @@
+"""The model of a run: before training, or at one of its checkpoints. Imports no deepspeed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from supersam.config.files import CHECKPOINT_MANIFEST
+from supersam.config import TrainRun, UserError
+from supersam.model import SamSupernet, load_sam
+from supersam.model.sam import build_sam
+from supersam.space import SearchSpace
+from supersam.runs.checkpoint_io import read_weights
+from supersam.runs.checkpoints import Manifest, SavedCheckpoints, verify
+from supersam.runs.weights import WeightSource
+
+
+def load_supernet(run: TrainRun, space: SearchSpace, source: WeightSource) -> SamSupernet:
+    """The supernet with those weights, on the CPU, in evaluation mode."""
+    if source.path is None or source.manifest is None:
+        return build_supernet(run, space).eval()
+    return restore_supernet(run, space, source.path, source.manifest).eval()
+
+
+def build_supernet(run: TrainRun, space: SearchSpace) -> SamSupernet:
+    """The supernet before training: random weights, a checkpoint file, or another run's newest."""
+    start = run.model.checkpoint
+    other_run = start if start is not None and start.is_dir() else None
+    sam = load_sam(space.shape, None if other_run else start, seed=run.optim.seed)
+    supernet = SamSupernet(sam, space, attention=run.model.attention)
+    if other_run is not None:
+        _load_run_weights(supernet, other_run, run)
+    return supernet
+
+
+def restore_supernet(
+    run: TrainRun, space: SearchSpace, path: Path, manifest: Manifest
+) -> SamSupernet:
+    """The supernet at a checkpoint. What training began from is not read: it may be gone."""
+    with torch.random.fork_rng(devices=[]):
+        sam = build_sam(space.shape)
+    supernet = SamSupernet(sam, space, attention=run.model.attention)
+    supernet.load_state_dict(read_weights(path, manifest))
+    return supernet
+
+
+def _load_run_weights(supernet: SamSupernet, other_run: Path, run: TrainRun) -> None:
+    found: tuple[Path, Manifest] | None
+    if (other_run / CHECKPOINT_MANIFEST).is_file():  # one checkpoint of it
+        found = other_run, verify(other_run)
+    else:
+        found = SavedCheckpoints(other_run).latest()
+    if found is None:
+        raise UserError(f"--model.checkpoint {other_run} is a folder without checkpoints of a run")
+    weights = read_weights(*found)
+    shapes = {name: tensor.shape for name, tensor in supernet.state_dict().items()}
+    if {name: tensor.shape for name, tensor in weights.items()} != shapes:
+        raise UserError(
+            f"--model.checkpoint {other_run} trained a model of other sizes; see its run.yaml"
+        )
+    supernet.load_state_dict(weights)

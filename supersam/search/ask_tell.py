@@ -1,0 +1,144 @@
+"""Which subnets are evaluated next: a searcher asked batch after batch, the journal as its memory.
+
+Two batches are under way at a time, so that no evaluator waits for the slowest of a batch. Batch g
+is proposed when batches up to g - 2 are told, whoever finished first: proposals are a function of
+the search's settings alone. A search that was killed is therefore repeated from its journal, and
+arrives at the same subnets as one that was not.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from supersam.config import SearchRun
+from supersam.search.evaluator import Chunk, Job
+from supersam.search.journal import Journal, Trial, trial_key
+from supersam.search.pareto import Costs, cost_row
+from supersam.search.prefix import path_of
+from supersam.search.searchers import Searcher
+
+logger = logging.getLogger(__name__)
+
+_UNDER_WAY = 2
+"""Batches proposed and not told yet."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    jobs: tuple[Job, ...]
+    seen: tuple[Costs, ...]
+    """What earlier batches had at each rung, when this one was proposed."""
+
+
+class AskTell:
+    """The search as a state: what to evaluate now, and whether it is over."""
+
+    def __init__(
+        self,
+        asked: SearchRun,
+        searcher: Searcher,
+        journal: Journal,
+        *,
+        protocol: Mapping[str, Any],
+        references: Sequence[Trial] = (),
+    ) -> None:
+        """protocol: what the keys are made of; references: told before the first batch."""
+        self._asked = asked
+        self._searcher = searcher
+        self._journal = journal
+        self._protocol = protocol
+        self._batches: list[_Batch] = []
+        self._num_told = 0
+        self._chunks: deque[Chunk] = deque()
+        self._is_exhausted = False
+        self._rung_costs: list[list[Costs]] = [[] for _ in asked.protocol.rungs]
+        searcher.tell(references)
+        self.advance()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every batch is told and no other is to come."""
+        return self._num_told == len(self._batches) and not self._may_propose
+
+    @property
+    def num_proposed(self) -> int:
+        """Subnets proposed so far."""
+        return sum(len(batch.jobs) for batch in self._batches)
+
+    def trials(self) -> list[Trial]:
+        """The trials so far, in the order of their proposals."""
+        jobs = (job for batch in self._batches for job in batch.jobs)
+        return [self._journal[job.key] for job in jobs if job.key in self._journal]
+
+    def next_chunk(self) -> Chunk | None:
+        """What an evaluator should do now; None until more is complete, or at the end."""
+        return self._chunks.popleft() if self._chunks else None
+
+    @property
+    def _may_propose(self) -> bool:
+        return not self._is_exhausted and self.num_proposed < self._asked.trials
+
+    def advance(self) -> None:
+        """Tell what the journal completes, and propose what may be proposed then."""
+        while True:
+            # In this order, or a journal that holds the batch already would tell it too early.
+            if len(self._batches) - self._num_told < _UNDER_WAY and self._may_propose:
+                self._propose()
+            elif self._num_told == len(self._batches) or not self._tell_next():
+                return
+
+    def _tell_next(self) -> bool:
+        """Tell the oldest batch if it is complete."""
+        jobs = self._batches[self._num_told].jobs
+        if not all(job.key in self._journal for job in jobs):
+            return False
+        trials = [self._journal[job.key] for job in jobs]
+        self._searcher.tell(trials)
+        for trial in trials:
+            for costs, (_, miou) in zip(self._rung_costs, trial.rungs, strict=False):
+                costs.append(cost_row({**trial.metrics, "miou": miou}, self._asked.objectives))
+        self._num_told += 1
+        return True
+
+    def _propose(self) -> None:
+        # Whole batches, so that a search that is prolonged goes on as a longer one would have.
+        specs = self._searcher.ask(self._asked.population)
+        if not specs:
+            self._is_exhausted = True
+            logger.warning("no subnet is left to propose after %d of %d trials",
+                           self.num_proposed, self._asked.trials)  # fmt: skip
+            return
+        left = self._asked.trials - self.num_proposed
+        jobs = tuple(
+            Job(
+                key=trial_key(spec, self._protocol),
+                spec=spec,
+                stage="search",
+                searcher=self._asked.searcher,
+                batch=len(self._batches),
+                index=index,
+            )
+            for index, spec in enumerate(specs[:left])
+        )
+        columns = len(self._asked.objectives)
+        seen = tuple(np.array(c, np.float64).reshape(-1, columns) for c in self._rung_costs)
+        self._batches.append(_Batch(jobs, seen))
+        missing = [job for job in jobs if job.key not in self._journal]
+        self._chunks += cut_chunks(missing, self._asked.chunk_size, seen=seen)
+
+
+def cut_chunks(
+    jobs: Sequence[Job], size: int, *, seen: tuple[Costs, ...] = (), before_training: bool = False
+) -> list[Chunk]:
+    """Jobs in pieces of up to `size`, neighbours in the tree of common layers together."""
+    ordered = sorted(jobs, key=lambda job: path_of(job.spec))
+    return [
+        Chunk(tuple(ordered[first : first + size]), before_training, seen)
+        for first in range(0, len(ordered), size)
+    ]

@@ -1,0 +1,297 @@
+"""Subnets to trials: a long-lived evaluator that loads the supernet and the images once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from supersam.config import SearchRun
+from supersam.config.files import SPACE_FILE
+from supersam.data.sample import EvalImage
+from supersam.evaluation import bootstrap_interval, mask_iou, single_mask_ious
+from supersam.evaluation.evaluator import require_finite
+from supersam.evaluation.latency import measure_latency, measure_peak_memory
+from supersam.model import SamSupernet
+from supersam.runs.folder import validation_folders
+from supersam.runs.supernet import load_supernet
+from supersam.runs.weights import WeightSource, read_run
+from supersam.runtime.device import choose_device, describe_device
+from supersam.runtime.memory import keep_freed_memory
+from supersam.search.costs import is_hopeless, keeps_limits, known_costs
+from supersam.search.images import GridTargets, ImageBatch, load_images
+from supersam.search.journal import Stage, Status, Trial
+from supersam.search.kept import kept_bytes
+from supersam.search.pareto import Costs, cost_row
+from supersam.search.prefix import PrefixCache, encode_each
+from supersam.space import SubnetSpec, read_space, resolve_shape
+
+logger = logging.getLogger(__name__)
+Floats = NDArray[np.float64]
+
+_PROMPTS_AT_A_TIME = 64
+"""Decoded in one call: bounds the memory of an image with many objects."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A subnet to evaluate, and its place in the search."""
+
+    key: str
+    spec: SubnetSpec
+    stage: Stage
+    searcher: str
+    batch: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What an evaluator does at a time; the result does not depend on how jobs are put together."""
+
+    jobs: tuple[Job, ...]
+    before_training: bool = False
+    """Whether the weights are those before training."""
+    seen: tuple[Costs, ...] = ()
+    """For each rung (H, K), the costs of earlier batches there."""
+
+
+@dataclass
+class _Running:
+    """A job whose images are being looked at."""
+
+    job: Job
+    metrics: dict[str, float]
+    ious: list[Floats] = field(default_factory=list)
+    image_ids: list[NDArray[np.int64]] = field(default_factory=list)
+    num_images: int = 0
+    rungs: list[tuple[int, float]] = field(default_factory=list)
+    status: Status = "complete"
+
+    @property
+    def miou(self) -> float:
+        """Mean over the objects so far."""
+        return float(np.concatenate(self.ious).mean())
+
+
+class SubnetObjective:
+    """Evaluates subnets of one supernet on one set of images, on one device."""
+
+    def __init__(
+        self, asked: SearchRun, source: WeightSource, *, local_rank: int = 0, sharers: int = 1
+    ) -> None:
+        """asked: the search; source: the verified weights; local_rank: which GPU of the host.
+
+        sharers: evaluators in the memory of this host or GPU.
+        """
+        self._asked = asked
+        self._source = source
+        self._run = read_run(asked.run)
+        self._space = read_space(asked.run / SPACE_FILE, resolve_shape(self._run.model))
+        self._device = choose_device(asked.device, local_rank)
+        self._bf16 = asked.protocol.precision == "bf16"
+        self._supernet = self._load(source)
+        self._batches = self._load_images(originals=asked.protocol.resolution == "original")
+        images = sum(len(batch.sizes) for batch in self._batches)
+        self.kept_bytes = kept_bytes(
+            asked, self._space.shape, images=images, device=self._device, sharers=sharers
+        )
+        """Most memory for outputs of layers, besides model and images."""
+        layers = asked.population * self._space.shape.depth
+        self._caches = [
+            PrefixCache(self.kept_bytes * len(batch.sizes) / images, generation_layers=layers)
+            for batch in self._batches
+        ]
+
+    @torch.no_grad()
+    def evaluate(self, chunk: Chunk) -> list[Trial]:
+        """The trials of a chunk, in its order. Raises DivergedError where a mask is not finite."""
+        started = time.perf_counter()
+        before = self._supernet, self._caches
+        if chunk.before_training:
+            self._supernet, self._caches = self._load(WeightSource(step=0)), []
+        try:
+            running = [self._begin(job) for job in chunk.jobs]
+            for stage in sorted({job.stage for job in chunk.jobs}):
+                self._score([r for r in running if r.job.stage == stage], stage, chunk.seen)
+        finally:
+            self._supernet, self._caches = before
+        seconds = time.perf_counter() - started
+        looked_at = max(1, sum(r.num_images for r in running))
+        step = 0 if chunk.before_training else self._source.step
+        return [self._finish(r, seconds * r.num_images / looked_at, step) for r in running]
+
+    def _load(self, source: WeightSource) -> SamSupernet:
+        supernet = load_supernet(self._run, self._space, source)
+        return supernet.to(self._device).requires_grad_(False)
+
+    def _load_images(self, *, originals: bool) -> list[ImageBatch]:
+        return load_images(
+            self._asked.data or validation_folders(self._run),
+            self._asked.protocol,
+            side=self._space.shape.image_size,
+            device=self._device,
+            originals=originals,
+        )
+
+    @cached_property
+    def _batches_with_originals(self) -> list[ImageBatch]:
+        """For the front at the end; the search does without the full masks."""
+        at_originals = self._asked.protocol.resolution == "original"
+        return self._batches if at_originals else self._load_images(originals=True)
+
+    def _begin(self, job: Job) -> _Running:
+        """Costs first: what breaks a measured limit is not evaluated."""
+        metrics = known_costs(job.spec, self._space)
+        measured = self._asked.measured
+        if "latency_ms" in measured:
+            found = measure_latency(self._supernet, job.spec, self._asked.latency, bf16=self._bf16)
+            metrics |= {"latency_ms": found.median_ms, "latency_iqr_ms": found.iqr_ms}
+        if "peak_mem_mib" in measured:
+            metrics["peak_mem_mib"] = measure_peak_memory(self._supernet, job.spec, bf16=self._bf16)
+        running = _Running(job, metrics)
+        if job.stage == "search" and not keeps_limits(metrics, self._asked.constraints):
+            running.status = "infeasible"
+        return running
+
+    def _score(self, running: list[_Running], stage: Stage, seen: tuple[Costs, ...]) -> None:
+        """Look at the images, rung by rung; give up what is hopeless."""
+        batches = self._batches_with_originals if stage == "final" else self._batches
+        rungs = self._asked.protocol.rungs if stage == "search" else ()
+        ends = rung_ends(rungs, len(batches))
+        first = 0
+        for rung, end in enumerate([*ends, len(batches)]):
+            alive = [r for r in running if r.status == "complete"]
+            for place in range(first, end):
+                cache = self._caches[place] if batches is self._batches and self._caches else None
+                self._score_batch(alive, batches[place], cache)
+            first = end
+            if rung < len(ends):
+                for r in alive:
+                    self._judge(r, seen[rung])
+
+    def _judge(self, running: _Running, seen: Costs) -> None:
+        miou = running.miou
+        running.rungs.append((running.num_images, miou))
+        costs = cost_row({**running.metrics, "miou": miou}, self._asked.objectives)
+        if is_hopeless(costs, seen, keep=self._asked.protocol.keep):
+            running.status = "stopped"
+
+    def _score_batch(
+        self, running: list[_Running], batch: ImageBatch, cache: PrefixCache | None
+    ) -> None:
+        """Add the IoUs of one batch of images to every subnet still in the race."""
+        for place, embedding in self._embeddings(batch, [r.job.spec for r in running], cache):
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+                ious, image_ids = score_embedding(self._supernet, embedding, batch)
+            running[place].ious.append(ious)
+            running[place].image_ids.append(image_ids)
+            running[place].num_images += len(batch.sizes)
+
+    def _embeddings(
+        self, batch: ImageBatch, specs: list[SubnetSpec], cache: PrefixCache | None
+    ) -> Iterator[tuple[int, Tensor]]:
+        pixels = self._supernet.normalize(batch.images, batch.sizes)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+            yield from encode_each(self._supernet.image_encoder, pixels, specs, cache)
+
+    def _finish(self, running: _Running, seconds: float, step: int) -> Trial:
+        job, metrics = running.job, dict(running.metrics)
+        num_objects = 0
+        if running.status != "infeasible":
+            ious, image_ids = np.concatenate(running.ious), np.concatenate(running.image_ids)
+            metrics["miou"] = float(ious.mean())
+            num_objects = len(ious)
+            if running.num_images > 1:
+                rng = np.random.default_rng(0)
+                low, high = bootstrap_interval(ious, image_ids, rng=rng)
+                metrics |= {"miou_lo": low, "miou_hi": high}
+        final = job.stage == "final"
+        return Trial(
+            **{name: getattr(job, name) for name in ("key", "spec", "stage", "searcher")},
+            status=running.status,
+            metrics=metrics,
+            num_images=running.num_images,
+            num_objects=num_objects,
+            seconds=seconds,
+            batch=job.batch,
+            index=job.index,
+            step=step,
+            host=socket.gethostname(),
+            resolution="original" if final else self._asked.protocol.resolution,
+            rungs=tuple(running.rungs),
+            device=describe_device(self._device),
+        )
+
+
+def prepare_process(asked: SearchRun, evaluators_here: int) -> None:
+    """Set this process up as one of several evaluators of its host."""
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(asked.threads or max(1, cores // evaluators_here))
+    keep_freed_memory()
+
+
+def rung_ends(rungs: Sequence[float], batches: int) -> list[int]:
+    """After how many batches a hopeless subnet is given up: some, never all."""
+    ends = {max(1, round(share * batches)) for share in rungs}
+    return sorted(end for end in ends if end < batches)
+
+
+def score_embedding(
+    supernet: SamSupernet, embedding: Tensor, batch: ImageBatch
+) -> tuple[Floats, NDArray[np.int64]]:
+    """IoU of the single mask of each object, (M,), and their images, (M,)."""
+    if isinstance(batch.targets, GridTargets):
+        return _score_logits(supernet, embedding, batch, batch.targets)
+    return _score_originals(supernet, embedding, batch, batch.targets)
+
+
+def _score_logits(
+    supernet: SamSupernet, embedding: Tensor, batch: ImageBatch, targets: GridTargets
+) -> tuple[Floats, NDArray[np.int64]]:
+    """On the grid of the logits."""
+    masks = supernet.decode_single(embedding, batch.points, batch.labels)
+    for of_image, sample_id in zip(masks, batch.sample_ids.tolist(), strict=True):
+        require_finite(of_image, sample_id=sample_id)
+    ious = mask_iou((masks > 0) & targets.inside, targets.masks)
+    valid = targets.valid.cpu()
+    image_ids = batch.sample_ids[:, None].expand(valid.shape)[valid]
+    return ious.cpu()[valid].double().numpy(), image_ids.numpy()
+
+
+def _score_originals(
+    supernet: SamSupernet, embedding: Tensor, batch: ImageBatch, images: Sequence[EvalImage]
+) -> tuple[Floats, NDArray[np.int64]]:
+    """At the original resolution."""
+    ious, image_ids = [], []
+    for row, image in enumerate(images):
+        count = len(image.masks)
+        prompts = batch.points[row, :count], batch.labels[row, :count]
+        parts = zip(*(torch.split(x, _PROMPTS_AT_A_TIME) for x in prompts), strict=True)
+        masks = [
+            supernet.decode_single(embedding[row, None], p[None], k[None])[0] for p, k in parts
+        ]
+        ious.append(single_mask_ious(torch.cat(masks), image))
+        image_ids += [image.sample_id] * count
+    return torch.cat(ious).double().numpy(), np.array(image_ids)
+
+
+def protocol_of(
+    asked: SearchRun, *, weights: str, data: str, final: bool = False
+) -> Mapping[str, Any]:
+    """Everything besides the subnet that a trial's numbers depend on; see `trial_key`."""
+    protocol = asked.protocol.model_dump(mode="json")
+    if final and asked.protocol.resolution != "original":
+        protocol |= {"resolution": "original", "rungs": []}
+    measured = {"latency": asked.latency.model_dump(mode="json")} if asked.measured else {}
+    return {"weights": weights, "data": data, **protocol, **measured}

@@ -1,0 +1,155 @@
+"""A whole search as one stream of chunks: reference subnets, the schedule, the front at the end."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from supersam.config import SearchRun
+from supersam.search.ask_tell import AskTell, cut_chunks
+from supersam.search.costs import (
+    keeps_limits,
+    require_measured_feasible,
+    require_one_device,
+)
+from supersam.search.evaluator import Chunk, Job, protocol_of
+from supersam.search.folder import SearchInputs
+from supersam.search.journal import Journal, Stage, Trial, trial_key
+from supersam.search.pareto import pareto_front
+from supersam.search.searchers import Problem, build_searcher
+from supersam.space import SubnetSpec
+
+PRETRAINED, LARGEST, SMALLEST = "pretrained", "largest", "smallest"
+
+
+class SearchPlan:
+    """What to evaluate next, from the first reference to the last subnet of the front."""
+
+    def __init__(self, asked: SearchRun, basis: SearchInputs, journal: Journal) -> None:
+        self._asked = asked
+        self._basis = basis
+        self._journal = journal
+        self._references = self._reference_jobs(final=False)
+        self._schedule: AskTell | None = None
+        self._finals: list[Job] | None = None
+        self._chunks: deque[Chunk] = deque()
+        self._enqueue(self._references)
+        self._advance()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to evaluate."""
+        return self._finals is not None and self._has_all(self._finals)
+
+    def next_chunk(self) -> Chunk | None:
+        """What an evaluator should do now; None until more is complete, or at the end."""
+        if self._chunks:
+            return self._chunks.popleft()
+        return self._schedule.next_chunk() if self._schedule is not None else None
+
+    def complete(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Write trials to the journal and go on. Returns those that are new.
+
+        Raises UserError where latency or memory was measured on another kind of device than the
+        journal's; nothing is written then.
+        """
+        trials = list(trials)
+        if self._asked.measured:
+            require_one_device([*self._journal, *trials], self._asked.measured)
+        new = self._journal.append(trials)
+        self._advance()
+        return new
+
+    def trials(self) -> list[Trial]:
+        """The search's trials so far, in the order of their proposals."""
+        return self._schedule.trials() if self._schedule is not None else []
+
+    def references(self) -> dict[str, Trial]:
+        """The reference subnets evaluated so far, as well as the front was."""
+        final = self._finals is not None and self._has_all(self._finals)
+        jobs = self._reference_jobs(final=final)
+        return {job.searcher: self._journal[job.key] for job in jobs if job.key in self._journal}
+
+    def front(self) -> list[Trial]:
+        """The best of all so far; at full resolution when the program is finished."""
+        candidates = self._candidates()
+        if not self.is_finished or self._finals is None:
+            return candidates
+        finals = [self._journal[job.key] for job in self._finals if job.searcher != PRETRAINED]
+        feasible = [trial for trial in finals if self._is_feasible(trial)]
+        return pareto_front(feasible, self._asked.objectives)
+
+    def _advance(self) -> None:
+        if not self._has_all(self._references):
+            return
+        told = [self._journal[j.key] for j in self._references if j.searcher != PRETRAINED]
+        if self._schedule is None:
+            asked, space = self._asked, self._basis.space
+            fixed = {job.searcher: self._journal[job.key] for job in self._references}
+            require_measured_feasible(
+                asked.constraints, smallest=fixed[SMALLEST], largest=fixed[LARGEST]
+            )
+            self._schedule = AskTell(
+                asked,
+                build_searcher(asked.searcher, Problem.of(asked, space)),
+                self._journal,
+                protocol=self._protocol(),
+                references=[t for t in told if self._is_feasible(t)],
+            )
+        self._schedule.advance()
+        if self._schedule.is_finished and self._finals is None:
+            front = [self._final_job(trial) for trial in self._candidates()]
+            self._finals = [*front, *self._reference_jobs(final=True)]
+            self._enqueue(self._finals)
+
+    def _candidates(self) -> list[Trial]:
+        """The front of the search's own numbers; references may be on it."""
+        fixed = [self._journal[j.key] for j in self._references if j.key in self._journal]
+        named = [t for t in fixed if t.searcher != PRETRAINED and self._is_feasible(t)]
+        return pareto_front([*self.trials(), *named], self._asked.objectives)
+
+    def _is_feasible(self, trial: Trial) -> bool:
+        return keeps_limits(dict(trial.metrics), self._asked.constraints)
+
+    def _reference_jobs(self, *, final: bool) -> list[Job]:
+        space = self._basis.space
+        named = {LARGEST: space.largest(), SMALLEST: space.smallest()}
+        if self._basis.train_run.model.checkpoint is not None:
+            named[PRETRAINED] = space.largest()
+        jobs = [
+            self._job(spec, "reference", name, place, final=final)
+            for place, (name, spec) in enumerate(named.items())
+        ]
+        can = {LARGEST, SMALLEST, *([PRETRAINED] if self._basis.has_start else [])}
+        return [job for job in jobs if job.searcher in can or job.key in self._journal]
+
+    def _final_job(self, trial: Trial) -> Job:
+        return self._job(trial.spec, "final", trial.searcher, trial.index, final=True)
+
+    def _job(self, spec: SubnetSpec, stage: Stage, name: str, place: int, *, final: bool) -> Job:
+        protocol = dict(self._protocol(final=final))
+        if name == PRETRAINED:
+            protocol["weights"] = "before training"
+        return Job(
+            key=trial_key(spec, protocol),
+            spec=spec,
+            stage="final" if final else stage,
+            searcher=name,
+            batch=-1,
+            index=place,
+        )
+
+    def _protocol(self, *, final: bool = False) -> Mapping[str, Any]:
+        basis = self._basis
+        return protocol_of(self._asked, weights=basis.weights, data=basis.data, final=final)
+
+    def _enqueue(self, jobs: list[Job]) -> None:
+        distinct = {job.key: job for job in jobs if job.key not in self._journal}
+        pretrained = [job for job in distinct.values() if job.searcher == PRETRAINED]
+        others = [job for job in distinct.values() if job.searcher != PRETRAINED]
+        self._chunks += cut_chunks(others, self._asked.chunk_size)
+        self._chunks += cut_chunks(pretrained, self._asked.chunk_size, before_training=True)
+
+    def _has_all(self, jobs: list[Job]) -> bool:
+        return all(job.key in self._journal for job in jobs)

@@ -1,0 +1,1 @@
+"""Ray: where it is, how one is started, a session on it."""

@@ -1,0 +1,36 @@
+"""A searcher by its name; the libraries of the others are not imported."""
+
+from __future__ import annotations
+
+from supersam.config import UserError
+from supersam.config.search import SearcherName
+from supersam.search.searchers.base import Problem, Searcher
+from supersam.search.searchers.baselines import ExhaustiveSearcher, RandomSearcher
+from supersam.search.searchers.evolution import Nsga2Searcher, RegularizedSearcher
+from supersam.search.searchers.surrogate import PredictorSearcher
+
+_OWN: dict[str, type[Searcher]] = {
+    "random": RandomSearcher,
+    "exhaustive": ExhaustiveSearcher,
+    "nsga2": Nsga2Searcher,
+    "regularized": RegularizedSearcher,
+    "predictor": PredictorSearcher,
+}
+
+
+def build_searcher(name: SearcherName, problem: Problem) -> Searcher:
+    """The searcher `name`. Raises UserError where its library is missing."""
+    if name in _OWN:
+        return _OWN[name](problem)
+    try:
+        if name == "optuna":
+            from supersam.search.searchers.optuna_tpe import OptunaSearcher
+
+            return OptunaSearcher(problem)
+        from supersam.search.searchers.opentuner_bandit import OpenTunerSearcher
+
+        return OpenTunerSearcher(problem)
+    except ModuleNotFoundError as fault:
+        raise UserError(
+            f"--searcher {name} needs {fault.name}; install it with pip install 'supersam[search]'"
+        ) from fault

@@ -1,0 +1,1 @@
+"""What runs and searches tell of themselves; reads only."""

@@ -1,0 +1,219 @@
+"""All that is known of a run: its folder's files and what Slurm says. Reads only; no torch."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from supersam.cluster.slurm.queue import Job, Queue
+from supersam.cluster.slurm.restart_policy import reason_of_state
+from supersam.config import UserError, read_yaml
+from supersam.config.files import JOB_FILE, RUN_FILE
+from supersam.health.records import Beat, Status, read_beats, read_status, saved_step
+from supersam.health.watchdog import HangReport, blame
+from supersam.runs.attempts import AttemptEvent, Reason, is_cancelled, read_attempts
+from supersam.runtime.process import is_same_process
+
+State = Literal[
+    "new",
+    "pending",
+    "running",
+    "finished",
+    "stopped",
+    "cancelled",
+    "failed",
+    "stuck",
+    "lost",
+    "unreadable",
+]
+_FRESH_BEATS = 6
+_HEARTBEAT_S = 10.0
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its folder and the queue show it."""
+
+    folder: Path
+    steps: int
+    """Optimizer steps that were asked for."""
+    heartbeat_s: float
+    """Seconds between its signs of life."""
+    status: Status | None
+    beats: list[Beat]
+    events: list[AttemptEvent]
+    blame: HangReport | None
+    saved_step: int
+    """Step of the last checkpoint; 0 before the first."""
+    cancelled: bool
+    job: Job | None
+    """The newest job, where Slurm knows it."""
+    job_id: str | None
+    fault: str | None = None
+    """Why what was asked for cannot be read, in one line; None where it can."""
+
+    @property
+    def state(self) -> State:
+        """Where the run is; `lost`: it ended without saying so."""
+        if self.fault is not None:
+            return "unreadable"
+        if self.job is not None and self.job.is_active:
+            return "pending" if self.job.is_waiting else "running"
+        if any(self.works(beat) for beat in self.beats):
+            return "running"
+        failed = any(beat.phase == "failed" for beat in self.beats)
+        if self.status is not None and self.status.phase == "finished" and not failed:
+            return "finished"
+        if self.cancelled and self.status is not None:
+            return "cancelled"
+        if self.blame is not None:
+            return "stuck"
+        if failed:
+            return "failed"
+        if self.status is not None and self.status.phase == "stopped":
+            return "cancelled" if self._was_cancelled else "stopped"
+        if 0 < self.steps <= self.saved_step:
+            return "finished"
+        if self.beats or self.saved_step:
+            return "cancelled" if self._was_cancelled else "lost"
+        return "failed" if self.events else "new"
+
+    @property
+    def could_be_alive(self) -> bool:
+        """Whether it has a job of which Slurm alone knows if it waits or runs."""
+        if self.job_id is None or self.job is not None:
+            return False
+        has_begun = bool(self.events) and self.events[-1].job_id == self.job_id
+        return not (has_begun and self.state in ("finished", "cancelled"))
+
+    @property
+    def _was_cancelled(self) -> bool:
+        """Whether the last attempt was, also by a scancel, which leaves no mark in the folder."""
+        return self.open_end == "cancelled" or (
+            bool(self.events) and self.events[-1].reason == "cancelled"
+        )
+
+    @property
+    def open_end(self) -> Reason | None:
+        """Why the last attempt is over, where it left no word; None where it did or goes on."""
+        if not self.events or self.events[-1].event == "end":
+            return None
+        if self.job is not None and self.job_id == self.events[-1].job_id:
+            return None if self.job.is_active else reason_of_state(self.job.state)
+        known = [beat for beat in self.beats if beat.time > self.events[-1].time]
+        return "ended" if known and not any(self.works(beat) for beat in known) else None
+
+    def works(self, beat: Beat) -> bool:
+        """Whether a rank still does; of an attempt that is over none does, however fresh its beat.
+
+        A rank that was killed on another host leaves a fresh beat behind.
+        """
+        if self.events:
+            last = self.events[-1]
+            gone = self.job is not None and not self.job.is_active and last.job_id == self.job_id
+            if last.event == "end" or gone:
+                return False
+        return is_alive(beat, self.heartbeat_s)
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return self.saved_step if self.status is None else self.status.step
+
+
+def read_record(folder: Path, queue: Queue) -> RunRecord:
+    """Everything about the run of `folder`. Raises UserError where there is none to be read."""
+    if not (folder / RUN_FILE).is_file():
+        raise UserError(
+            f"{folder} holds no run (no {RUN_FILE}); launch/status.py lists runs and searches"
+        )
+    record = read_records([folder], queue)[0]
+    if record.fault is not None:
+        raise UserError(record.fault)
+    return record
+
+
+def read_records(folders: Sequence[Path], queue: Queue) -> list[RunRecord]:
+    """The same for several runs, with one question to Slurm. Of one that cannot be read, why."""
+    events = {folder: read_attempts(folder) for folder in folders}
+    ids = {folder: newest_job(folder, events[folder]) for folder in folders}
+    jobs = queue.jobs(job_id for job_id in ids.values() if job_id is not None)
+    return [_record(folder, events[folder], ids[folder], jobs) for folder in folders]
+
+
+def find_runs(root: Path) -> list[Path]:
+    """Folders of the runs directly below `root`, the newest last."""
+    files = sorted(root.glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime)
+    return [file.parent for file in files]
+
+
+def is_alive(beat: Beat, heartbeat_s: float) -> bool:
+    """Whether the rank still works: by its process on this host, by its last sign elsewhere."""
+    if beat.has_ended:
+        return False
+    if beat.host == socket.gethostname():
+        return is_same_process(beat.pid, beat.started_ticks)
+    return time.time() - beat.time < _FRESH_BEATS * heartbeat_s
+
+
+def _record(
+    folder: Path, events: list[AttemptEvent], job_id: str | None, jobs: dict[str, Job]
+) -> RunRecord:
+    steps, heartbeat_s, fault = _asked_for(folder / RUN_FILE)
+    status = read_status(folder)
+    job = jobs.get(job_id) if job_id is not None else None
+    if status is not None and job is not None and job.state == "RUNNING":
+        status = _of_this_attempt(status, events, folder)
+    return RunRecord(
+        folder=folder,
+        steps=steps if status is None else status.steps,
+        heartbeat_s=heartbeat_s,
+        status=status,
+        beats=read_beats(folder),
+        events=events,
+        blame=blame(folder),
+        saved_step=saved_step(folder),
+        cancelled=is_cancelled(folder),
+        job=job,
+        job_id=job_id,
+        fault=fault,
+    )
+
+
+def _of_this_attempt(status: Status, events: list[AttemptEvent], folder: Path) -> Status:
+    """The status, which until rank 0 of a new attempt gives a sign of life is the last one's."""
+    if not events or events[-1].event == "end" or events[-1].time < status.time:
+        return status
+    return replace(status, phase="starting", step=saved_step(folder), eta_s=None)
+
+
+def _asked_for(path: Path) -> tuple[int, float, str | None]:
+    """Steps, seconds between heartbeats, and why `run.yaml` cannot be read; None where it can.
+
+    Another version may have written it: nothing else is validated.
+    """
+    try:
+        values = read_yaml(path)
+        steps = int(values.get("optim", {}).get("steps", 0))
+        return steps, float(values.get("watchdog", {}).get("heartbeat_s", _HEARTBEAT_S)), None
+    except UserError as fault:
+        return 0, _HEARTBEAT_S, " ".join(str(fault).split())
+    except (AttributeError, TypeError, ValueError) as fault:
+        return 0, _HEARTBEAT_S, f"{path} describes no run: {fault}"
+
+
+def newest_job(folder: Path, events: list[AttemptEvent]) -> str | None:
+    """The job submitted last, which may not have begun, else the one that ran last."""
+    began = max((event.time for event in events), default=0.0)
+    try:
+        job = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
+        if job["submitted"] >= began:
+            return str(job["job_id"])
+    except (OSError, ValueError, KeyError):  # a local run, or another version's
+        pass
+    return next((event.job_id for event in reversed(events) if event.job_id is not None), None)
