@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+from supersam.config.files import SEARCH_FILE
 from tests.search.tiny_search import tiny_search
 
 
@@ -14,7 +15,6 @@ def test_a_search_is_described_and_its_folder_prepared_where_torch_cannot_be_imp
     script = f"""
 import sys
 sys.modules["torch"] = sys.modules["ray"] = None
-from supersam.config.files import SEARCH_FILE
 from supersam.cluster.search.job import submit_search
 from supersam.config import SearchRun
 from supersam.search.folder import find_inputs, prepare_folder
