@@ -3,10 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
+from tests.search.test_desk import chunk
 
 from supersam.config import SearchRun, UserError
 from supersam.search import tuner
-from tests.search.test_desk import chunk
 
 ONE = SimpleNamespace(trial_id="one")
 
