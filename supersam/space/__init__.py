@@ -10,6 +10,7 @@ from supersam.space.presets import (
     wide_space,
     width_choices,
 )
+from supersam.space.sampling import SizeMetric, sample_by_size
 from supersam.space.shape import SHAPES, EncoderShape, describe_shape, resolve_shape
 from supersam.space.space import SearchSpace
 from supersam.space.spec import SubnetSpec
@@ -18,6 +19,7 @@ __all__ = [
     "SHAPES",
     "EncoderShape",
     "SearchSpace",
+    "SizeMetric",
     "SubnetCost",
     "SubnetSpec",
     "build_space",
@@ -26,6 +28,7 @@ __all__ = [
     "read_space",
     "read_subnet",
     "resolve_shape",
+    "sample_by_size",
     "space_yaml",
     "subnet_cost",
     "wide_space",
