@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
 
 from supersam.config.files import STRIKES_FILE
+from supersam.runtime.jsonl import append_jsonl, read_jsonl
 
 LIFE_H = 24.0
 """A strike counts for so long: a host that keeps hanging is repaired, or named again."""
@@ -33,23 +31,17 @@ class Strike:
 
 def add_strike(folder: Path, strike: Strike) -> None:
     """Record a strike of the run of `folder`."""
-    line = json.dumps(asdict(strike)) + "\n"
-    descriptor = os.open(_file(folder), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, line.encode())
-    finally:
-        os.close(descriptor)
+    append_jsonl(_file(folder), asdict(strike))
 
 
 def read_strikes(folder: Path) -> list[Strike]:
     """The strikes of the last `LIFE_H` hours, of the run of `folder` and of those beside it."""
     try:
-        lines = _file(folder).read_text(encoding="utf-8").splitlines()
+        strikes = read_jsonl(_file(folder), lambda values: Strike(**values))
     except OSError:
         return []
     since = time.time() - LIFE_H * 3600
-    strikes = (_parse(line) for line in lines)
-    return [strike for strike in strikes if strike is not None and strike.time >= since]
+    return [strike for strike in strikes if strike.time >= since]
 
 
 def count_strikes(folder: Path) -> Counter[str]:
@@ -65,10 +57,3 @@ def suspects(folder: Path) -> set[str]:
 
 def _file(folder: Path) -> Path:
     return folder.absolute().parent / STRIKES_FILE
-
-
-def _parse(line: str) -> Strike | None:
-    try:
-        return Strike(**cast("dict[str, Any]", json.loads(line)))
-    except (ValueError, TypeError):  # cut short by a crash, or another version's
-        return None

@@ -7,20 +7,17 @@ end of its own: the next attempt writes it, with the last time at which the run 
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from supersam.config.files import ATTEMPTS_FILE, CANCEL_FILE, PROGRESS_FILE
 from supersam.health.records import saved_step
 from supersam.health.watchdog import STALLED
-
-"""A file of this name in the run folder says: the run was cancelled, do not requeue it."""
+from supersam.runtime.jsonl import append_jsonl, read_jsonl
 
 Reason = Literal[
     "finished",
@@ -66,12 +63,7 @@ class AttemptEvent:
 
 def read_attempts(folder: Path) -> list[AttemptEvent]:
     """The events of a run, oldest first. A line that a crash cut short is left out."""
-    try:
-        lines = (folder / ATTEMPTS_FILE).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    events = (_parse(line) for line in lines)
-    return [event for event in events if event is not None]
+    return read_jsonl(folder / ATTEMPTS_FILE, _parse)
 
 
 def start_attempt(
@@ -155,23 +147,11 @@ def _last_sign_of_life(folder: Path, started: AttemptEvent) -> float:
 
 
 def _append(folder: Path, event: AttemptEvent) -> None:
-    line = json.dumps(asdict(event)) + "\n"
-    path = folder / ATTEMPTS_FILE
-    if path.exists() and not path.read_bytes().endswith(b"\n"):
-        line = "\n" + line  # a crash cut the line before this one short
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, line.encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    append_jsonl(folder / ATTEMPTS_FILE, asdict(event), durable=True)
 
 
-def _parse(line: str) -> AttemptEvent | None:
-    try:
-        values = cast("dict[str, Any]", json.loads(line))
-    except ValueError:
-        return None
+def _parse(values: dict[str, Any]) -> AttemptEvent:
+    """The event of a line; fields of a later version are left out."""
     known = {field.name for field in fields(AttemptEvent)}
     values = {name: value for name, value in values.items() if name in known}
     return AttemptEvent(**{**values, "hosts": tuple(values["hosts"])})

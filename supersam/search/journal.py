@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from supersam.config import UserError
+from supersam.runtime.jsonl import append_lines, open_jsonl, read_jsonl
 from supersam.space import SubnetSpec
 
 logger = logging.getLogger(__name__)
@@ -98,11 +99,9 @@ class Journal:
     def __init__(self, path: Path) -> None:
         """Open or create. Raises UserError where another process writes to it."""
         self._path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = open_jsonl(path)
         self._lock()
         self._trials = {trial.key: trial for trial in read_journal(path)}
-        if not _ends_with_newline(path):
-            os.write(self._file, b"\n")  # the torn line stays alone
 
     def __contains__(self, key: str) -> bool:
         return key in self._trials
@@ -120,10 +119,7 @@ class Journal:
         """Add trials, and wait for the disk. Returns those whose key is new."""
         new = [trial for trial in trials if trial.key not in self._trials]
         if new:
-            lines = memoryview(b"".join(_line(trial) for trial in new))
-            while lines:  # a full disk raises only when nothing more can be written
-                lines = lines[os.write(self._file, lines) :]
-            os.fsync(self._file)
+            append_lines(self._file, b"".join(_line(trial) for trial in new), durable=True)
             self._trials |= {trial.key: trial for trial in new}
         return new
 
@@ -152,16 +148,8 @@ def read_journal(path: Path) -> list[Trial]:
     Safe while a search writes to it.
     """
     trials: dict[str, Trial] = {}
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                trial = _parse(line)
-            except (ValueError, KeyError, TypeError) as fault:
-                logger.warning("%s, line %d is damaged and left out: %s", path, number, fault)
-            else:
-                trials.setdefault(trial.key, trial)
+    for trial in read_jsonl(path, _parse, warn=True):
+        trials.setdefault(trial.key, trial)
     return list(trials.values())
 
 
@@ -170,8 +158,7 @@ def _line(trial: Trial) -> bytes:
     return f'{{"sha256": "{_digest(body)}", "trial": {body}}}\n'.encode()
 
 
-def _parse(line: bytes) -> Trial:
-    values = json.loads(line)
+def _parse(values: dict[str, Any]) -> Trial:
     body = json.dumps(values["trial"], allow_nan=False)  # numbers come back letter by letter
     if _digest(body) != values["sha256"]:
         raise ValueError("its content is not what was written")
@@ -180,11 +167,3 @@ def _parse(line: bytes) -> Trial:
 
 def _digest(body: str) -> str:
     return hashlib.sha256(body.encode()).hexdigest()[:_DIGEST_LETTERS]
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return True
-        file.seek(-1, os.SEEK_END)
-        return file.read() == b"\n"

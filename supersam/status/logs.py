@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from supersam.config.files import JOB_FOLDER
+from supersam.runtime.tail import read_tail
 
-TAIL_BYTES = 1 << 16
 _FILES = 64
 _RANK = re.compile(r"(?:task|train)-(\d+)")
 _FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+)')
@@ -79,17 +78,6 @@ def is_echo(text: str) -> bool:
 def find_signs(folder: Path, *, since: float) -> list[Finding]:
     """Signs in the log files of `folder` written since a time (Unix seconds), newest file first."""
     return [sign for path in _newest(folder, since) for sign in _signs(path)]
-
-
-def read_tail(path: Path, limit: int = TAIL_BYTES) -> str:
-    """The end of a file; empty where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - limit))
-            return file.read(limit).decode("utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def log_rank(path: Path) -> int | None:

@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 from supersam.cluster.slurm.queue import Job, Queue
 from supersam.config.files import JOURNAL_FILE, PARETO_JSON, REPORT_FILE, SEARCH_FILE
+from supersam.runtime.jsonl import read_jsonl
+from supersam.runtime.tail import read_tail
 from supersam.status.run import newest_job
 
 State = Literal["pending", "running", "finished", "failed", "unfinished", "unreadable"]
 _LOCKS = Path("/proc/locks")
-_TAIL_BYTES = 4096
 _FAULT = re.compile(r"(error|[\w.]*(Error|Exception)): ")
 
 
@@ -141,18 +142,8 @@ def _front(file: Path) -> list[float]:
 
 def _count_trials(journal: Path) -> int:
     """Proposals in a journal; a line that is being written, or damaged, is none."""
-    keys = set()
-    if not journal.is_file():
-        return 0
-    with journal.open("rb") as file:
-        for line in file:
-            try:
-                trial = json.loads(line)["trial"]
-                if trial["stage"] == "search":
-                    keys.add(trial["key"])
-            except (ValueError, KeyError, TypeError):
-                continue
-    return len(keys)
+    trials = read_jsonl(journal, lambda line: (line["trial"]["stage"], line["trial"]["key"]))
+    return len({key for stage, key in trials if stage == "search"})
 
 
 def _is_locked(path: Path) -> bool:
@@ -171,9 +162,7 @@ def _is_locked(path: Path) -> bool:
 
 def _last_fault(log: Path) -> str | None:
     """The last line of a log, where it tells of an error."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-        lines = file.read().decode("utf-8", errors="replace").split("\n")
+    lines = read_tail(log).split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     return last if _FAULT.match(last) else None
 

@@ -17,6 +17,7 @@ from supersam.config.io import USAGE_ERROR
 from supersam.health.bad_hosts import count_strikes
 from supersam.health.records import Beat
 from supersam.runtime.process import ends_with_reader
+from supersam.runtime.tail import LogTail
 from supersam.status.cancel import cancel
 from supersam.status.diagnosis import duration, explain, progress
 from supersam.status.goodput import Goodput, measure_goodput
@@ -249,34 +250,24 @@ def _checkpoints(folder: Path) -> list[Path]:
 def _follow(record: RunRecord, rank: int, queue: Queue) -> None:
     """Print the rank's newest log file as it grows; a newer file takes over. Ends with the run."""
     folder = record.folder
-    current: Path | None = None
-    position, polls = 0, 0
+    tail: LogTail | None = None
+    polls = 0
     while True:
         newest = _newest_log(folder, rank)
-        if newest is not None and newest != current:
-            position = max(0, newest.stat().st_size - _FOLLOWED_BYTES) if current is None else 0
-            current = newest
-            print(f"== {current}", file=sys.stderr)
-        if current is not None:
-            position = _print_from(current, position)
+        if newest is not None and (tail is None or newest != tail.path):
+            tail = LogTail(newest, skip=tail is None, last_bytes=_FOLLOWED_BYTES)
+            print(f"== {newest}", file=sys.stderr)
+        if tail is not None:
+            tail.print_new()
         if record.state not in ("running", "pending", "new"):
             break
         time.sleep(_POLL_S)
         polls += 1
-        ask = queue if polls % _QUEUE_EVERY == 0 or record.job is None else None
-        record = read_record(folder, ask) if ask is not None else record
+        if polls % _QUEUE_EVERY == 0 or record.job is None:
+            record = read_record(folder, queue)
     print(explain(record).text, file=sys.stderr)
 
 
 def _newest_log(folder: Path, rank: int) -> Path | None:
     named = [p for p in (folder / "logs").rglob("*.log") if log_rank(p) == rank]
     return max(named, key=lambda path: (path.stat().st_mtime, path.name), default=None)
-
-
-def _print_from(path: Path, position: int) -> int:
-    with path.open("rb") as file:
-        file.seek(position)
-        text = file.read()
-    sys.stdout.write(text.decode("utf-8", errors="replace"))
-    sys.stdout.flush()
-    return position + len(text)
