@@ -33,7 +33,7 @@ from supersam.model.attention import KERNELS
 from supersam.model.kernels import attention as triton_kernels
 from supersam.model.kernels import positions as triton_positions
 from supersam.model.kernels.launch import TILES, Tiles, constants, cut, term_cut, tiles_of
-from supersam.model.kernels.operator import pitch
+from supersam.model.kernels.shapes import pitch
 
 GRID = 64
 SHAPES = {  # side of a window, heads, channels of a head, images

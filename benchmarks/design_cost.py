@@ -19,7 +19,7 @@ import torch
 from trained import provenance, task_loss
 
 from supersam.data.sample import LABEL_BOX_MAX, LABEL_BOX_MIN, Batch
-from supersam.design import DamageMeter, FunctionProbe, prioritize_parameters, score_units
+from supersam.design import FunctionProbe, RemovalMeter, prioritize_parameters, score_units
 from supersam.design.sensitivity import cache_content
 from supersam.model import SamSupernet, load_sam
 from supersam.runtime.device import choose_device
@@ -89,7 +89,7 @@ def perform(part, supernet, batches):
     if part == "hash":
         cache_content(supernet, batches)
     elif part == "measure":
-        DamageMeter(supernet, batches).measure([(1,)])
+        RemovalMeter(supernet, batches).measure([(1,)])
     elif part == "prioritize":
         probe = FunctionProbe(supernet, batches[0])
         prioritize_parameters(supernet, score_units(supernet, [], score="random"))

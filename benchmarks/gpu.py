@@ -141,15 +141,15 @@ def sandwich(name, device, args, results):
         def step(batch=batch):
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device.device.type, torch.bfloat16):
-                stem = supernet.begin(batch.images, batch.sizes, specs)
+                prefix = supernet.begin(batch.images, batch.sizes, specs)
             for spec in specs:
                 with (
                     supernet.activated(spec),
                     torch.autocast(device.device.type, torch.bfloat16),
                 ):
-                    prediction = supernet.forward_from(stem, batch.points, batch.labels)
+                    prediction = supernet.forward_from(prefix, batch.points, batch.labels)
                 subnet_loss(prediction, batch, LossConfig(), teacher=None).total.backward()
-            stem.loss().backward()
+            prefix.loss().backward()
             optimizer.step()
 
         def measured(images=images, step=step, flops=flops):

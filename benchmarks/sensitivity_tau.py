@@ -1,4 +1,4 @@
-"""Does the layer scan foretell damage? Predicted against measured mIoU of random layer sets.
+"""Does the layer scan foretell effect? Predicted against measured mIoU of random layer sets.
 
 python benchmarks/sensitivity_tau.py --run runs/nuclei_vit_t --calibration data/nuclei/train \
     --data data/nuclei/val128 --out runs/design/sensitivity_nuclei
@@ -18,7 +18,7 @@ from trained import HeldOut, Journal, calibration_of, load_trained, provenance, 
 
 from supersam.config.design import ScanConfig
 from supersam.design import scan_sensitivity
-from supersam.design.cache import DamageCache
+from supersam.design.cache import EffectCache
 from supersam.design.sensitivity import cache_content, without
 
 RESAMPLES = 2000
@@ -34,7 +34,7 @@ def main():
     )
     content = cache_content(supernet, calibration)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    cache = DamageCache(args.out.with_suffix(".scan.jsonl"), content)
+    cache = EffectCache(args.out.with_suffix(".scan.jsonl"), content)
     found = scan_sensitivity(
         supernet, calibration, ScanConfig(max_removed=args.max_removed), cache=cache
     )
@@ -71,7 +71,7 @@ def draw_sets(rng, depth, count, *, largest):
 
 
 def tau(rows, predicted, rng):
-    """Kendall's tau of predicted damage and measured loss, and its bootstrap interval."""
+    """Kendall's tau of predicted effect and measured loss, and its bootstrap interval."""
     x = np.array([predicted(row) for row in rows])
     y = -np.array([row["measured"] for row in rows])
     draws = []

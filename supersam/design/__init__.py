@@ -1,13 +1,13 @@
 """The search space, designed from weights and a calibration set."""
 
 from supersam.design.designer import design_space
-from supersam.design.importance import ScoreLoss, embedding_loss, score_units
 from supersam.design.prioritize import FunctionChange, FunctionProbe, prioritize_parameters
-from supersam.design.sensitivity import DamageMeter, Sensitivity, scan_sensitivity
+from supersam.design.scores import ScoreLoss, embedding_loss, score_units
+from supersam.design.sensitivity import RemovalMeter, Sensitivity, scan_sensitivity
 from supersam.design.units import UnitOrder, UnitScores, permute_tensor, rank_units
 
 __all__ = [
-    "DamageMeter",
+    "RemovalMeter",
     "FunctionChange",
     "FunctionProbe",
     "ScoreLoss",

@@ -1,34 +1,47 @@
-"""What a design has measured, on disk, keyed by content: a killed design goes on with it."""
+"""What a design has measured, on disk and keyed by content, so that a killed design resumes.
+
+The content is a digest of weights and calibration set (`sensitivity.cache_content`).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from supersam.runtime.distributed import from_first
+from safetensors.torch import load_file
+
+from supersam.config.design import ImportanceConfig
+from supersam.data.sample import Batch
+from supersam.design.scores import ScoreLoss, score_units
+from supersam.design.units import UnitScores
+from supersam.model import SamSupernet
+from supersam.runtime.atomic import atomic_file
+from supersam.runtime.distributed import World, from_first
+from supersam.runtime.tensors import save_tensors
 
 
 @dataclass(frozen=True)
 class RemovalEffect:
-    """The model without some layers, on the calibration set."""
+    """How the model does on the calibration set without some layers."""
 
     removed: tuple[int, ...]
-    """Layers that are gone, ascending."""
+    """Removed layers, ascending."""
     miou: float
     """Mean IoU of the single mask with its object, in mask-logit cells."""
     embedding_distance: float
     """Distance to the whole model's image embedding, as a share of its norm."""
 
 
-class DamageCache:
-    """Lines of JSON in one file, one a measurement; other contents' lines stay and are ignored."""
+class EffectCache:
+    """Removal effects as JSON lines in one file; lines of other contents stay and are ignored."""
 
     def __init__(self, path: Path | None, content: str, *, is_first: bool = True) -> None:
-        """content: digest of weights and calibration set. A collective of all ranks."""
+        """path: None keeps the effects in memory only. A collective."""
         # Rank 0 alone reads and appends: over a network file system two ranks may see two files.
         self._path = path if is_first else None
         self._content = hashlib.sha256(content.encode()).hexdigest()[:32]
@@ -38,15 +51,15 @@ class DamageCache:
         return len(self._known)
 
     def get(self, removed: tuple[int, ...]) -> RemovalEffect | None:
-        """The measurement of a set of removed layers, where there is one."""
+        """Return the effect of removing these layers; None if it was not measured."""
         return self._known.get(removed)
 
-    def add(self, damage: RemovalEffect) -> None:
-        """Keep a measurement; called with the same one on every rank."""
-        self._known[damage.removed] = damage
+    def add(self, effect: RemovalEffect) -> None:
+        """Store an effect. All ranks call it with the same one."""
+        self._known[effect.removed] = effect
         if self._path is None:
             return
-        line = json.dumps({"content": self._content, **asdict(damage)}) + "\n"
+        line = json.dumps({"content": self._content, **asdict(effect)}) + "\n"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
             line = "\n" + line  # a kill cut the line before this one short
@@ -63,8 +76,8 @@ class DamageCache:
         for line in path.read_text(encoding="utf-8").splitlines():
             values = _parse(line)
             if values.pop("content", None) == self._content:
-                damage = RemovalEffect(**{**values, "removed": tuple(values["removed"])})
-                found[damage.removed] = damage
+                effect = RemovalEffect(**{**values, "removed": tuple(values["removed"])})
+                found[effect.removed] = effect
         return found
 
 
@@ -74,3 +87,37 @@ def _parse(line: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def cached_scores(
+    folder: Path,
+    content: str,
+    supernet: SamSupernet,
+    calibration: Sequence[Batch],
+    config: ImportanceConfig,
+    world: World,
+    *,
+    loss: ScoreLoss,
+) -> UnitScores:
+    """Return `score_units`, or its stored result for this content and configuration.
+
+    A collective.
+    """
+    what = f"1 {content} {config.score} {config.loss} {config.seed}"
+    path = folder / f"scores-{hashlib.sha256(what.encode()).hexdigest()[:32]}.safetensors"
+    known = from_first(_read_scores(path) if world.is_first else None)
+    if known is not None:
+        return known
+    scores = score_units(
+        supernet, calibration, score=config.score, world=world, loss=loss, seed=config.seed
+    )
+    if world.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as temporary:
+            tensors = {field.name: getattr(scores, field.name) for field in fields(scores)}
+            save_tensors(tensors, temporary)
+    return scores
+
+
+def _read_scores(path: Path) -> UnitScores | None:
+    return UnitScores(**load_file(path)) if path.is_file() else None

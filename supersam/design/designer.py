@@ -74,7 +74,7 @@ def removable_layers(sensitivity: Sensitivity, limits: LimitsConfig) -> tuple[in
     if not limits.elastic_depth:
         return ()
     floor = sensitivity.whole.miou - limits.max_miou_drop
-    steps = len(list(takewhile(lambda damage: damage.miou >= floor, sensitivity.greedy)))
+    steps = len(list(takewhile(lambda effect: effect.miou >= floor, sensitivity.greedy)))
     return sensitivity.greedy_order[:steps]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from supersam.config.design import ScanConfig
 from supersam.data.sample import Batch
-from supersam.design.cache import DamageCache, RemovalEffect
+from supersam.design.cache import EffectCache, RemovalEffect
 from supersam.design.calibration import digest_batches, digest_weights
 from supersam.evaluation import mask_iou
 from supersam.model import SamSupernet
@@ -40,7 +40,7 @@ class Sensitivity:
     @property
     def greedy_order(self) -> tuple[int, ...]:
         """The layers that greedy removal took, in its order."""
-        sets = [frozenset[int]()] + [frozenset(damage.removed) for damage in self.greedy]
+        sets = [frozenset[int]()] + [frozenset(effect.removed) for effect in self.greedy]
         return tuple(next(iter(b - a)) for a, b in zip(sets, sets[1:], strict=False))
 
     def predicted_drop(self, removed: Sequence[int]) -> float:
@@ -52,7 +52,7 @@ class Sensitivity:
         return sum(self.alone[layer].embedding_distance for layer in removed)
 
 
-class DamageMeter:
+class RemovalMeter:
     """Measures sets of removed layers on a calibration set, each set once."""
 
     def __init__(
@@ -61,13 +61,13 @@ class DamageMeter:
         calibration: Sequence[Batch],
         *,
         world: World | None = None,
-        cache: DamageCache | None = None,
+        cache: EffectCache | None = None,
     ) -> None:
         """calibration: the same batches on every rank. A collective with a `cache` or not."""
         self._supernet = supernet.eval()
         self._batches = calibration
         self._world = world or World.single()
-        self._cache = DamageCache(None, "") if cache is None else cache
+        self._cache = EffectCache(None, "") if cache is None else cache
         self._references: dict[int, Tensor] = {}
         self.num_measured = 0
         """Sets measured here rather than found in the cache."""
@@ -78,17 +78,17 @@ class DamageMeter:
         return self._supernet.space.shape.depth
 
     def measure(self, sets: Sequence[Sequence[int]]) -> list[RemovalEffect]:
-        """The damage of each set of removed layers. A collective."""
+        """The effect of each set of removed layers. A collective."""
         wanted = [tuple(sorted(removed)) for removed in sets]
         missing = [s for s in dict.fromkeys(wanted) if self._cache.get(s) is None]
         # Pieces as small as keep every rank busy: a kill loses no more than one of them.
         at_once = math.ceil(self._world.world_size / len(self._batches))
         for first in range(0, len(missing), at_once):
-            for damage in self._measure_together(missing[first : first + at_once]):
-                self._cache.add(damage)
+            for effect in self._measure_together(missing[first : first + at_once]):
+                self._cache.add(effect)
                 self.num_measured += 1
         found = [self._cache.get(removed) for removed in wanted]
-        return [damage for damage in found if damage is not None]
+        return [effect for effect in found if effect is not None]
 
     def _measure_together(self, sets: Sequence[tuple[int, ...]]) -> list[RemovalEffect]:
         items = [(s, b) for s in range(len(sets)) for b in range(len(self._batches))]
@@ -134,14 +134,14 @@ def scan_sensitivity(
     config: ScanConfig | None = None,
     *,
     world: World | None = None,
-    cache: DamageCache | None = None,
+    cache: EffectCache | None = None,
 ) -> Sensitivity:
     """Remove every layer alone, then greedily as many as `config` says. A collective.
 
     Any number of ranks finds the same numbers; what `cache` knows is not measured again.
     """
     config = config or ScanConfig()
-    meter = DamageMeter(supernet, calibration, world=world, cache=cache)
+    meter = RemovalMeter(supernet, calibration, world=world, cache=cache)
     depth = meter.depth
     most = depth // 2 if config.max_removed is None else min(config.max_removed, depth - 1)
     whole, *alone = meter.measure([(), *((layer,) for layer in range(depth))])
@@ -153,7 +153,7 @@ def scan_sensitivity(
         candidates = [(*gone, layer) for layer in range(depth) if layer not in (*gone, *fixed)]
         if not candidates:
             break
-        path.append(min(meter.measure(candidates), key=lambda damage: _harm(damage, config)))
+        path.append(min(meter.measure(candidates), key=lambda effect: _harm(effect, config)))
         logger.info("without %s: mIoU %.3f", list(path[-1].removed), path[-1].miou)
     return Sensitivity(whole=whole, alone=tuple(alone), greedy=tuple(path))
 
@@ -200,5 +200,5 @@ def _fixed_layers(shape: EncoderShape, gone: Sequence[int], keep_global: int) ->
     return left if len(left) <= keep_global else []
 
 
-def _harm(damage: RemovalEffect, config: ScanConfig) -> float:
-    return -damage.miou if config.by == "miou" else damage.embedding_distance
+def _harm(effect: RemovalEffect, config: ScanConfig) -> float:
+    return -effect.miou if config.by == "miou" else effect.embedding_distance

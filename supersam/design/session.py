@@ -20,12 +20,11 @@ from supersam.config.files import RUN_FILE
 from supersam.data.sample import Batch
 from supersam.data.shards import ShardReader
 from supersam.design import ScoreLoss, scan_sensitivity
-from supersam.design.cache import DamageCache
+from supersam.design.cache import EffectCache, cached_scores
 from supersam.design.calibration import load_calibration
 from supersam.design.designer import design_space
 from supersam.design.files import Evidence, write_design
-from supersam.design.importance import embedding_loss
-from supersam.design.score_cache import cached_scores
+from supersam.design.scores import embedding_loss
 from supersam.design.sensitivity import cache_content
 from supersam.model import Prediction, SamSupernet, load_sam
 from supersam.model.losses import subnet_loss
@@ -117,7 +116,7 @@ def gather_evidence(
             folder, content, supernet, calibration, run.importance, world, loss=_loss_of(run)
         ),
     )
-    cache = DamageCache(folder / "sensitivity.jsonl", content, is_first=world.is_first)
+    cache = EffectCache(folder / "sensitivity.jsonl", content, is_first=world.is_first)
     before = len(cache)
     sensitivity = timed(
         "scan layers",

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from supersam.model.kernels.operator import fused_attention, side_of
+from supersam.model.kernels.operator import fused_attention
+from supersam.model.kernels.shapes import side_of
 
 AttentionKernel = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(qkv, padding, rel_pos_h, rel_pos_w) -> mixed.

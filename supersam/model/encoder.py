@@ -17,7 +17,7 @@ class ElasticImageEncoder(nn.Module):
     """One set of encoder weights; every subnet is a set of views of it."""
 
     def __init__(self, encoder: ImageEncoderViT, shape: EncoderShape, *, attention: str) -> None:
-        """Takes over the stem, position embedding and neck of `encoder` and copies its layers."""
+        """Takes over the embeddings and the neck of `encoder` and copies its layers."""
         super().__init__()
         self.shape = shape
         self.attention = attention

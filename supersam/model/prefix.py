@@ -1,7 +1,9 @@
-"""What all subnets of a training step have in common, computed once: pixels, patches, first layers.
+"""The leading layers that all subnets of a training step share, computed once.
 
-The subnets go on from a detached copy, whose gradient gathers theirs; one more backward pass then
-takes the sum through the common part. By the chain rule the gradients are those of separate passes.
+The shared part is the pixels, the patch embedding and the first layers. Each subnet continues from
+a detached copy of its result, whose gradient accumulates over the subnets; one more backward pass
+takes the sum through the shared part. By the chain rule the gradients equal those of separate
+passes.
 """
 
 from __future__ import annotations
@@ -16,25 +18,25 @@ from supersam.space import SubnetSpec
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """The residual stream where the subnets of a step part."""
+    """The residual stream at the point where the subnets of a step diverge."""
 
     layers: int
-    """Leading kept layers that are behind it; the same in all subnets."""
+    """Kept layers computed so far; the same ones in all subnets."""
     stream: Tensor
-    """(B, g, g, c), a leaf: c channels of the widest subnet."""
+    """(B, g, g, c), a leaf tensor; c: channels of the widest subnet."""
     _end: Tensor
-    """The same values, the end of the common part's graph."""
+    """The same values, attached to the graph of the shared part."""
 
     @classmethod
     def of(cls, end: Tensor, layers: int) -> SharedPrefix:
-        """Cut the graph after `end`."""
+        """Build the prefix that ends with the stream `end`: the graph is cut there."""
         stream = end.detach().requires_grad_(end.requires_grad)
         return cls(layers=layers, stream=stream, _end=end)
 
     def loss(self) -> Tensor | None:
-        """A scalar whose backward pass takes the gathered gradient through the common part.
+        """Return a scalar whose backward pass takes the summed gradient into the shared part.
 
-        None where nothing before the stream learns.
+        None if nothing before the stream is trained.
         """
         if self.stream.grad is None:
             return None
@@ -42,7 +44,10 @@ class SharedPrefix:
 
 
 def common_layers(specs: Sequence[SubnetSpec]) -> int:
-    """Leading kept layers that all `specs` have at equal sizes; 0 where their streams differ."""
+    """Count the leading kept layers that all `specs` have at equal sizes.
+
+    0 if the widths of their residual streams differ.
+    """
     if len({spec.embed_dim for spec in specs}) > 1:
         return 0
     genes = [list(zip(s.layers, s.mlp_widths, s.heads, strict=True)) for s in specs]

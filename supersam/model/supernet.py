@@ -90,16 +90,16 @@ class SamSupernet(nn.Module):
         return self._predict(self.encode(images, sizes), points, labels)
 
     def begin(self, images: Tensor, sizes: Tensor, specs: Sequence[SubnetSpec]) -> SharedPrefix:
-        """What all of `specs` compute alike of the images, for `forward_from`."""
+        """Compute the layers that all `specs` share, once; `forward_from` continues from there."""
         layers = common_layers(specs)
         widest = max(specs, key=lambda spec: spec.embed_dim)
         x = self.image_encoder.embed(self.normalize(images, sizes), widest.embed_dim)
         return SharedPrefix.of(self.image_encoder.run_layers(x, widest, last=layers), layers)
 
-    def forward_from(self, stem: SharedPrefix, points: Tensor, labels: Tensor) -> Prediction:
-        """`forward` by the active subnet, which is one of those that `stem` was computed for."""
-        x = stem.stream[..., : self._active.embed_dim]
-        x = self.image_encoder.run_layers(x, self._active, first=stem.layers)
+    def forward_from(self, prefix: SharedPrefix, points: Tensor, labels: Tensor) -> Prediction:
+        """`forward` of the active subnet, one of those that `prefix` was computed for."""
+        x = prefix.stream[..., : self._active.embed_dim]
+        x = self.image_encoder.run_layers(x, self._active, first=prefix.layers)
         return self._predict(self.image_encoder.project(x), points, labels)
 
     def _predict(self, embedding: Tensor, points: Tensor, labels: Tensor) -> Prediction:

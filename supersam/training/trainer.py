@@ -140,24 +140,24 @@ class Trainer:
     def accumulate_sandwich(self, batch: Batch, step: int, *, scale: float) -> dict[str, Tensor]:
         """Add the gradients of every subnet of `step`; each backward frees its own activations.
 
-        What the subnets have in common is computed once; its backward comes last. Nothing here
-        waits for the device. Returns the losses by metric name, detached scalars.
+        The shared prefix is computed once, and its backward comes last. Nothing here waits for the
+        device. Returns the losses by metric name, detached scalars.
         """
         losses: dict[str, Tensor] = {}
         teacher: Prediction | None = None
         subnets = self.sandwich.draw(step)
         with self._autocast():
-            stem = self.supernet.begin(batch.images, batch.sizes, subnets)
+            prefix = self.supernet.begin(batch.images, batch.sizes, subnets)
         for slot, subnet in zip(self.sandwich.slots(step), subnets, strict=True):
             with self.supernet.activated(subnet), self._autocast():
-                prediction = self.supernet.forward_from(stem, batch.points, batch.labels)
+                prediction = self.supernet.forward_from(prefix, batch.points, batch.labels)
             terms = subnet_loss(prediction, batch, self.run.loss, teacher=teacher)
             self.engine.backward(terms.total * scale)
             losses |= _named(slot, terms)
             if self.run.loss.distill and teacher is None:
                 teacher = _detached(prediction)
-        if (stem_loss := stem.loss()) is not None:
-            self.engine.backward(stem_loss)
+        if (prefix_loss := prefix.loss()) is not None:
+            self.engine.backward(prefix_loss)
         return losses
 
     def validate(self) -> None:

@@ -32,11 +32,11 @@ def flat_scores(shape) -> UnitScores:
 def sensitivity(order=(9, 1, 6, 3, 7, 4), drop=0.03) -> Sensitivity:
     """Greedy removal in `order`; each layer costs `drop`."""
 
-    def damage(layers):
+    def effect(layers):
         return RemovalEffect(tuple(sorted(layers)), 0.8 - drop * len(layers), 0.1 * len(layers))
 
-    path = [damage(order[: k + 1]) for k in range(len(order))]
-    return Sensitivity(damage(()), tuple(damage((i,)) for i in range(12)), tuple(path))
+    path = [effect(order[: k + 1]) for k in range(len(order))]
+    return Sensitivity(effect(()), tuple(effect((i,)) for i in range(12)), tuple(path))
 
 
 def test_the_presets_are_the_paper_space_and_a_wide_one_below_10_m():

@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from supersam.config.design import ScanConfig
-from supersam.design import DamageMeter, scan_sensitivity
-from supersam.design.cache import DamageCache, RemovalEffect
+from supersam.design import RemovalMeter, scan_sensitivity
+from supersam.design.cache import EffectCache, RemovalEffect
 from supersam.design.sensitivity import cache_content, without
 from supersam.evaluation import mask_iou
 from tests.design.calibration_sets import tiny_calibration
@@ -29,7 +29,7 @@ def supernet(make_supernet):
 def test_damage_is_the_iou_and_the_distance_of_the_supernet_without_the_layers(
     supernet, calibration
 ):
-    (damage,) = DamageMeter(supernet, calibration).measure([(2, 0)])
+    (effect,) = RemovalMeter(supernet, calibration).measure([(2, 0)])
     ious, distances = [], []
     for batch in calibration:
         with torch.no_grad():
@@ -40,9 +40,9 @@ def test_damage_is_the_iou_and_the_distance_of_the_supernet_without_the_layers(
         ious += iou[batch.valid].tolist()
         errors = F.pairwise_distance(less.embedding.flatten(1), whole.embedding.flatten(1), eps=0)
         distances += (errors / whole.embedding.flatten(1).norm(dim=1)).tolist()
-    assert damage.removed == (0, 2)
-    assert damage.miou == pytest.approx(sum(ious) / len(ious), rel=1e-5)
-    assert damage.embedding_distance == pytest.approx(sum(distances) / len(distances), rel=1e-5)
+    assert effect.removed == (0, 2)
+    assert effect.miou == pytest.approx(sum(ious) / len(ious), rel=1e-5)
+    assert effect.embedding_distance == pytest.approx(sum(distances) / len(distances), rel=1e-5)
 
 
 def test_a_layer_that_does_nothing_costs_nothing_and_goes_first(supernet, calibration):
@@ -60,12 +60,12 @@ def test_a_layer_that_does_nothing_costs_nothing_and_goes_first(supernet, calibr
 def test_greedy_removal_takes_the_least_harmful_layer_of_each_round(supernet, calibration):
     config = ScanConfig(by="embedding", max_removed=2, keep_global=0)
     found = scan_sensitivity(supernet, calibration, config)
-    first = min(found.alone, key=lambda damage: damage.embedding_distance)
+    first = min(found.alone, key=lambda effect: effect.embedding_distance)
     assert found.greedy[0] == first
-    meter = DamageMeter(supernet, calibration)
+    meter = RemovalMeter(supernet, calibration)
     rest = [layer for layer in range(4) if layer not in first.removed]
     pairs = meter.measure([(*first.removed, layer) for layer in rest])
-    assert found.greedy[1] == min(pairs, key=lambda damage: damage.embedding_distance)
+    assert found.greedy[1] == min(pairs, key=lambda effect: effect.embedding_distance)
 
 
 @pytest.mark.parametrize("keep", [0, 1, 2])
@@ -81,7 +81,7 @@ def test_what_the_cache_knows_is_not_measured_again(supernet, calibration, tmp_p
     config = ScanConfig(max_removed=2)
 
     def scan(content: str):
-        cache = DamageCache(path, content)
+        cache = EffectCache(path, content)
         before = len(cache)
         return scan_sensitivity(supernet, calibration, config, cache=cache), len(cache) - before
 
@@ -96,20 +96,20 @@ def test_what_the_cache_knows_is_not_measured_again(supernet, calibration, tmp_p
 
 
 def test_only_the_first_rank_opens_the_cache(tmp_path):
-    damage = RemovalEffect((1,), miou=0.5, embedding_distance=0.1)
+    effect = RemovalEffect((1,), miou=0.5, embedding_distance=0.1)
     (tmp_path / "not").mkdir()  # reading or appending to a folder would raise
-    cache = DamageCache(tmp_path / "not", "content", is_first=False)
-    cache.add(damage)
-    assert cache.get((1,)) == damage
+    cache = EffectCache(tmp_path / "not", "content", is_first=False)
+    cache.add(effect)
+    assert cache.get((1,)) == effect
 
 
 def test_a_killed_scan_goes_on_where_it_was(supernet, calibration, tmp_path):
     path, content = tmp_path / "scan.jsonl", cache_content(supernet, calibration)
-    whole = scan_sensitivity(supernet, calibration, cache=DamageCache(path, content))
+    whole = scan_sensitivity(supernet, calibration, cache=EffectCache(path, content))
     lines = path.read_text().splitlines()
     path.write_text("\n".join(lines[:4]) + "\n")
-    cache = DamageCache(path, content)
-    meter = DamageMeter(supernet, calibration, cache=cache)
+    cache = EffectCache(path, content)
+    meter = RemovalMeter(supernet, calibration, cache=cache)
     assert len(cache) == 4
     meter.measure([tuple(json.loads(line)["removed"]) for line in lines])
     assert meter.num_measured == len(lines) - 4
@@ -127,7 +127,7 @@ def test_the_content_changes_with_weights_and_with_images(make_supernet, calibra
 
 def test_predicted_damage_adds_what_layers_cost_alone(supernet, calibration):
     found = scan_sensitivity(supernet, calibration, ScanConfig(max_removed=0))
-    alone = [found.whole.miou - damage.miou for damage in found.alone]
+    alone = [found.whole.miou - effect.miou for effect in found.alone]
     assert found.predicted_drop((0, 3)) == pytest.approx(alone[0] + alone[3])
     assert found.greedy == ()
     assert isinstance(found.whole, RemovalEffect)

@@ -61,7 +61,7 @@ def assert_equal_gradients(mine, theirs, relative: float) -> None:
 @pytest.mark.parametrize(
     ("config", "layers"), [(SpaceConfig(removable=(1, 2)), 0), (FIXED_LAYERS, 2), (EMBEDS, 0)]
 )
-def test_a_shared_stem_gives_the_gradients_of_separate_passes(
+def test_a_shared_prefix_gives_the_gradients_of_separate_passes(
     make_supernet, tiny_shape, config, layers
 ):
     space = build_space(config.model_copy(update={"width_multiple": 32}), tiny_shape)
@@ -69,19 +69,19 @@ def test_a_shared_stem_gives_the_gradients_of_separate_passes(
     scene = random_scene(tiny_shape.image_size)
     specs = sandwich(space)
     expected = separate_gradients(supernet, scene, specs)
-    stem = supernet.begin(scene.images, scene.sizes, specs)
-    assert stem.layers == layers
+    prefix = supernet.begin(scene.images, scene.sizes, specs)
+    assert prefix.layers == layers
     for spec in specs:
         with supernet.activated(spec):
-            prediction = supernet.forward_from(stem, scene.points, scene.labels)
+            prediction = supernet.forward_from(prefix, scene.points, scene.labels)
             with torch.no_grad():
                 torch.testing.assert_close(prediction.masks, supernet(*scene.inputs()).masks)
         projected(prediction).backward()
-    stem.loss().backward()
+    prefix.loss().backward()
     assert_equal_gradients(gradients(supernet), expected, 1e-4)
 
 
-def test_a_shared_stem_is_exact_in_double_precision(make_supernet, tiny_shape):
+def test_a_shared_prefix_is_exact_in_double_precision(make_supernet, tiny_shape):
     """Of the encoder: the decoder's results are float32 by design."""
     space = build_space(FIXED_LAYERS, tiny_shape)
     supernet, scene = make_supernet(space).double(), random_scene(tiny_shape.image_size)
@@ -91,21 +91,21 @@ def test_a_shared_stem_is_exact_in_double_precision(make_supernet, tiny_shape):
         pixels = supernet.normalize(scene.images, scene.sizes)
         (encoder(pixels, spec) * direction).sum().backward()
     expected = gradients(supernet)
-    stem = supernet.begin(scene.images, scene.sizes, specs)
+    prefix = supernet.begin(scene.images, scene.sizes, specs)
     for spec in specs:
-        x = encoder.run_layers(stem.stream, spec, first=stem.layers)
+        x = encoder.run_layers(prefix.stream, spec, first=prefix.layers)
         (encoder.project(x) * direction).sum().backward()
-    stem.loss().backward()
+    prefix.loss().backward()
     assert_equal_gradients(gradients(supernet), expected, 1e-12)
 
 
-def test_a_stem_that_does_not_learn_has_no_loss(make_supernet, tiny_space):
+def test_a_prefix_that_does_not_learn_has_no_loss(make_supernet, tiny_space):
     supernet = make_supernet()
     supernet.image_encoder.requires_grad_(False)
     scene = random_scene(tiny_space.shape.image_size)
-    stem = supernet.begin(scene.images, scene.sizes, [tiny_space.smallest()])
-    projected(supernet.forward_from(stem, scene.points, scene.labels)).backward()
-    assert stem.loss() is None
+    prefix = supernet.begin(scene.images, scene.sizes, [tiny_space.smallest()])
+    projected(supernet.forward_from(prefix, scene.points, scene.labels)).backward()
+    assert prefix.loss() is None
 
 
 def test_subnets_of_different_streams_have_no_layer_in_common(tiny_space):

@@ -15,7 +15,7 @@ from tests.model.test_attention import random_inputs
 from tests.model.test_fast_paths import assert_equal_gradients
 
 pytest.importorskip("triton", reason="PyTorch brings triton on Linux alone")
-from supersam.model.kernels import launch as triton_attention  # noqa: E402 - after the skip where it cannot be
+from supersam.model.kernels import launch  # noqa: E402 - after the skip where it cannot be
 from supersam.model.kernels.launch import Tiles  # noqa: E402 - the same
 
 HAS_GPU = torch.cuda.is_available()
@@ -49,7 +49,7 @@ def relative_errors(mine: tuple[Tensor, ...], reference: tuple[Tensor, ...]) -> 
 @pytest.mark.skipif(HAS_GPU, reason="a GPU takes other kernels in float32, and has its own test")
 def test_fused_attention_is_the_references_with_all_gradients(monkeypatch, grid, side, rows, dim):
     tiles = {kernel: Tiles(rows, 64, 4, 2) for kernel in ("forward", "queries", "keys")}
-    monkeypatch.setitem(triton_attention.TILES, ("window", "hopper"), tiles)
+    monkeypatch.setitem(launch.TILES, ("window", "hopper"), tiles)
     inputs = random_inputs(grid, side, dim=dim, images=2 if grid < 5 else 1)
     if grid > 10:
         inputs = [t.detach()[..., :1, :, :].requires_grad_() for t in inputs[:2]] + inputs[2:]

@@ -3,10 +3,10 @@
 Nothing of the size of the scores is ever in memory, and no gradient is summed by atomic additions:
 results are the same in every run. The online softmax and the two backward passes are those of
 FlashAttention-2 (Dao, arXiv 2307.08691); windows and position terms are new here. A tile of keys is
-whole rows of a window, so that within it the row term is one number a query (global attention,
+whole rows of a window, so that within it the row term is one number per query (global attention,
 where a tile is one row) and the column term the same for every tile: it is read once.
 
-`triton_attention` names the tensors' shapes and launches these.
+`launch` states the tensors' shapes and starts these kernels.
 """
 
 import triton

@@ -16,8 +16,8 @@ import triton
 from torch import Tensor
 
 from supersam.model.kernels.attention import backward_keys, backward_queries, forward
-from supersam.model.kernels.operator import pitch, side_of
 from supersam.model.kernels.positions import terms_backward, terms_forward
+from supersam.model.kernels.shapes import pitch, side_of
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""The fused GPU attention of `triton_attention` as one differentiable operator of PyTorch.
+"""Fused attention on a GPU as one differentiable PyTorch operator.
 
-An operator, so that the compiler leaves it whole; triton is imported where it first runs.
+`launch` runs the kernels. As an operator it stays whole under the compiler, and triton is imported
+only when it first runs.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from supersam.model.kernels.shapes import pitch, side_of
 
 
 def fused_attention(qkv: Tensor, padding: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor) -> Tensor:
@@ -91,13 +94,3 @@ def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor, Tensor, 
 
 
 _attend.register_autograd(_backward, setup_context=_keep)
-
-
-def pitch(side: int) -> int:
-    """Slots of the terms of one query: `side` rounded up to a multiple of 8, rows of 16 bytes."""
-    return -(-side // 8) * 8
-
-
-def side_of(rel_pos: Tensor) -> int:
-    """Side of the windows that a table of 2 * side - 1 distances is for."""
-    return (len(rel_pos) + 1) // 2

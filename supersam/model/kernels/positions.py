@@ -4,7 +4,7 @@ A program takes queries at one place of a window, of many windows, images and he
 same position vectors, so that their terms are two small matrix products and each query is read
 once. Source: MViTv2 (arXiv 2112.01526), equation 4.
 
-`triton_attention` names the tensors' shapes and launches these.
+`launch` states the tensors' shapes and starts these kernels.
 """
 
 import triton
