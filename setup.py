@@ -20,8 +20,12 @@ setup(
     description="Segment Anything as a weight-sharing supernet: train, search and export subnets",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    # With it an editable install is a line in a .pth file. Without it setuptools installs a finder,
+    # which Python asks too late: a clone beside a script would be taken for the package.
+    package_dir={"": "."},
     packages=find_packages(include=["supersam", "supersam.*"]),
     package_data={"supersam": ["py.typed"]},
+    entry_points={"console_scripts": ["supersam = supersam.cli:main"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",
@@ -57,6 +61,7 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "ruff>=0.8",
+            "setuptools>=68",  # the tests build and install the package
             "types-PyYAML",
             "types-tqdm",
         ],

@@ -1,9 +1,6 @@
 """Design a space: python launch/design.py --data DIR --checkpoint FILE_OR_RUN --out space.yaml"""
 
-import sys
-
-from supersam.cluster import submit
-from supersam.config import DesignRun, parse_cli
+from supersam.cli import main
 
 if __name__ == "__main__":
-    sys.exit(submit(parse_cli(DesignRun)))
+    main("design")

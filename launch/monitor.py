@@ -1,9 +1,6 @@
 """TensorBoard on loopback, with the ssh tunnel line: python launch/monitor.py [--logdir DIR]"""
 
-import sys
-
-from supersam.config import MonitorRun, parse_cli
-from supersam.status.tensorboard import monitor
+from supersam.cli import main
 
 if __name__ == "__main__":
-    sys.exit(monitor(parse_cli(MonitorRun)))
+    main("monitor")

@@ -1,9 +1,6 @@
 """Train a supernet: python launch/train.py --config configs/train/vit_b.yaml --run runs/mine"""
 
-import sys
-
-from supersam.cluster import submit
-from supersam.config import DEMO, TrainRun, parse_cli
+from supersam.cli import main
 
 if __name__ == "__main__":
-    sys.exit(submit(parse_cli(TrainRun, default_config=DEMO, recall=True)))
+    main("train")

@@ -10,38 +10,21 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from supersam.cluster.slurm import commands as slurm
-from supersam.config import (
-    EvaluateRun,
-    SearchClusterConfig,
-    SearchRun,
-    TrainRun,
-    UserError,
-    parse_cli,
-)
+from supersam.config import SearchClusterConfig, SearchRun, TrainRun, UserError, parse_cli
+from supersam.config.commands import COMMANDS
 from supersam.config.files import JOB_FOLDER
 
-
-@dataclass(frozen=True)
-class Command:
-    """A command that can follow a training."""
-
-    run_type: type[BaseModel]
-    """Its configuration; `run` is the training's folder."""
-    action: str
-    """MODULE:FUNCTION that takes it and returns an exit code; imported where it runs."""
-
-
-COMMANDS = {
-    "evaluate": Command(EvaluateRun, "supersam.evaluation.command:run_evaluate"),
-    "search": Command(SearchRun, "supersam.search.command:run_search_here"),
+ACTIONS = {
+    "evaluate": COMMANDS["evaluate"].action,
+    "search": "supersam.search.command:run_search_here",  # on the hosts that the job has
 }
+"""Commands that can follow a training, and what each runs, as MODULE:FUNCTION."""
 _SITE = (
     "partition", "account", "qos", "time", "constraint", "exclude", "gpus_per_node",
     "cpus_per_task", "mem", "signal_delay_s", "sbatch",
@@ -100,8 +83,8 @@ def _words(run: TrainRun) -> list[str]:
 def parse_words(folder: Path, words: Sequence[str]) -> BaseModel:
     """What the words of `--then` ask for. Raises as `check_follow_up`."""
     name, *flags = words
-    if name not in COMMANDS:
-        raise UserError(f"--then {name!r} is not one of {', '.join(COMMANDS)}")
+    if name not in ACTIONS:
+        raise UserError(f"--then {name!r} is not one of {', '.join(ACTIONS)}")
     if any(flag.partition("=")[0] == "--run" for flag in flags):
         raise UserError(f"--then {name} takes no --run: it is about the run that is trained")
     asked = parse_cli(COMMANDS[name].run_type, ["--run", str(folder), *flags])

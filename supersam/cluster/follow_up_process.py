@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from supersam.cluster.follow_up import COMMANDS, IN_JOB, parse_words
+from supersam.cluster.follow_up import ACTIONS, IN_JOB, parse_words
 from supersam.config import SearchRun, UserError, exit_code
-from supersam.config.io import USAGE_ERROR
+from supersam.config.io import print_error
 from supersam.runs.checkpoints import SavedCheckpoints
 from supersam.runtime.process import keep_others_from_writing
 
@@ -23,14 +23,13 @@ def main(folder: Path, words: Sequence[str], *, in_job: bool) -> int:
     try:
         _require_checkpoint(folder, words[0])
     except UserError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return USAGE_ERROR
+        return print_error(fault)
     asked = parse_words(folder, words)
     if in_job and isinstance(asked, SearchRun):
         from supersam.cluster.search.job import search_in_job  # slow: it imports submitit
 
         return exit_code(lambda search: search_in_job(search, folder), asked)
-    module, _, function = COMMANDS[words[0]].action.partition(":")
+    module, _, function = ACTIONS[words[0]].partition(":")
     action = getattr(importlib.import_module(module), function)
     return exit_code(action, asked)
 

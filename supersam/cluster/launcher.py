@@ -23,7 +23,7 @@ from supersam.cluster.slurm.commands import missing_slurm, slurm_errors_to_user
 from supersam.cluster.tasks import Task, describe_task, execute_task, prepare_task
 from supersam.config import TrainRun, UserError
 from supersam.config.files import CANCEL_FILE, JOB_FILE, TENSORBOARD
-from supersam.config.io import USAGE_ERROR
+from supersam.config.io import USAGE_ERROR, print_error
 from supersam.health.records import saved_step
 from supersam.health.watchdog import STALLED
 from supersam.runs.attempts import end_attempt, reason_of, start_attempt
@@ -65,8 +65,7 @@ def submit(run: Task) -> int:
     except _ToldError:
         return USAGE_ERROR
     except UserError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return USAGE_ERROR
+        return print_error(fault)
 
 
 class _ToldError(UserError):

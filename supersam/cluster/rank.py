@@ -12,7 +12,7 @@ from supersam.cluster.launcher import run_inline, task_log
 from supersam.cluster.rendezvous import join_step
 from supersam.cluster.tasks import Task, load_task
 from supersam.config import UserError
-from supersam.config.io import USAGE_ERROR
+from supersam.config.io import print_error
 
 
 def main(folder: Path) -> int:
@@ -32,8 +32,7 @@ def main(folder: Path) -> int:
     except UserError as fault:
         if on_terminal:
             write_crash_log(task_log(folder, 0), f"error: {fault}")
-        print(f"error: {fault}", file=sys.stderr)
-        return USAGE_ERROR
+        return print_error(fault)
 
 
 def _check_cores(run: Task) -> None:

@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar, get_origin
 
 import tyro
@@ -32,17 +31,16 @@ def parse_cli(
     default_config: Path | None = None,
     recall: bool = False,
     added: Sequence[str] = (),
+    prog: str | None = None,
 ) -> Run:
     """The run that the command line asks for.
 
     Every `--config FILE` is merged in order, later ones win; flags win over files. Without any
     `--config`, `default_config` is read; with `recall`, and `--run DIR` of an existing run, that
-    run's own `run.yaml`. `added` are flags of a script, not of the user. Prints what is
-    wrong and exits with 2 on a user's mistake.
+    run's own `run.yaml`. `added` are flags of a script, not of the user; `prog` is the name in the
+    help. Prints what is wrong and exits with 2 on a user's mistake.
     """
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
-    if args is None:
-        sys.excepthook = _excuse_interrupt
     words = list(sys.argv[1:] if args is None else args)
     try:
         paths, flags = _split_config(words)
@@ -53,29 +51,25 @@ def parse_cli(
             paths = [path for path in (recalled or default_config,) if path is not None]
         defaults = _lenient(run_type, merge(*(read_yaml(path) for path in paths)))
     except UserError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        raise SystemExit(USAGE_ERROR) from None
+        raise SystemExit(print_error(fault)) from None
     try:
         return tyro.cli(
             run_type,
+            prog=prog,
             args=[*flags, *added],
             default=defaults,
             description=f"{run_type.__doc__}\n\n--config FILE (may repeat; later files win) reads "
             "values from YAML; flags win over files.",
         )
     except ValidationError as fault:  # of one section, before the whole is put together
-        print(f"error: {_describe(run_type, fault.errors(), fault.title)}", file=sys.stderr)
-        raise SystemExit(USAGE_ERROR) from None
+        text = _describe(run_type, fault.errors(), fault.title)
+        raise SystemExit(print_error(text)) from None
 
 
-def _excuse_interrupt(
-    kind: type[BaseException], fault: BaseException, trace: TracebackType | None
-) -> None:
-    """A Ctrl-C that nothing else has taken is no fault: one word, and no traceback."""
-    if issubclass(kind, KeyboardInterrupt):
-        print("stopped", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, fault, trace)
+def print_error(fault: object) -> int:
+    """Print a user's mistake as `error: ...` on stderr. Returns the exit code for it, 2."""
+    print(f"error: {fault}", file=sys.stderr, flush=True)
+    return USAGE_ERROR
 
 
 def exit_code(action: Callable[[Run], int], run: Run) -> int:
@@ -83,8 +77,7 @@ def exit_code(action: Callable[[Run], int], run: Run) -> int:
     try:
         return action(run)
     except UserError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return USAGE_ERROR
+        return print_error(fault)
 
 
 def load_run(run_type: type[Run], path: Path) -> Run:

@@ -13,7 +13,7 @@ from typing import Any
 from supersam.cluster.slurm.queue import Queue
 from supersam.config import StatusRun, UserError
 from supersam.config.files import SEARCH_FILE
-from supersam.config.io import USAGE_ERROR
+from supersam.config.io import print_error
 from supersam.health.bad_hosts import count_strikes
 from supersam.health.records import Beat
 from supersam.runtime.process import ends_with_reader
@@ -41,8 +41,7 @@ def show(options: StatusRun) -> int:
         with ends_with_reader():
             shown = _show(options, queue)
     except UserError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return USAGE_ERROR
+        return print_error(fault)
     except KeyboardInterrupt:
         return 0
     if queue.note is not None and any(record.could_be_alive for record in shown):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from supersam.cluster.rendezvous import free_port
 from supersam.config import MonitorRun, UserError
-from supersam.config.io import USAGE_ERROR
+from supersam.config.io import print_error
 from supersam.runtime.process import end_with_parent
 
 _FAILURE = 1
@@ -32,8 +32,7 @@ def monitor(options: MonitorRun) -> int:
     try:
         port = _check(options)
     except UserError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return USAGE_ERROR
+        return print_error(fault)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     server = subprocess.Popen(
         [
@@ -52,10 +51,10 @@ def monitor(options: MonitorRun) -> int:
         _wait_until_served(server, port)
         print(_instructions(options.logdir, port), flush=True)
         code = server.wait()
-        print(f"error: TensorBoard ended by itself with code {code}", file=sys.stderr)
+        print_error(f"TensorBoard ended by itself with code {code}")
         return _FAILURE
     except TimeoutError as fault:
-        print(f"error: {fault}", file=sys.stderr)
+        print_error(fault)
         return _FAILURE
     except KeyboardInterrupt:
         return 0

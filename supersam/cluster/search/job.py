@@ -33,7 +33,7 @@ from supersam.cluster.slurm.submit import submitted_job
 from supersam.cluster.snapshot import snapshot_code
 from supersam.config import SearchRun, UserError, dump_run, load_run
 from supersam.config.files import JOB_FILE, JOB_FOLDER, SEARCH_YAML, SWEEP_YAML
-from supersam.config.io import USAGE_ERROR
+from supersam.config.io import print_error
 from supersam.config.search import SearchClusterConfig
 from supersam.runtime.atomic import write_bytes, write_json
 from supersam.runtime.collector import no_gc_while_importing
@@ -192,8 +192,7 @@ class SearchSupervisor:
             with stop_requested() as stop, _hosts_of_ray(folder, home) as meeting:
                 code = _drive(asked, meeting, stop)
         except UserError as fault:
-            print(f"error: {fault}", file=sys.stderr)
-            raise SystemExit(USAGE_ERROR) from None
+            raise SystemExit(print_error(fault)) from None
         if code == 128 + signal.SIGUSR2:  # out of time; another allocation goes on
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(code))
             slurm.retry_slurm(lambda: slurm.requeue(slurm.own_job_id()))

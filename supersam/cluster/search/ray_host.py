@@ -24,6 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from supersam.config import UserError
+from supersam.config.io import print_error
 from supersam.runtime.atomic import atomic_file
 from supersam.search.ray.address import (
     OBJECT_STORE_BYTES,
@@ -223,8 +224,7 @@ def main(meeting: Path, head: str) -> int:
     try:
         return serve(meeting, is_head=is_head, key=key)
     except UserError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return 2
+        return print_error(fault)
 
 
 if __name__ == "__main__":

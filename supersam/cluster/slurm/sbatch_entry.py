@@ -10,7 +10,7 @@ from supersam.cluster.batch import require_legal_world
 from supersam.cluster.slurm.supervisor import Supervisor
 from supersam.cluster.snapshot import snapshot_code
 from supersam.config import DEMO, TrainRun, UserError, parse_cli
-from supersam.config.io import USAGE_ERROR
+from supersam.config.io import print_error
 from supersam.runs.folder import prepare_run_folder
 from supersam.runtime.process import keep_others_from_writing
 
@@ -30,8 +30,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if "SLURM_RESTART_COUNT" not in os.environ:
             snapshot_code(run.folder.absolute())
     except UserError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        raise SystemExit(USAGE_ERROR) from None
+        raise SystemExit(print_error(fault)) from None
     Supervisor(str(run.folder.absolute()))()
 
 

@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import FrameType
@@ -33,7 +32,7 @@ from supersam.cluster.slurm.restart_policy import (
 from supersam.cluster.slurm.supervisor_lease import start_beating
 from supersam.cluster.tasks import load_task
 from supersam.config import UserError
-from supersam.config.io import USAGE_ERROR
+from supersam.config.io import USAGE_ERROR, print_error
 from supersam.health.bad_hosts import suspects
 from supersam.health.records import saved_step
 from supersam.health.watchdog import STALLED, blame
@@ -70,7 +69,7 @@ class Supervisor:
         try:
             code = _Job(Path(self.folder)).execute()
         except (UserError, slurm.SlurmError) as fault:
-            _say(str(fault))
+            print_error(fault)
             code = USAGE_ERROR if isinstance(fault, UserError) else 1
         raise SystemExit(code)
 
@@ -232,7 +231,7 @@ class _Job:
             _WORDS[action],
         )
         if action == "exit" and stalled >= most and ending.reason not in ("finished", "cancelled"):
-            _say(
+            print_error(
                 f"{stalled} attempts without a new checkpoint, the last because: {ending.reason}"
                 f"{lost}; see {self.folder / 'logs'}, and submit again when it is mended"
             )
@@ -267,8 +266,3 @@ class _Job:
             self.notice = True
         else:
             self.ending = True
-
-
-def _say(text: str) -> None:
-    """An end that the user has to know of, as the commands say it."""
-    print(f"error: {text}", file=sys.stderr, flush=True)

@@ -43,7 +43,7 @@ def started_ray(cpus: int, token: str) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, **ray_environment(token, loopback=True)},
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         start_new_session=True,
     )
     try:

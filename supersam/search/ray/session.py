@@ -118,7 +118,7 @@ def _joining() -> Iterator[None]:
     """
     before = Path.cwd()
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    os.chdir(Path(__file__).parents[2])
+    os.chdir(Path(__file__).parents[3])
     try:
         yield
     finally:

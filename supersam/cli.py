@@ -1,0 +1,78 @@
+"""The door of every command: `supersam NAME`, `python -m supersam NAME`, `launch/NAME.py`.
+
+Imports no torch; a command's own code is imported when its flags have been understood.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from types import TracebackType
+from typing import NoReturn
+
+from supersam import __version__
+from supersam.config import exit_code, parse_cli
+from supersam.config.commands import COMMANDS
+from supersam.config.io import print_error
+
+
+def main(name: str | None = None) -> NoReturn:
+    """Run the command `name` on the words of the command line, and exit with its code.
+
+    Without `name`, the first word is the command.
+    """
+    sys.excepthook = excuse_interrupt
+    words = sys.argv[1:]
+    if name is not None:
+        sys.exit(run_command(name, words, prog=f"launch/{name}.py"))
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+    elif words[0] == "--version":
+        print(f"supersam {__version__}")
+    elif words[0] not in COMMANDS:
+        sys.exit(print_error(f"{words[0]!r} is not a command; {_known(words[0])}"))
+    else:
+        sys.exit(run_command(words[0], words[1:], prog=f"supersam {words[0]}"))
+    sys.exit(0)
+
+
+def run_command(name: str, words: list[str], *, prog: str) -> int:
+    """Run the command `name` with the flags `words`. Returns its exit code."""
+    command = COMMANDS[name]
+    if words[:1] == ["--version"]:
+        print(f"supersam {__version__}")
+        return 0
+    run = parse_cli(
+        command.run_type,
+        words,
+        default_config=command.default_config,
+        recall=command.recall,
+        prog=prog,
+    )
+    module, _, function = command.action.partition(":")
+    return exit_code(getattr(importlib.import_module(module), function), run)
+
+
+def excuse_interrupt(
+    kind: type[BaseException], fault: BaseException, trace: TracebackType | None
+) -> None:
+    """Report a Ctrl-C that nothing else has taken in one word, without a traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("stopped", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, fault, trace)
+
+
+def _overview() -> str:
+    rows = "\n".join(f"  {name:10}{each.summary}" for name, each in COMMANDS.items())
+    return (
+        "usage: supersam COMMAND [--help] [--config FILE ...] [FLAGS]\n\n"
+        "Segment Anything as a weight-sharing supernet.\n\n"
+        f"{rows}\n\nsupersam COMMAND --help lists its flags; supersam --version prints the version."
+    )
+
+
+def _known(word: str) -> str:
+    close = difflib.get_close_matches(word, list(COMMANDS), n=1)
+    return f"did you mean {close[0]}?" if close else f"commands are {', '.join(COMMANDS)}"

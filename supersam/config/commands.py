@@ -1,0 +1,65 @@
+"""The registry of commands: what each is called, reads and runs. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from supersam.config.design import DesignRun
+from supersam.config.export import ExportRun
+from supersam.config.report import ReportRun
+from supersam.config.runs import DEMO, EvaluateRun, MonitorRun, ShardRun, StatusRun, TrainRun
+from supersam.config.search import SearchRun
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the command line."""
+
+    run_type: type[BaseModel]
+    """Its configuration: flags and files are read into it."""
+    action: str
+    """MODULE:FUNCTION that takes the configuration and returns an exit code."""
+    summary: str
+    """What it does, in a few words."""
+    default_config: Path | None = None
+    """Configuration file of a command line without `--config`."""
+    recall: bool = False
+    """Whether `--run DIR` alone continues with that run's own configuration."""
+
+
+COMMANDS = {
+    "shard": Command(
+        ShardRun, "supersam.data.command:run_shard", "convert images and masks to HDF5 shards"
+    ),
+    "design": Command(
+        DesignRun, "supersam.cluster.launcher:submit", "design a search space from given weights"
+    ),
+    "train": Command(
+        TrainRun,
+        "supersam.cluster.launcher:submit",
+        "train a supernet; without arguments, the demo",
+        default_config=DEMO,
+        recall=True,
+    ),
+    "search": Command(
+        SearchRun, "supersam.cluster.search.job:submit_search", "find the best subnets of a run"
+    ),
+    "evaluate": Command(
+        EvaluateRun, "supersam.evaluation.command:run_evaluate", "score a subnet on held-out images"
+    ),
+    "export": Command(
+        ExportRun, "supersam.export.command:run_export", "write a subnet as a folder of its own"
+    ),
+    "report": Command(
+        ReportRun, "supersam.search.report.page:run_report", "write the page about a search"
+    ),
+    "status": Command(
+        StatusRun, "supersam.status.show:show", "show runs and searches, and why one ended"
+    ),
+    "monitor": Command(
+        MonitorRun, "supersam.status.tensorboard:monitor", "serve TensorBoard on this host"
+    ),
+}

@@ -1,0 +1,94 @@
+"""One registry behind `supersam NAME`, `python -m supersam NAME` and `launch/NAME.py`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import signal
+import subprocess
+import sys
+import typing
+
+import pytest
+
+from supersam import __version__
+from supersam.cli import main
+from supersam.config.commands import COMMANDS
+from tests.paths import ROOT
+
+LAUNCH_FILES = sorted((ROOT / "launch").glob("*.py"))
+
+
+def ended(*words: str) -> int:
+    """The exit code of `supersam WORDS`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "excepthook", sys.excepthook)
+        patch.setattr(sys, "argv", ["supersam", *words])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def test_every_launch_file_is_a_command_in_the_same_four_lines():
+    for file in LAUNCH_FILES:
+        head, *lines = [line for line in file.read_text().splitlines() if line]
+        assert f"launch/{file.name}" in head
+        assert lines == [
+            "from supersam.cli import main",
+            'if __name__ == "__main__":',
+            f'    main("{file.stem}")',
+        ]
+        assert file.stem in COMMANDS
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_action_takes_the_configuration_of_its_command_and_returns_an_exit_code(name):
+    module, _, function = COMMANDS[name].action.partition(":")
+    action = getattr(importlib.import_module(module), function)
+    hints = typing.get_type_hints(action)
+    first = next(iter(inspect.signature(action).parameters))
+    assert issubclass(COMMANDS[name].run_type, hints[first])
+    assert hints["return"] is int
+
+
+def test_the_overview_names_every_command(capsys):
+    assert ended() == 0
+    overview = capsys.readouterr().out
+    assert all(f"  {name} " in overview for name in COMMANDS)
+
+
+@pytest.mark.parametrize("words", [["--version"], ["train", "--version"]])
+def test_the_version_is_printed(capsys, words):
+    assert ended(*words) == 0
+    assert capsys.readouterr().out == f"supersam {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("word", "remedy"), [("trian", "did you mean train?"), ("xyz", "commands are shard, ")]
+)
+def test_an_unknown_command_is_refused_with_the_nearest_one(capsys, word, remedy):
+    assert ended(word) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: {word!r} is not a command; {remedy}")
+
+
+def test_a_user_s_mistake_ends_in_one_line_and_code_2(capsys, tmp_path):
+    assert ended("status", str(tmp_path / "absent")) == 2
+    assert capsys.readouterr().err.count("error: ") == 1
+
+
+def test_python_dash_m_is_the_same_door():
+    words = [sys.executable, "-m", "supersam", "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == f"supersam {__version__}\n"
+
+
+def test_a_command_that_is_interrupted_leaves_one_word_and_no_traceback():
+    script = (
+        "from supersam.cli import *; sys.excepthook = excuse_interrupt; raise KeyboardInterrupt"
+    )
+    words = [sys.executable, "-c", script]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "stopped\n")
