@@ -44,6 +44,7 @@ setup(
         "scipy>=1.11",
         "tensorboard>=2.17",
         "matplotlib>=3.8",
+        "psutil>=5.9",
         "pydantic>=2.8",
         "pyyaml>=6.0",
         "tyro>=1.0.17",

@@ -27,8 +27,12 @@ from supersam.config.io import USAGE_ERROR, print_error
 from supersam.health.records import saved_step
 from supersam.health.watchdog import STALLED
 from supersam.runs.attempts import end_attempt, reason_of, start_attempt
-from supersam.runtime.collector import no_gc_while_importing
-from supersam.runtime.process import end_with_parent, ends_with_reader, keep_others_from_writing
+from supersam.runtime.process import (
+    end_with_parent,
+    ends_with_reader,
+    keep_others_from_writing,
+    no_gc_while_importing,
+)
 
 FAILURE = 1
 _GRACE_S = 20  # for the other ranks to end by themselves after one has failed

@@ -28,7 +28,7 @@ from supersam.data.plan import claim_folder, make_plan
 from supersam.data.shards import ShardWriter
 from supersam.data.sources import BadInputError, Item, SourceError, list_items, read_samples
 from supersam.runtime.atomic import file_sha256, stale_temporaries, write_json
-from supersam.runtime.workers import begin_worker
+from supersam.runtime.process import begin_worker
 
 logger = logging.getLogger(__name__)
 

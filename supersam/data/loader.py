@@ -21,7 +21,7 @@ from supersam.data.dataset import (
 from supersam.data.partition import SampleKey, SampleOrder
 from supersam.data.sample import Batch, EvalImage
 from supersam.runtime.distributed import World
-from supersam.runtime.workers import begin_worker
+from supersam.runtime.process import begin_worker
 
 StartMethod = Literal["fork", "spawn", "forkserver"]
 

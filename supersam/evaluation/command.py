@@ -20,8 +20,7 @@ from supersam.runs.weights import choose_subnet, find_weights, read_run
 from supersam.runtime.atomic import write_json
 from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World
-from supersam.runtime.logging import setup_logging
-from supersam.runtime.progress import shown
+from supersam.runtime.logging import setup_logging, shown
 from supersam.space import read_space, resolve_shape, subnet_cost
 
 

@@ -33,8 +33,7 @@ from supersam.runs.weights import find_weights
 from supersam.runtime.atomic import write_bytes
 from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World
-from supersam.runtime.logging import setup_logging
-from supersam.runtime.progress import shown
+from supersam.runtime.logging import setup_logging, shown
 from supersam.space import subnet_cost
 from supersam.training.trainer import InterruptedRunError
 

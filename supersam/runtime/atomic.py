@@ -11,6 +11,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 _HASH_PIECE_BYTES = 1 << 20
 
 
@@ -91,13 +93,7 @@ def _writer_is_gone(temporary: Path) -> bool:
     host, _, pid = writer.rpartition(".")  # a host name may hold dots
     if host != socket.gethostname() or not pid.isdigit():
         return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # alive, another user's
-        return False
-    return False
+    return not psutil.pid_exists(int(pid))
 
 
 def sync(path: Path) -> None:

@@ -1,45 +1,90 @@
-"""Processes of this host, told apart from later ones that got the same number. No torch."""
+"""Processes of this host: which one it is, how it begins, ends and imports. No torch."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+
+import psutil
 
 _PR_SET_PDEATHSIG = 1
+_SAME_START_TICKS = 2 * os.sysconf("SC_CLK_TCK")  # the boot time that psutil subtracts is in s
 _STATES = {
-    "D": "waits for a disk or network file system",
-    "R": "is running",
-    "S": "sleeps",
-    "T": "is stopped",
-    "t": "is stopped by a debugger",
-    "X": "is dead",
-    "Z": "has ended",
+    psutil.STATUS_DISK_SLEEP: "waits for a disk or network file system",
+    psutil.STATUS_RUNNING: "is running",
+    psutil.STATUS_SLEEPING: "sleeps",
+    psutil.STATUS_STOPPED: "is stopped",
+    psutil.STATUS_TRACING_STOP: "is stopped by a debugger",
+    psutil.STATUS_DEAD: "is dead",
+    psutil.STATUS_ZOMBIE: "has ended",
 }
+_OVER = (psutil.STATUS_DEAD, psutil.STATUS_ZOMBIE)
 
 
 def start_ticks(pid: int) -> int | None:
     """When a process started, in clock ticks since boot; None where there is no such process."""
-    fields = _stat(pid)
-    return int(fields[19]) if fields else None
+    try:
+        since_boot_s: float = psutil.Process(pid).create_time() - psutil.boot_time()
+    except psutil.Error:
+        return None
+    return round(since_boot_s * os.sysconf("SC_CLK_TCK"))
 
 
 def is_same_process(pid: int, ticks: int) -> bool:
     """Whether the process of that number is still the one that started then, and has not ended."""
-    fields = _stat(pid)
-    return fields is not None and int(fields[19]) == ticks and fields[0] not in "XZ"
+    return _state(pid, ticks) not in (None, *_OVER)
 
 
 def describe_process(pid: int, ticks: int) -> str:
     """What the kernel says of a process, as the end of a sentence about it."""
-    fields = _stat(pid)
-    if fields is None or int(fields[19]) != ticks:
-        return "is gone"
-    return _STATES.get(fields[0], f"is in state {fields[0]}")
+    state = _state(pid, ticks)
+    return "is gone" if state is None else _STATES.get(state, f"is in state {state}")
+
+
+def _state(pid: int, ticks: int) -> str | None:
+    """Psutil's word for the state of the process that started then; None where it is gone."""
+    started = start_ticks(pid)
+    if started is None or abs(started - ticks) > _SAME_START_TICKS:
+        return None
+    try:
+        return str(psutil.Process(pid).status())
+    except psutil.Error:  # it ended meanwhile
+        return None
+
+
+def resident_gib(pid: int | None = None) -> float:
+    """Memory that a process (by default this one) has in use now."""
+    return float(psutil.Process(pid).memory_info().rss) / 2**30
+
+
+def available_gib() -> float:
+    """Memory that this host could still give."""
+    return float(psutil.virtual_memory().available) / 2**30
+
+
+def begin_worker(_: int = 0) -> None:
+    """Leave signals to the parent, and end when it does; the first call in a worker process.
+
+    Fits as `worker_init_fn` of a DataLoader. Ctrl-C reaches the parent, which decides what becomes
+    of its workers. A parent that was killed decides nothing, and workers of a fork server would
+    outlive it: a thread watches.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_wait_for_parent_and_exit, daemon=True).start()
+
+
+def _wait_for_parent_and_exit() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # only workers come here
+    parent.join()
+    os._exit(1)
 
 
 def end_with_parent(parent: int) -> None:
@@ -50,7 +95,7 @@ def end_with_parent(parent: int) -> None:
 
 
 def keep_others_from_writing() -> None:
-    """Whatever the user's umask: no file of this process and its children is writable by all."""
+    """Make no file of this process and its children writable by all, whatever the user's umask."""
     os.umask(os.umask(0o077) | 0o002)
 
 
@@ -65,24 +110,18 @@ def ends_with_reader() -> Iterator[None]:
         signal.signal(signal.SIGPIPE, before)
 
 
-def resident_gib(pid: int | None = None) -> float:
-    """Memory of a process in use now."""
-    pages = int(Path(f"/proc/{pid or 'self'}/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
+@contextmanager
+def no_gc_while_importing() -> Iterator[None]:
+    """Run the block, which imports modules, without garbage collection, and exempt what it made.
 
-
-def available_gib() -> float:
-    """Memory that this host could still give."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) / 2**20
-    raise OSError("/proc/meminfo has no MemAvailable; this needs Linux 3.14 or later")
-
-
-def _stat(pid: int) -> list[str] | None:
-    """Fields of /proc/PID/stat from the state on (field 3)."""
+    Classes and functions of modules stay as long as the process: to go through all of them again
+    and again is a sixth of the time that a rank needs to import torch and deepspeed.
+    """
+    collected = gc.isenabled()
+    gc.disable()
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    return text.rpartition(")")[2].split()  # a command's name may hold anything
+        yield
+    finally:
+        gc.freeze()
+        if collected:
+            gc.enable()

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files."""
+"""Tensors in safetensors files; apart from `atomic`, which starts without torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 def save_tensors(
     tensors: Mapping[str, Tensor], path: Path, *, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write tensors of any device, for all who may read the folder.
+    """Write tensors of any device, readable by everybody who may read the folder.
 
     safetensors' own files are for their owner alone: a group could not use a colleague's run.
     """

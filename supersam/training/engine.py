@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from supersam.config import DataConfig, EngineConfig, OptimConfig
 from supersam.model import SamSupernet
 from supersam.runs.checkpoint_io import Share
-from supersam.runtime.collector import no_gc_while_importing
+from supersam.runtime.process import no_gc_while_importing
 from supersam.space import SubnetSpec
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from supersam.runtime.collector import no_gc_while_importing
+from supersam.runtime.process import no_gc_while_importing
 
 
 class Node:

@@ -1,10 +1,22 @@
-"""A process that only prints, and nobody reads on."""
+"""Processes: which one it is, and one that only prints while nobody reads on."""
 
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
-from supersam.runtime.process import ends_with_reader
+import psutil
+import pytest
+
+from supersam.runtime.process import (
+    available_gib,
+    describe_process,
+    ends_with_reader,
+    is_same_process,
+    resident_gib,
+    start_ticks,
+)
 
 PRINT_MUCH = """
 from supersam.runtime.process import ends_with_reader
@@ -29,3 +41,43 @@ def test_a_broken_pipe_is_an_error_again_afterwards():
     with ends_with_reader():
         assert signal.getsignal(signal.SIGPIPE) == signal.SIG_DFL
     assert signal.getsignal(signal.SIGPIPE) == before == signal.SIG_IGN
+
+
+@pytest.fixture
+def sleeper():
+    process = subprocess.Popen(["sleep", "600"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_the_start_is_the_one_that_the_kernel_counts(sleeper):
+    stat = Path(f"/proc/{sleeper.pid}/stat").read_text()
+    ticks = int(stat.rpartition(")")[2].split()[19])  # what run folders hold
+    assert abs(start_ticks(sleeper.pid) - ticks) <= os.sysconf("SC_CLK_TCK")
+    assert is_same_process(sleeper.pid, ticks)
+
+
+def test_a_later_process_of_the_same_number_is_another_one(sleeper):
+    ticks = start_ticks(sleeper.pid) - 3600 * os.sysconf("SC_CLK_TCK")
+    assert not is_same_process(sleeper.pid, ticks)
+    assert describe_process(sleeper.pid, ticks) == "is gone"
+
+
+def test_a_process_is_described_by_its_state(sleeper):
+    ticks = start_ticks(sleeper.pid)
+    sleeper.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED | os.WNOWAIT)
+    assert describe_process(sleeper.pid, ticks) == "is stopped"
+    sleeper.kill()
+    os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)
+    assert describe_process(sleeper.pid, ticks) == "has ended"  # its parent has not asked yet
+    assert not is_same_process(sleeper.pid, ticks)
+    sleeper.wait()
+    assert start_ticks(sleeper.pid) is None
+    assert describe_process(sleeper.pid, ticks) == "is gone"
+
+
+def test_memory_is_in_gib():
+    assert 0 < resident_gib() < available_gib() * 100
+    assert available_gib() <= psutil.virtual_memory().total / 2**30

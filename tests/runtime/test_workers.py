@@ -8,7 +8,7 @@ import time
 
 PARENT = """
 import multiprocessing, time
-from supersam.runtime.workers import begin_worker
+from supersam.runtime.process import begin_worker
 
 def work(pids):
     begin_worker()

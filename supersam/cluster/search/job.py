@@ -36,8 +36,7 @@ from supersam.config.files import JOB_FILE, JOB_FOLDER, SEARCH_YAML, SWEEP_YAML
 from supersam.config.io import print_error
 from supersam.config.search import SearchClusterConfig
 from supersam.runtime.atomic import write_bytes, write_json
-from supersam.runtime.collector import no_gc_while_importing
-from supersam.runtime.process import ends_with_reader
+from supersam.runtime.process import ends_with_reader, no_gc_while_importing
 from supersam.runtime.signals import StopFlag, stop_requested
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 import logging
 
-from supersam.runtime.progress import shown
+from supersam.runtime.logging import shown
 
 
 def test_every_item_passes_and_each_is_told_but_the_last(caplog):
