@@ -27,7 +27,7 @@ from supersam.data.dataset import ShardDataset
 from supersam.data.hdf5 import MASK_META
 from supersam.data.loader import build_loader
 from supersam.data.partition import SampleOrder
-from supersam.data.records import ImageRecord
+from supersam.data.shard_file import ImageRecord
 from supersam.data.shards import ShardReader
 from supersam.runtime.distributed import World
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from supersam.config.data import DataConfig
+from supersam.data.identity import origin_by_name
 from supersam.data.images import BadImageError, decode_rgb
 from supersam.data.partition import AUGMENT_STREAM, SampleKey, philox
 from supersam.data.prompts import draw_prompt, stored_prompts, visible_objects
@@ -190,6 +191,7 @@ class EvalDataset(Dataset[EvalImage]):
         meta = record.meta
         whole = Window(0, 0, meta.width, meta.height)
         geometry = Geometry(whole, self._side)
+        origin = origin_by_name(meta.name) if meta.origin is None else meta.origin
         points, labels = stored_prompts(meta.masks, self._prompt, geometry)
         masks = np.zeros((len(meta.masks), meta.height, meta.width), bool)
         for mask, runs in zip(masks, record.runs(range(len(masks))), strict=True):
@@ -205,6 +207,9 @@ class EvalDataset(Dataset[EvalImage]):
             masks=torch.from_numpy(masks),
             boxes=torch.from_numpy(meta.masks["bbox"].copy()),
             sample_id=meta.id,
+            source=origin.source,
+            group=origin.group,
+            tile=origin.tile,
         )
 
 

@@ -9,15 +9,16 @@ Datasets of a shard with N images and M masks, little-endian, contiguous, unfilt
     /image/name         uint8[P]       UTF-8 names, one after the other
     /image/name_offset  uint64[N + 1]
     /image/mask_crc32   uint32[N]      of the image's rows of /mask/offset, /mask/meta, /mask/crc32
+    /image/origin       ORIGIN[N]      since schema 1.1; absent where a sample's origin is unknown
     /mask/of_image      uint64[N + 1]  the masks of image i are of_image[i] to of_image[i + 1]
     /mask/data          uint8[R]       COCO compressed run lengths, one after the other
     /mask/offset        uint64[M + 1]
     /mask/crc32         uint32[M]      CRC-32 of the run lengths
     /mask/meta          MASK_META[M]
 
-Root attributes: format, schema_major, schema_minor, writer, n, m, index_crc32, the converter's own,
-and complete = 1, written last. A reader ignores datasets, attributes and fields that it does not
-know: a newer minor version may have them.
+Root attributes: format, schema_major, schema_minor, writer, n, m, index_crc32, origin_crc32, the
+converter's own, and complete = 1, written last. A reader ignores datasets, attributes and fields
+that it does not know: a newer minor version may have them.
 """
 
 from __future__ import annotations
@@ -47,6 +48,16 @@ FORMATS: tuple[ImageFormat, ...] = ("jpeg", "png")
 """A format's code in a shard is its place here."""
 
 IMAGE_META = np.dtype([("id", "<u8"), ("height", "<u4"), ("width", "<u4"), ("format", "u1")])
+ORIGIN = np.dtype(
+    [
+        ("source", "<u8"),
+        ("group", "<u8"),
+        ("y", "<u4"),
+        ("x", "<u4"),
+        ("source_height", "<u4"),  # 0 for a whole image
+        ("source_width", "<u4"),
+    ]
+)
 MASK_META = np.dtype(
     [
         ("area", "<u8"),
@@ -68,6 +79,7 @@ INDEX = (
     "image/mask_crc32",
     "mask/of_image",
 )
+ORIGINS = "image/origin"
 RECORDS = ("image/data", "mask/data", "mask/offset", "mask/crc32", "mask/meta")
 
 
@@ -83,6 +95,8 @@ class Layout:
     """The arrays of INDEX."""
     position: Mapping[str, int]
     """File offset in bytes of each dataset of RECORDS."""
+    origins: NDArray[np.void] | None
+    """(N,) ORIGIN; None where the shard does not hold them."""
 
 
 def write_shard(
@@ -92,6 +106,9 @@ def write_shard(
     with h5py.File(path, "w", locking=False) as file:
         for name in INDEX + RECORDS:
             file.create_dataset(name, data=arrays[name])
+        if ORIGINS in arrays:
+            file.create_dataset(ORIGINS, data=arrays[ORIGINS])
+            file.attrs["origin_crc32"] = crc32(arrays[ORIGINS])
         file.attrs.update(attributes)
         file.attrs["format"] = SHARD_FORMAT
         file.attrs["schema_major"] = SCHEMA_MAJOR
@@ -115,13 +132,17 @@ def read_layout(path: Path) -> Layout:
             # An empty dataset has no place in the file.
             position = {name: file[name].id.get_offset() or 0 for name in RECORDS}
             index_crc32 = file.attrs["index_crc32"]
+            origins = file[ORIGINS][()] if ORIGINS in file else None
+            origin_crc32 = file.attrs["origin_crc32"] if origins is not None else None
     except (OSError, KeyError, RuntimeError) as error:
         if isinstance(error, ShardFolderError | DamagedShardError):
             raise
         raise DamagedShardError(f"cannot be opened: {error}") from error
     if crc32(*(index[name] for name in INDEX)) != index_crc32:
         raise DamagedShardError("its index is damaged (CRC-32)")
-    return Layout(index, position)
+    if origins is not None and crc32(origins) != origin_crc32:
+        raise DamagedShardError("its table of source images is damaged (CRC-32)")
+    return Layout(index, position, origins)
 
 
 def crc32(*arrays: NDArray[Any]) -> int:

@@ -18,7 +18,7 @@ T = TypeVar("T")
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 FORMAT = "supersam-shards"
-SCHEMA_MAJOR, SCHEMA_MINOR = 1, 0
+SCHEMA_MAJOR, SCHEMA_MINOR = 1, 1
 
 
 class ShardFolderError(UserError):

@@ -22,6 +22,32 @@ LOGIT_STRIDE = 4
 
 
 @dataclass(frozen=True)
+class Tile:
+    """The place of a tile in the image that it was cut from, in pixels of that image."""
+
+    y: int
+    """Its first row."""
+    x: int
+    """Its first column."""
+    height: int
+    width: int
+    source_height: int
+    source_width: int
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which photograph an image shows, whatever its name is."""
+
+    source: int
+    """Non-negative 63-bit number of the source image's content; tiles of one image share it."""
+    group: int
+    """Number of the clip or stack that the source belongs to; `source` where it stands alone."""
+    tile: Tile | None = None
+    """The tile's place in the source; None for a whole image."""
+
+
+@dataclass(frozen=True)
 class MaskRecord:
     """One object mask: COCO compressed run lengths and what can be known without decoding them."""
 
@@ -55,6 +81,8 @@ class SegmentationSample:
     height: int
     width: int
     masks: tuple[MaskRecord, ...]
+    origin: Origin | None = None
+    """None where it is unknown: shards of schema 1.0 do not hold it."""
 
 
 @dataclass(frozen=True)
@@ -124,3 +152,9 @@ class EvalImage:
     """(M, 4) float32: tight boxes (x, y, width, height), pixels of the original image."""
     sample_id: int
     """The image's id in the shards."""
+    source: int
+    """Number of the source image; tiles of one image share it. See `Origin`."""
+    group: int
+    """Number of the clip or stack, else of the source image: the unit of resampling."""
+    tile: Tile | None = None
+    """The tile's place in the source; None for a whole image, or where it is unknown."""

@@ -12,7 +12,7 @@ import itertools
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,16 @@ from supersam.data.hdf5 import (
     FORMATS,
     IMAGE_META,
     MASK_META,
+    ORIGIN,
+    ORIGINS,
     DamagedShardError,
     crc32,
     write_shard,
 )
+from supersam.data.identity import Origins, name_ids, shared_sources
 from supersam.data.manifest import ShardFolderError, ShardInfo, read_manifest, write_manifest
-from supersam.data.records import BadRecordError, ImageRecord, OpenShard
-from supersam.data.sample import MaskRecord, SegmentationSample
+from supersam.data.sample import MaskRecord, Origin, SegmentationSample
+from supersam.data.shard_file import BadRecordError, ImageRecord, OpenShard
 from supersam.runtime.atomic import atomic_file, file_sha256
 
 __all__ = [
@@ -63,6 +66,7 @@ class ShardWriter:
         self._of_image = [0]
         self._image_crc: list[int] = []
         self._image_meta: list[tuple[Any, ...]] = []
+        self._origins: list[Origin | None] = []
         self._mask_crc: list[int] = []
         self._mask_meta: list[tuple[Any, ...]] = []
 
@@ -77,6 +81,7 @@ class ShardWriter:
             raise ValueError(f"id={sample.id} of {sample.name} is no non-negative 63-bit number")
         format_code = FORMATS.index(sample.format)
         self._image_meta.append((sample.id, sample.height, sample.width, format_code))
+        self._origins.append(sample.origin)
         self._image_crc.append(isal_zlib.crc32(sample.image))
         self._image_data += sample.image
         self._image_offset.append(len(self._image_data))
@@ -131,6 +136,9 @@ class ShardWriter:
             for a, b in zip(self._of_image, self._of_image[1:], strict=False)
         ]
         arrays["image/mask_crc32"] = np.array([crc32(*row) for row in rows], "<u4")
+        known = [origin for origin in self._origins if origin is not None]
+        if len(known) == len(self._origins):
+            arrays[ORIGINS] = np.array([_origin_row(origin) for origin in known], ORIGIN)
         return arrays
 
 
@@ -178,16 +186,41 @@ class ShardReader:
             shard.will_need(i)
 
     def image_ids(self) -> NDArray[np.uint64]:
-        """(num_images,) the id of every image, from the shards' indexes alone.
+        """Return the id of every image, (num_images,), from the shards' indexes alone.
 
         Raises ShardFolderError where a shard cannot be opened.
         """
-        starts = [first for first in self._first if first < self.num_images]
-        try:
-            parts = [self._locate(first)[0].image_ids() for first in starts]
-        except BadRecordError as error:
-            raise self.damaged(error) from error
+        parts = [shard.image_ids() for shard in self._open_all()]
         return np.concatenate([np.zeros(0, np.uint64), *parts])
+
+    def origins(self) -> Origins:
+        """Return the source image and group of every image, from the shards' indexes alone.
+
+        Raises ShardFolderError where a shard cannot be opened.
+        """
+        tables, names, known = [], [], True
+        for shard in self._open_all():
+            names += [shard.name(i) for i in range(shard.num_images)]
+            known = known and shard.origins is not None
+            if shard.origins is not None:
+                tables.append(shard.origins)
+        if not known:
+            return Origins.by_name(names)
+        table = np.concatenate([np.zeros(0, ORIGIN), *tables])
+        return Origins(
+            table["source"].astype(np.int64),
+            table["group"].astype(np.int64),
+            name_ids(names),
+            by_content=True,
+        )
+
+    def _open_all(self) -> Iterator[OpenShard]:
+        """Each shard that holds an image, opened."""
+        for first in sorted({first for first in self._first if first < self.num_images}):
+            try:
+                yield self._locate(first)[0]
+            except BadRecordError as error:
+                raise self.damaged(error) from error
 
     def damaged(self, error: Exception) -> ShardFolderError:
         """`error` as a user's: what cannot be read of this folder, and how to find the rest."""
@@ -209,6 +242,7 @@ class ShardReader:
             record.height,
             record.width,
             tuple(_mask_record(rle, row) for rle, row in masks),
+            record.origin,
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -245,18 +279,18 @@ class ShardReader:
 
 
 def open_held_out(folders: Sequence[Path]) -> list[ShardReader]:
-    """Readers of the folders of an evaluation.
+    """Open the folders of an evaluation.
 
-    Raises ShardFolderError where two of them share images: a score counts each image once.
+    Raises ShardFolderError where two of them share source images: a score counts each image once.
     """
     readers = [ShardReader(folder) for folder in folders]
     opened = zip(folders, readers, strict=True)
     for (first, one), (second, other) in itertools.combinations(opened, 2):
-        shared = np.intersect1d(one.image_ids(), other.image_ids())
-        if len(shared) > 0:
+        shared = shared_sources([one], [other])
+        if shared.images > 0:
             raise ShardFolderError(
-                f"{first} and {second} share {len(shared)} of {one.num_images} images, and a score "
-                "counts each image once; name one of the two alone"
+                f"{first} and {second} share {shared.images} of {one.num_images} images "
+                f"{shared.how}, and a score counts each image once; name one of the two alone"
             )
     return readers
 
@@ -279,6 +313,14 @@ class _OpenShards:
             if len(self.shards) > max_open:
                 self.shards.popitem(last=False)
             return self.shards[k]
+
+
+def _origin_row(origin: Origin) -> tuple[int, ...]:
+    tile = origin.tile
+    place = (
+        (0, 0, 0, 0) if tile is None else (tile.y, tile.x, tile.source_height, tile.source_width)
+    )
+    return (origin.source, origin.group, *place)
 
 
 def _mask_record(rle: bytes, row: tuple[Any, ...]) -> MaskRecord:

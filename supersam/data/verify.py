@@ -9,7 +9,7 @@ from pathlib import Path
 
 from supersam.data.hdf5 import DamagedShardError
 from supersam.data.manifest import MANIFEST, PLAN, ShardFolderError, ShardInfo, read_manifest
-from supersam.data.records import OpenShard
+from supersam.data.shard_file import OpenShard
 from supersam.runtime.atomic import file_sha256, temporaries
 
 

@@ -92,4 +92,6 @@ def _made_up(side: int) -> EvalImage:
         masks=torch.zeros(4, height, side, dtype=torch.bool),
         boxes=torch.zeros(4, 4),
         sample_id=0,
+        source=0,
+        group=0,
     )

@@ -91,6 +91,7 @@ def _complete(plan: ExportPlan, supernet: SamSupernet, folder: Path, sam: Sam) -
         evaluation_data=tuple(map(str, plan.data)),
         evaluation_images=plan.asked.images,
         seen_in_training=plan.seen.detail if plan.seen is not None and plan.seen.seen else None,
+        not_compared=plan.seen.detail if plan.seen and plan.seen.seen is None else None,
         metrics={prompt: result.as_dict() for prompt, result in metrics.items()},
         max_difference_from_supernet=difference,
         latency=describe_latency(sam),

@@ -52,6 +52,8 @@ class ModelCard:
     """Images evaluated on, spread evenly; None for all."""
     seen_in_training: str | None
     """What training saw of the evaluation data; None where it saw nothing."""
+    not_compared: str | None
+    """Why it is unknown whether training saw the evaluation data; None where it is known."""
     metrics: Mapping[str, Mapping[str, Any]]
     """Evaluation results by prompt; empty where there was no evaluation data."""
     max_difference_from_supernet: float
@@ -141,6 +143,8 @@ def _accuracy(card: ModelCard) -> str:
             f"\n\n**Training saw this evaluation data** ({card.seen_in_training}): the numbers say "
             "nothing about new images."
         )
+    if card.not_compared is not None:
+        note += f"\n\nWhether training saw this evaluation data is unknown: {card.not_compared}."
     return "## Accuracy\n\n" + _table(rows) + "\n\n" + note
 
 

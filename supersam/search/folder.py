@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from supersam.config import SearchRun, TrainRun, UserError, dump_run, load_run
 from supersam.config.files import JOURNAL_FILE, SEARCH_FILE, SEARCH_YAML, SPACE_FILE
+from supersam.data.identity import shared_sources
 from supersam.data.manifest import read_manifest
 from supersam.data.shards import ShardReader
 from supersam.runs.folder import git_commit, validation_folders, versions
@@ -47,8 +46,8 @@ _MEASURED_WITH = ("device", "threads")
 class SeenData:
     """Whether training looked at the evaluation images."""
 
-    seen: bool
-    """Whether any evaluation image is in a training set."""
+    seen: bool | None
+    """Whether any evaluation image is in a training set; None where that is unknown."""
     detail: str
     """What was found, in words."""
 
@@ -257,7 +256,10 @@ def _fixed(asked: SearchRun) -> dict[str, Any]:
 
 
 def seen_in_training(run: TrainRun, source: WeightSource, folders: tuple[Path, ...]) -> SeenData:
-    """By the fingerprints of whole sets, then by the images' ids where the training set is here."""
+    """Compare the evaluation's images with the training's, whole sets first, then image by image.
+
+    Where shards of an old version do not hold their images' content, names decide.
+    """
     trained_on = [] if source.manifest is None else source.manifest.data
     readers = [ShardReader(folder) for folder in folders]
     same = [str(f) for f, r in zip(folders, readers, strict=True) if r.fingerprint in trained_on]
@@ -266,10 +268,10 @@ def seen_in_training(run: TrainRun, source: WeightSource, folders: tuple[Path, .
     train = list(run.data.train) if run.data.source == "shards" else [run.folder / "data" / "train"]
     missing = [str(folder) for folder in train if not folder.is_dir()]
     if missing:
-        return SeenData(False, f"training set {', '.join(missing)} is not here to compare with")
-    known = np.concatenate([ShardReader(folder).image_ids() for folder in train])
-    shared = sum(int(np.isin(reader.image_ids(), known).sum()) for reader in readers)
-    return SeenData(shared > 0, f"{shared} evaluation images are in the training sets")
+        return SeenData(None, f"training set {', '.join(missing)} is not here to compare with")
+    shared = shared_sources(readers, [ShardReader(folder) for folder in train])
+    found = f"{shared.images} evaluation images are in the training sets, compared {shared.how}"
+    return SeenData(shared.images > 0, found)
 
 
 def data_id(folders: Sequence[Path]) -> str:

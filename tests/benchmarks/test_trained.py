@@ -30,6 +30,8 @@ def image_with(objects: int, *, seed: int) -> EvalImage:
         masks=torch.zeros(objects, 80 - seed, 80, dtype=torch.bool),
         boxes=torch.zeros(objects, 4),
         sample_id=seed,
+        source=seed,
+        group=seed,
     )
 
 

@@ -34,6 +34,8 @@ def eval_image(masks: Tensor, *, side: int, size: tuple[int, int], sample_id: in
         masks=masks,
         boxes=torch.zeros(len(masks), 4),  # the evaluator measures the masks themselves
         sample_id=sample_id,
+        source=sample_id,
+        group=sample_id,
     )
 
 

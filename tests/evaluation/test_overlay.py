@@ -28,6 +28,8 @@ def test_a_mask_in_the_padding_is_not_shown():
         masks=torch.ones(1, *SIZE, dtype=torch.bool),
         boxes=torch.tensor([[2.0, 2.0, 25.0, 15.0]]),
         sample_id=0,
+        source=0,
+        group=0,
     )
     drawn = draw_overlays([image], {"subnet": Everything()})
     assert (drawn[SIZE[0] :] == 255).all()

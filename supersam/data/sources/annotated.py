@@ -35,6 +35,8 @@ class Item:
     """What the source needs for reading it, besides the name. Pickles."""
     fault: str | None = None
     """Why it cannot be used, if that is known already."""
+    first_frame: str | None = None
+    """Name of the first image of its clip or stack; None where it stands alone."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class AnnotatedImage:
     size: tuple[int, int]
     """(height, width), as annotated."""
     objects: Sequence[AnnotatedObject]
+    content: int | None = None
+    """`content_id` of the image as it lies in the source, where `image` was made from that."""
 
 
 def list_files(folder: Path, suffixes: Iterable[str]) -> Iterator[tuple[str, int]]:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
 
 from supersam.config.data import SourceConfig, SourceKind
-from supersam.data.sources.annotated import AnnotatedImage, BadInputError, Item, SourceError
+from supersam.data.identity import clip_of, content_id, stable_id
+from supersam.data.sources.annotated import (
+    AnnotatedImage,
+    BadInputError,
+    Item,
+    SourceError,
+    read_file,
+)
 from supersam.data.sources.coco import list_coco, read_coco
 from supersam.data.sources.labelmap import list_labelmap, read_labelmap
 from supersam.data.sources.sa1b import list_sa1b, read_sa1b
 from supersam.data.sources.samples import Samples, make_samples
 from supersam.data.sources.synthetic import list_synthetic, read_synthetic
-from supersam.data.sources.tiff import list_tiff, read_tiff
+from supersam.data.sources.tiff import list_tiff, read_page_content, read_tiff
 
 _List = Callable[[SourceConfig], list[Item]]
 _Read = Callable[[SourceConfig, Item], AnnotatedImage]
@@ -32,7 +42,7 @@ def list_items(config: SourceConfig) -> list[Item]:
             f"no images of kind {config.kind!r} in {config.root}, split {config.split!r}; "
             "--source names another layout, --split another split"
         )
-    return items
+    return _note_first_frames(items)
 
 
 def read_samples(config: SourceConfig, item: Item) -> Samples:
@@ -40,6 +50,31 @@ def read_samples(config: SourceConfig, item: Item) -> Samples:
     if item.fault is not None:
         raise BadInputError(f"{item.name}: {item.fault}")
     try:
-        return make_samples(_LAYOUTS[config.kind][1](config, item), config)
+        image = _LAYOUTS[config.kind][1](config, item)
+        group = None if item.first_frame is None else _first_content(config, item.first_frame)
+        return make_samples(image, config, group=group)
     except BadInputError as error:
         raise BadInputError(f"{item.name}: {error}") from error
+
+
+def _note_first_frames(items: list[Item]) -> list[Item]:
+    """Let the frames of a clip know its first one: its content stands for the clip."""
+    first: dict[str, str] = {}
+    noted = []
+    for item in items:
+        clip = clip_of(item.name)
+        if clip is not None and item.fault is None:
+            item = replace(item, first_frame=first.setdefault(clip, item.name))
+        noted.append(item)
+    return noted
+
+
+@lru_cache(maxsize=256)
+def _first_content(config: SourceConfig, name: str) -> int:
+    """The content of the first frame of a clip; its name's number where it cannot be read."""
+    assert config.root is not None  # generated images stand alone
+    with contextlib.suppress(BadInputError):
+        if config.kind == "tiff":
+            return read_page_content(config, name)
+        return content_id(read_file(config.root / name))
+    return stable_id(name)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from supersam.config.data import SourceConfig
+from supersam.data.identity import content_id, stable_id
 from supersam.data.images import BadImageError, LoadedImage, encode_png, load_image
 from supersam.data.rle import mask_record, window_runs
-from supersam.data.sample import MaskRecord, SegmentationSample
+from supersam.data.sample import MaskRecord, Origin, SegmentationSample, Tile
 from supersam.data.sources.annotated import AnnotatedImage, AnnotatedObject, BadInputError
 
 
@@ -27,33 +27,23 @@ class Samples:
     """Objects (of tiles: their cut parts) below `min_area_px`, empty ones included, left out."""
 
 
-def make_samples(image: AnnotatedImage, config: SourceConfig) -> Samples:
-    """Decode the image, check it against its annotation, cut it if it is larger than a tile."""
+def make_samples(
+    image: AnnotatedImage, config: SourceConfig, *, group: int | None = None
+) -> Samples:
+    """Decode the image, check it against its annotation, cut it if it is larger than a tile.
+
+    `group` is the number of its clip or stack; None where it stands alone.
+    """
     loaded = _load(image)
+    source = content_id(image.image) if image.content is None else image.content
+    origin = Origin(source, source if group is None else group)
     height, width = image.size
     if config.tile_px is None or max(height, width) <= config.tile_px:
         objects = [_record(o) for o in image.objects if o.runs.area >= config.min_area_px]
-        sample = _sample(image.name, loaded, image.size, objects)
+        sample = _sample(image.name, loaded, image.size, objects, origin)
         samples = (sample,) if objects else ()
         return Samples(samples, 1 - len(samples), len(image.objects) - len(objects))
-    return _cut(image, loaded.pixels, config.tile_px, config.min_area_px)
-
-
-def stable_id(name: str) -> int:
-    """A 63-bit number from a name, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
-
-
-@dataclass(frozen=True)
-class _Tile:
-    y: int
-    x: int
-    height: int
-    width: int
-
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        return self.y, self.x, self.height, self.width
+    return _cut(image, loaded.pixels, origin, config)
 
 
 def _load(image: AnnotatedImage) -> LoadedImage:
@@ -65,31 +55,33 @@ def _load(image: AnnotatedImage) -> LoadedImage:
 
 
 def _cut(
-    image: AnnotatedImage, pixels: NDArray[np.uint8], tile_px: int, min_area_px: int
+    image: AnnotatedImage, pixels: NDArray[np.uint8], origin: Origin, config: SourceConfig
 ) -> Samples:
+    assert config.tile_px is not None  # the caller compared it with the image
     is_grey = bool(np.all(pixels == pixels[..., :1]))
     pixels = pixels[..., 0] if is_grey else pixels  # a third of the bytes, the same RGB
     samples = []
-    tiles = list(_tiles(*image.size, tile_px))
+    tiles = list(_tiles(*image.size, config.tile_px))
     small = sum(o.runs.area == 0 for o in image.objects)
     for tile in tiles:
         parts = [part for o in image.objects if (part := _part(o, tile)) is not None]
-        objects = [_record(part) for part in parts if part.runs.area >= min_area_px]
+        objects = [_record(part) for part in parts if part.runs.area >= config.min_area_px]
         small += len(parts) - len(objects)
         if objects:
             name = f"{image.name}#y{tile.y},x{tile.x}"
             cut = pixels[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width]
             loaded = LoadedImage(encode_png(np.ascontiguousarray(cut)), "png", cut)
-            samples.append(_sample(name, loaded, (tile.height, tile.width), objects))
+            cut_from = replace(origin, tile=tile)
+            samples.append(_sample(name, loaded, (tile.height, tile.width), objects, cut_from))
     return Samples(tuple(samples), len(tiles) - len(samples), small)
 
 
-def _tiles(height: int, width: int, tile_px: int) -> Iterator[_Tile]:
+def _tiles(height: int, width: int, tile_px: int) -> Iterator[Tile]:
     """The fewest tiles of at most `tile_px` on a side, equal but for one pixel."""
     rows, columns = _edges(height, tile_px), _edges(width, tile_px)
     for y, y_end in zip(rows, rows[1:], strict=False):
         for x, x_end in zip(columns, columns[1:], strict=False):
-            yield _Tile(y, x, y_end - y, x_end - x)
+            yield Tile(y, x, y_end - y, x_end - x, height, width)
 
 
 def _edges(length: int, tile_px: int) -> list[int]:
@@ -97,14 +89,16 @@ def _edges(length: int, tile_px: int) -> list[int]:
     return [k * length // count for k in range(count + 1)]
 
 
-def _part(whole: AnnotatedObject, tile: _Tile) -> AnnotatedObject | None:
+def _part(whole: AnnotatedObject, tile: Tile) -> AnnotatedObject | None:
     """What a tile shows of an object; None if nothing."""
     x, y, width, height = whole.runs.bbox
     if y >= tile.y + tile.height or x >= tile.x + tile.width:
         return None
     if y + height <= tile.y or x + width <= tile.x:
         return None
-    runs = window_runs(whole.runs.window(*tile.box), tile.height, tile.width)
+    runs = window_runs(
+        whole.runs.window(tile.y, tile.x, tile.height, tile.width), tile.height, tile.width
+    )
     if runs.area == 0:
         return None
     point = whole.point
@@ -129,8 +123,12 @@ def _record(found: AnnotatedObject) -> MaskRecord:
 
 
 def _sample(
-    name: str, loaded: LoadedImage, size: tuple[int, int], objects: list[MaskRecord]
+    name: str,
+    loaded: LoadedImage,
+    size: tuple[int, int],
+    objects: list[MaskRecord],
+    origin: Origin,
 ) -> SegmentationSample:
     return SegmentationSample(
-        stable_id(name), name, loaded.data, loaded.format, *size, tuple(objects)
+        stable_id(name), name, loaded.data, loaded.format, *size, tuple(objects), origin
     )

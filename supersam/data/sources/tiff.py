@@ -17,6 +17,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from supersam.config.data import SourceConfig
+from supersam.data.identity import content_id
 from supersam.data.images import grey_range, grey_to_uint8
 from supersam.data.sources.annotated import (
     AnnotatedImage,
@@ -54,6 +55,7 @@ def read_tiff(config: SourceConfig, item: Item) -> AnnotatedImage:
     page, grey = item.detail
     pixels = _read_page(_find(root, config.split), page)
     mask = _read_page(_find(root, config.split + _MASKS), page)
+    content = content_id(pixels)
     if pixels.dtype == np.uint16:
         pixels = grey_to_uint8(pixels, *grey)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
@@ -67,7 +69,13 @@ def read_tiff(config: SourceConfig, item: Item) -> AnnotatedImage:
     found = label_objects(labels, components=config.instances == "components", left_out={0})
     objects = [AnnotatedObject(runs) for _, runs in found]
     height, width = mask.shape
-    return AnnotatedImage(item.name, pixels, (height, width), objects)
+    return AnnotatedImage(item.name, pixels, (height, width), objects, content)
+
+
+def read_page_content(config: SourceConfig, name: str) -> int:
+    """Return the `content_id` of a page, by its item's name. Raises BadInputError."""
+    page = int(name.rpartition("#")[2])
+    return content_id(_read_page(_find(source_root(config.root), config.split), page))
 
 
 def _find(root: Path, stem: str) -> Path:

@@ -73,6 +73,8 @@ def _summary(report: Report) -> Markup:
         warnings.append("The search is not finished: the front is as the search saw it.")
     if seen["seen"]:
         warnings.append(f"Training saw the evaluation data: {seen['detail']}.")
+    if seen["seen"] is None:
+        warnings.append(f"Whether training saw the evaluation data is unknown: {seen['detail']}.")
     return Markup(tag("p", text) + "".join(tag("p", each, class_="warning") for each in warnings))
 
 

@@ -18,7 +18,7 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from supersam.data.hdf5 import FORMATS, MASK_META, read_layout
-from supersam.data.sample import ImageFormat
+from supersam.data.sample import ImageFormat, Origin, Tile
 
 _NUMBERS = ("image/offset", "image/crc32", "image/name_offset", "image/mask_crc32", "mask/of_image")
 
@@ -66,6 +66,8 @@ class ImageRecord:
     width: int
     masks: NDArray[np.void]
     """(M,) MASK_META."""
+    origin: Origin | None
+    """None where the shard does not hold it."""
 
 
 class OpenShard:
@@ -78,6 +80,8 @@ class OpenShard:
         self._position = layout.position
         self._ids: NDArray[np.uint64] = layout.index["image/meta"]["id"]
         self._meta = layout.index["image/meta"]
+        self.origins = layout.origins
+        """(num_images,) ORIGIN; None where the shard does not hold them."""
         self._names = layout.index["image/name"].tobytes()
         # Views, as a number taken out of one costs a tenth of what it costs out of an array.
         self._index = {name: layout.index[name].data for name in _NUMBERS}
@@ -102,7 +106,14 @@ class OpenShard:
             raise self._bad(i, "the image's bytes are damaged (CRC-32)")
         id, height, width, format_code = self._meta[i].tolist()
         return ImageRecord(
-            id, self.name(i), image, FORMATS[format_code], height, width, self._mask_rows(i).meta
+            id,
+            self.name(i),
+            image,
+            FORMATS[format_code],
+            height,
+            width,
+            self._mask_rows(i).meta,
+            self._origin(i, height, width),
         )
 
     def read_masks(self, i: int, which: Sequence[int]) -> list[bytes]:
@@ -151,6 +162,14 @@ class OpenShard:
         """Name of image `i`."""
         start, stop = self._span("image/name_offset", i)
         return self._names[start:stop].decode()
+
+    def _origin(self, i: int, height: int, width: int) -> Origin | None:
+        if self.origins is None:
+            return None
+        source, group, y, x, source_height, source_width = self.origins[i].tolist()
+        if source_height == 0:
+            return Origin(source, group)
+        return Origin(source, group, Tile(y, x, height, width, source_height, source_width))
 
     def _mask_rows(self, i: int) -> _MaskRows:
         """What the shard holds of the masks of image `i`, besides their run lengths."""
