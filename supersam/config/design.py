@@ -126,7 +126,7 @@ class DesignRun(Section):
     out: Path = Path("space.yaml")
     """The search space; evidence, figures and reordered weights go to a folder beside it."""
     model: str | None = None
-    """vit_t, vit_b, vit_l or vit_h, to insist on; null takes whatever the checkpoint holds."""
+    """vit_t, vit_s, vit_b, vit_l or vit_h, to insist on; null takes what the checkpoint holds."""
     calibration: CalibrationConfig = CalibrationConfig()
     importance: ImportanceConfig = ImportanceConfig()
     scan: ScanConfig = ScanConfig()

@@ -80,6 +80,12 @@ class TrainRun(Section):
         return self.run if self.run is not None else Path("runs") / self.name
 
     @property
+    def largest_only_steps(self) -> int:
+        """Steps at the start that train the largest subnet alone."""
+        asked = self.sandwich.largest_only_steps
+        return self.optim.steps // 2 if asked is None else asked
+
+    @property
     def last_step(self) -> int:
         """What `progress.json` says when all is done."""
         return self.optim.steps

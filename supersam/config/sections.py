@@ -29,7 +29,7 @@ class ModelConfig(Section):
     """The Segment Anything model that becomes the supernet."""
 
     name: str = "vit_t"
-    """vit_t, vit_b, vit_l, vit_h; or any word when all sizes below are given."""
+    """vit_t, vit_s, vit_b, vit_l, vit_h; or any word when all sizes below are given."""
     checkpoint: Path | None = None
     """Weights to start from: a file in the format of `sam_vit_b_01ec64.pth`, or the folder of
     another run of the same model or of one of its checkpoints; null draws random ones."""
@@ -120,8 +120,12 @@ class SandwichConfig(Section):
 
     random_subnets: int = Field(1, ge=0)
     """Random subnets of each step, besides the largest and the smallest."""
-    largest_only_steps: int = Field(0, ge=0)
-    """Steps at the start that train the largest subnet alone, for runs from random weights."""
+    sampling: Literal["genes", "size"] = "genes"
+    """How random subnets are drawn. genes: each layer and width by itself, which hardly leaves the
+    middle sizes; size: spread evenly over the parameters from the smallest to the widest."""
+    largest_only_steps: int | None = Field(None, ge=0)
+    """Steps at the start that train the largest subnet alone: subnets cut from a model that has
+    learned the task are better at equal compute. null takes half of `optim.steps`, 0 none."""
     only: Path | None = None
     """A subnet's JSON file: train it alone, without the sandwich, as fine-tuning before export."""
 

@@ -6,8 +6,6 @@ The content is a digest of weights and calibration set (`sensitivity.cache_conte
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,6 +20,7 @@ from supersam.design.units import UnitScores
 from supersam.model import SamSupernet
 from supersam.runtime.atomic import atomic_file
 from supersam.runtime.distributed import World, from_first
+from supersam.runtime.jsonl import append_jsonl, read_jsonl
 from supersam.runtime.tensors import save_tensors
 
 
@@ -59,34 +58,17 @@ class EffectCache:
         self._known[effect.removed] = effect
         if self._path is None:
             return
-        line = json.dumps({"content": self._content, **asdict(effect)}) + "\n"
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
-            line = "\n" + line  # a kill cut the line before this one short
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+        append_jsonl(self._path, {"content": self._content, **asdict(effect)})
 
     def _read(self, path: Path) -> dict[tuple[int, ...], RemovalEffect]:
-        if not path.exists():
-            return {}
-        found = {}
-        for line in path.read_text(encoding="utf-8").splitlines():
-            values = _parse(line)
-            if values.pop("content", None) == self._content:
-                effect = RemovalEffect(**{**values, "removed": tuple(values["removed"])})
-                found[effect.removed] = effect
-        return found
+        mine = [effect for content, effect in read_jsonl(path, _parse) if content == self._content]
+        return {effect.removed: effect for effect in mine}
 
 
-def _parse(line: str) -> dict[str, Any]:
-    try:
-        values = json.loads(line)
-    except ValueError:
-        return {}
-    return values if isinstance(values, dict) else {}
+def _parse(values: dict[str, Any]) -> tuple[str, RemovalEffect]:
+    content = values.pop("content")
+    return content, RemovalEffect(**{**values, "removed": tuple(values["removed"])})
 
 
 def cached_scores(

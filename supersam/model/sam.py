@@ -34,7 +34,7 @@ def load_sam(model: str | EncoderShape, checkpoint: Path | None = None, *, seed:
     """A segment-anything model in evaluation mode.
 
     Args:
-        model: a name in `SHAPES` (vit_t, vit_b, vit_l, vit_h) or the sizes themselves.
+        model: a name in `SHAPES` (vit_t, vit_s, vit_b, vit_l, vit_h) or the sizes themselves.
         checkpoint: weights in the format of `sam_vit_b_01ec64.pth`, or the same names in a
             `.safetensors` file; None draws random ones.
         seed: seeds the random weights; the global random state is left alone.

@@ -45,6 +45,7 @@ def prepare_run_folder(run: TrainRun) -> SearchSpace:
     """
     folder = run.folder
     space, only = check_run_folder(run)
+    run = _settled(run, _saved(folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / RUN_FILE, f"{provenance()}{dump_run(run)}".encode())
@@ -70,7 +71,7 @@ def check_run_folder(run: TrainRun) -> tuple[SearchSpace, SubnetSpec | None]:
         only = read_subnet(run.sandwich.only, space)
     saved = _saved(folder)
     if saved is not None:
-        _require_same(saved, run, folder)
+        _require_same(saved, _settled(run, saved), folder)
         space = read_space(folder / SPACE_FILE, space.shape)
         if only is not None and only != read_subnet(folder / SUBNET, space):
             raise UserError(f"{folder} trains another subnet, {folder / SUBNET}")
@@ -83,6 +84,18 @@ def _saved(folder: Path) -> TrainRun | None:
     """What was asked for when the folder was made; None for a new one."""
     file = folder / RUN_FILE
     return load_run(TrainRun, file) if file.exists() else None
+
+
+def _settled(run: TrainRun, saved: TrainRun | None) -> TrainRun:
+    """Replace what depends on the run's length by its value, or by the value of the saved run.
+
+    A run that is made longer then keeps the step at which its sandwich began.
+    """
+    if run.sandwich.largest_only_steps is not None:
+        return run
+    steps = (run if saved is None else saved).largest_only_steps
+    sandwich = run.sandwich.model_copy(update={"largest_only_steps": steps})
+    return run.model_copy(update={"sandwich": sandwich})
 
 
 def _require_start(run: TrainRun) -> None:

@@ -70,11 +70,12 @@ class EncoderShape:
 
 SHAPES: dict[str, EncoderShape] = {
     "vit_t": EncoderShape(192, 12, 3, (2, 5, 8, 11), image_size=256, window_size=8),
+    "vit_s": EncoderShape(384, 12, 6, (2, 5, 8, 11), image_size=256, window_size=8),
     "vit_b": EncoderShape(768, 12, 12, (2, 5, 8, 11)),
     "vit_l": EncoderShape(1024, 24, 16, (5, 11, 17, 23)),
     "vit_h": EncoderShape(1280, 32, 16, (7, 15, 23, 31)),
 }
-"""`vit_t` is this project's small model; B, L and H are Meta's."""
+"""T and S are this project's small models; B, L and H are Meta's."""
 
 
 def resolve_shape(config: ModelConfig) -> EncoderShape:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from supersam.space import SearchSpace, SubnetSpec
+from supersam.space import SearchSpace, SubnetSpec, sample_by_size
 
 _STREAM = 0x5A4D  # keeps these draws apart from those of data order and prompts
 
@@ -21,6 +21,8 @@ class SandwichSampler:
     space: SearchSpace
     seed: int
     random_subnets: int
+    by_size: bool = False
+    """Spread the random subnets evenly over the sizes of the space."""
     largest_only_steps: int = 0
     only: SubnetSpec | None = None
     """The one subnet of every step, where the run trains no sandwich."""
@@ -34,7 +36,8 @@ class SandwichSampler:
         rng = np.random.Generator(
             np.random.Philox(key=[self.seed, _STREAM], counter=[0, 0, 0, step])
         )
-        middle = [self.space.sample(rng) for _ in range(self.random_subnets)]
+        draw = sample_by_size if self.by_size else SearchSpace.sample
+        middle = [draw(self.space, rng) for _ in range(self.random_subnets)]
         return (self.space.largest(), *middle, self.space.smallest())
 
     def fixed(self) -> dict[str, SubnetSpec]:

@@ -21,6 +21,7 @@ from supersam.runs.checkpoints import Manifest, TrainState
 from supersam.runs.folder import SUBNET, git_commit, versions
 from supersam.runs.shards import build_order, open_data
 from supersam.runs.supernet import build_supernet, restore_supernet
+from supersam.runs.weights import read_run
 from supersam.runtime.device import choose_device, computes_bf16, peak_memory_gib
 from supersam.runtime.distributed import World, close_world, init_world, share_cores
 from supersam.runtime.logging import setup_logging
@@ -222,11 +223,13 @@ class _Session:
 
 def _build_sandwich(run: TrainRun, space: SearchSpace) -> SandwichSampler:
     only = None if run.sandwich.only is None else read_subnet(run.folder / SUBNET, space)
+    in_force = read_run(run.folder)  # a longer run begins its sandwich where the first one did
     return SandwichSampler(
         space,
         run.optim.seed,
         run.sandwich.random_subnets,
-        largest_only_steps=run.sandwich.largest_only_steps,
+        by_size=run.sandwich.sampling == "size",
+        largest_only_steps=in_force.largest_only_steps,
         only=only,
     )
 

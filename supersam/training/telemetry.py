@@ -39,6 +39,7 @@ class Telemetry:
         self._every = every
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
+        self._steps, self._clipped = 0, 0
         self._images = 0
         self._data_wait_s = 0.0
         self._since = time.perf_counter()
@@ -59,9 +60,14 @@ class Telemetry:
         self._images += images
         self._data_wait_s += data_wait_s
 
-    def end_step(self, step: int, *, learning_rate: float, grad_norm: float) -> None:
-        """`step` steps are taken; write when it is time. A collective then."""
+    def end_step(self, step: int, *, learning_rate: float, grad_norm: float, clipped: bool) -> None:
+        """Count a finished step; write the means when it is time, which is a collective.
+
+        step: steps taken so far. clipped: whether the gradient was longer than `optim.clip_norm`.
+        """
         self._bar.update(1)
+        self._steps += 1
+        self._clipped += clipped
         if step % self._every != 0 and not self._first:
             return
         self._first = False
@@ -72,6 +78,7 @@ class Telemetry:
         scalars = dict(zip(names, values, strict=True)) | {
             "train/lr": learning_rate,
             "train/grad_norm": grad_norm,
+            "train/clipped": self._clipped / self._steps,
             "perf/images_per_s": self._images * self._world.world_size / elapsed,
             "perf/data_wait_s": self._data_wait_s,
             "perf/memory_gib": peak_memory_gib(),
@@ -79,6 +86,7 @@ class Telemetry:
         self._writer.scalars(scalars, step)
         self._report(step, scalars)
         self._sums, self._counts = {}, defaultdict(int)
+        self._steps, self._clipped = 0, 0
         self._images, self._data_wait_s, self._since = 0, 0.0, time.perf_counter()
 
     def pause(self) -> None:

@@ -135,7 +135,12 @@ class Trainer:
                 f"nothing is saved of it; lower --optim.lr ({self.run.optim.lr:g}) or "
                 f"--optim.clip-norm ({self.run.optim.clip_norm:g}) and start anew in another --run"
             )
-        self.telemetry.end_step(step + 1, learning_rate=learning_rate, grad_norm=grad_norm)
+        self.telemetry.end_step(
+            step + 1,
+            learning_rate=learning_rate,
+            grad_norm=grad_norm,
+            clipped=grad_norm > self.run.optim.clip_norm > 0,
+        )
 
     def accumulate_sandwich(self, batch: Batch, step: int, *, scale: float) -> dict[str, Tensor]:
         """Add the gradients of every subnet of `step`; each backward frees its own activations.

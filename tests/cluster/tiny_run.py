@@ -35,7 +35,7 @@ TINY: dict[str, Any] = {
         "workers": 0,
         "block_records": 4,
     },
-    "sandwich": {"random_subnets": 0},
+    "sandwich": {"random_subnets": 0, "largest_only_steps": 0},
     "optim": {"steps": 4, "warmup_steps": 1, "global_batch": 2},
     "engine": {"threads": 1, "log_every": 1, "device": "cpu"},
     "checkpoint": {"every_steps": 2, "validate_every_steps": 4, "overlay_images": 0},

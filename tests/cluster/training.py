@@ -33,7 +33,7 @@ CONFIG = {
         "synthetic_train": {"images": 40, "size_px": 64},
         "synthetic_val": {"images": 1, "size_px": 64, "seed": 1},
     },
-    "sandwich": {"random_subnets": 0},
+    "sandwich": {"random_subnets": 0, "largest_only_steps": 0},
     # Adam turns the rounding of a near-zero gradient into a whole step: at 1e-3, two worlds drift
     # apart tenfold a step from step 9 on, at any precision of the reduction.
     "optim": {"steps": STEPS, "lr": 2e-5, "warmup_steps": 4, "global_batch": BATCH},

@@ -147,7 +147,7 @@ def test_two_ranks_design_what_one_does(designed, checkpoint, synthetic_shards):
         (["--calibration.images", "99"], "ask for --calibration.images 24"),
         (["--checkpoint", "absent.pth"], "absent.pth does not exist"),
         (["--model", "vit_b"], "embed_dim 96"),
-        (["--model", "vit_q"], "vit_t, vit_b, vit_l, vit_h"),
+        (["--model", "vit_q"], "vit_t, vit_s, vit_b, vit_l, vit_h"),
         (["--limits.smallest-m", "0.1"], "--limits.smallest-m"),
         (["--data", "absent"], "absent"),
         (["--importance.score", "best"], "magnitude"),

@@ -188,7 +188,7 @@ def test_a_reader_that_leaves_ends_a_dry_run_without_a_word(config, tmp_path):
         (["--optim.lr", "-1"], "greater than 0"),
         (["--config", "absent.yaml"], "absent.yaml"),
         (["--no-such-flag", "1"], "--no-such-flag"),
-        (["--model.name", "vit_x"], "vit_t, vit_b, vit_l, vit_h"),
+        (["--model.name", "vit_x"], "vit_t, vit_s, vit_b, vit_l, vit_h"),
         (["--data.source", "shards", "--data.train", "absent"], "absent"),
     ],
 )

@@ -71,7 +71,7 @@ def test_random_weights_can_be_trained_from(tiny_shape):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(UserError, match="'vit_x' is not one of vit_t, vit_b, vit_l, vit_h"):
+    with pytest.raises(UserError, match="'vit_x' is not one of vit_t, vit_s, vit_b, vit_l, vit_h"):
         load_sam("vit_x")
 
 

@@ -71,6 +71,18 @@ def test_what_a_run_begins_from_must_be_there_until_it_has_a_checkpoint(
     prepare_run_folder(run)
 
 
+def test_the_sandwich_begins_half_way_and_stays_there_in_a_longer_run(tmp_path, synthetic_shards):
+    def of_length(steps: int) -> TrainRun:
+        changes = {"sandwich": {"largest_only_steps": None}, "optim": {"steps": steps}}
+        return tiny_run(tmp_path / "run", synthetic_shards, changes)
+
+    for steps in (6, 20):
+        prepare_run_folder(of_length(steps))
+        written = load_run(TrainRun, tmp_path / "run" / "run.yaml")
+        assert written.sandwich.largest_only_steps == 3
+        assert written.optim.steps == steps
+
+
 def test_another_run_is_refused_with_every_difference(run, synthetic_shards):
     prepare_run_folder(run)
     before = (run.folder / "run.yaml").read_text()

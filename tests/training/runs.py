@@ -45,6 +45,7 @@ TINY_RUN: dict[str, Any] = {
     },
     "space": {"removable": [0, 1, 2], "elastic_heads": True, "width_multiple": 32},
     "data": {"workers": 0, "prompts_per_image": 3},
+    "sandwich": {"largest_only_steps": 0},
     "optim": {"steps": 5, "lr": 1e-3, "warmup_steps": 2, "global_batch": 4},
     "engine": {"device": "cpu", "threads": 1, "log_every": 1, "log_sample_ids": True},
     "checkpoint": {"every_steps": 1, "keep_last": 10, "validate_every_steps": 100},

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from supersam.space import SHAPES, published_space, subnet_cost
 from supersam.training.sandwich import SandwichSampler
 
 
@@ -67,3 +68,15 @@ def test_a_run_of_one_subnet_draws_it_alone(tiny_space):
         assert alone.draw(step) == (spec,)
         assert alone.slots(step) == ("subnet",)
     assert alone.fixed() == {"subnet": spec}
+
+
+@pytest.mark.parametrize(("by_size", "spread"), [(True, True), (False, False)])
+def test_random_subnets_reach_all_sizes_if_drawn_by_size_alone(by_size, spread):
+    space = published_space(SHAPES["vit_b"])
+    ends = [subnet_cost(s, space.shape).params_m for s in (space.smallest(), space.largest())]
+    draws = sampler(space, random_subnets=1, by_size=by_size)
+    sizes = [subnet_cost(draws.draw(step)[1], space.shape).params_m for step in range(200)]
+    shares = [(size - ends[0]) / (ends[1] - ends[0]) for size in sizes]
+    assert (min(shares) < 0.05) == spread
+    # The widest choices of the published space are narrower than the largest subnet.
+    assert (max(shares) > 0.65) == spread
