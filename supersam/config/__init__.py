@@ -3,6 +3,7 @@
 from supersam.config.cluster import ClusterConfig
 from supersam.config.data import DataConfig, SourceConfig, SyntheticConfig
 from supersam.config.design import DesignRun
+from supersam.config.evaluate import EvaluateRun
 from supersam.config.export import ExportRun
 from supersam.config.io import (
     UserError,
@@ -15,7 +16,7 @@ from supersam.config.io import (
     read_yaml,
 )
 from supersam.config.report import ReportRun
-from supersam.config.runs import DEMO, EvaluateRun, MonitorRun, ShardRun, StatusRun, TrainRun
+from supersam.config.runs import DEMO, MonitorRun, ShardRun, StatusRun, TrainRun
 from supersam.config.search import Constraint, SearchClusterConfig, SearchRun
 from supersam.config.sections import (
     CheckpointConfig,

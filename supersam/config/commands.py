@@ -8,9 +8,10 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from supersam.config.design import DesignRun
+from supersam.config.evaluate import EvaluateRun
 from supersam.config.export import ExportRun
 from supersam.config.report import ReportRun
-from supersam.config.runs import DEMO, EvaluateRun, MonitorRun, ShardRun, StatusRun, TrainRun
+from supersam.config.runs import DEMO, MonitorRun, ShardRun, StatusRun, TrainRun
 from supersam.config.search import SearchRun
 
 

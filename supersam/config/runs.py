@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from pydantic import Field, PositiveInt, model_validator
@@ -118,29 +118,6 @@ class TrainRun(Section):
                 f"--optim.global-batch {batch} is not a multiple of --optim.accumulate {accumulate}"
             )
         return self
-
-
-class EvaluateRun(Section):
-    """Metrics of one subnet on held-out images."""
-
-    run: Path
-    """Folder of a training run."""
-    subnet: str = "largest"
-    """largest, smallest, medium, or a JSON file of a subnet."""
-    data: tuple[Path, ...] = ()
-    """Folders of held-out shards; empty takes the run's validation sets."""
-    checkpoint: str = "last"
-    """last, best, initial (the weights before training), or a step number."""
-    prompt: tuple[Literal["point", "box"], ...] = ("point", "box")
-    """Prompts to evaluate with: point, box."""
-    boundary: bool = False
-    """Also measure boundary IoU (slower)."""
-    images: PositiveInt | None = None
-    """Look at this many images, spread evenly over the set; null looks at all."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes a GPU where there is one."""
-    json_: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")
-    """Print the result as one JSON object on stdout."""
 
 
 class StatusRun(Section):

@@ -126,8 +126,10 @@ class SandwichConfig(Section):
     largest_only_steps: int | None = Field(None, ge=0)
     """Steps at the start that train the largest subnet alone: subnets cut from a model that has
     learned the task are better at equal compute. null takes half of `optim.steps`, 0 none."""
-    only: Path | None = None
-    """A subnet's JSON file: train it alone, without the sandwich, as fine-tuning before export."""
+    only: str | None = None
+    """Train this subnet alone, without the sandwich, as fine-tuning before export: largest,
+    smallest, medium, a JSON file of a subnet, or SEARCH#knee|best|cheapest|N of a search's
+    front."""
 
 
 class LossConfig(Section):

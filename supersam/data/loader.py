@@ -6,12 +6,14 @@ Worker processes use one thread each: `DataLoader` sees to it.
 from __future__ import annotations
 
 import itertools
+import os
 from collections import deque
 from collections.abc import Iterator
 from typing import Literal
 
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from supersam.config import UserError
 from supersam.data.dataset import (
     EvalDataset,
     ShardDataset,
@@ -24,6 +26,11 @@ from supersam.runtime.distributed import World
 from supersam.runtime.process import begin_worker
 
 StartMethod = Literal["fork", "spawn", "forkserver"]
+
+MAX_EVAL_WORKERS = 4
+"""Worker processes of an evaluation where their number is not set."""
+IMAGES_PER_EVAL_WORKER = 16
+"""Fewest images for each worker where their number is not set: its start takes as long."""
 
 
 class TrainLoader:
@@ -142,28 +149,74 @@ def build_loader(
     )
 
 
+class EvalLoader:
+    """Held-out images of one rank, in order. Every iterator starts at the first."""
+
+    def __init__(self, loader: DataLoader[EvalImage | UserError]):
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[EvalImage]:
+        """Raises ShardFolderError at an image that is damaged."""
+        for image in self._loader:
+            if isinstance(image, UserError):
+                raise image
+            yield image
+
+
+class _ErrorsReturned(Dataset[EvalImage | UserError]):
+    """Returns a user's error instead of raising it: a worker would wrap it into a traceback."""
+
+    def __init__(self, dataset: EvalDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, index: int) -> EvalImage | UserError:
+        try:
+            return self._dataset[index]
+        except UserError as error:
+            return error
+
+
 def build_eval_loader(
     dataset: EvalDataset,
     world: World,
     *,
     limit: int | None = None,
-    workers: int = 0,
-    start_method: StartMethod | None = None,
-) -> DataLoader[EvalImage]:
+    workers: int | None = 0,
+    start_method: StartMethod = "forkserver",
+) -> EvalLoader:
     """This rank's images: every R-th from the r-th on, each once over all ranks, none padded.
 
-    `limit` looks at that many images, spread evenly over the set; None looks at all.
+    Args:
+        dataset: the images.
+        world: which rank's share is wanted.
+        limit: look at that many images, spread evenly over the set; None looks at all.
+        workers: processes that decode ahead; 0 decodes in this one, None chooses by the number of
+            images and of cores. No more are started than there are images.
+        start_method: how workers start.
     """
     count = len(dataset) if limit is None else min(limit, len(dataset))
     chosen = [index * len(dataset) // count for index in range(count)]
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=chosen[world.rank :: world.world_size],
-        num_workers=workers,
-        worker_init_fn=begin_worker,
-        multiprocessing_context=start_method if workers > 0 else None,
+    share = chosen[world.rank :: world.world_size]
+    workers = _eval_workers(len(share)) if workers is None else min(workers, len(share))
+    return EvalLoader(
+        DataLoader(
+            _ErrorsReturned(dataset),
+            batch_size=None,
+            sampler=share,
+            num_workers=workers,
+            worker_init_fn=begin_worker,
+            multiprocessing_context=start_method if workers > 0 else None,
+        )
     )
+
+
+def _eval_workers(images: int) -> int:
+    """One fewer than there are cores, for the model needs one; none where a few images are read."""
+    spare = len(os.sched_getaffinity(0)) - 1
+    return min(MAX_EVAL_WORKERS, spare, images // IMAGES_PER_EVAL_WORKER)
 
 
 def collate(samples: list[TrainSample]) -> Batch:

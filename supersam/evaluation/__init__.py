@@ -1,12 +1,10 @@
-"""How a subnet is judged: mask metrics, the evaluator, the interval of its main number."""
+"""How a subnet is judged: mask metrics, evaluator, intervals."""
 
 from supersam.evaluation.bootstrap import bootstrap_interval
 from supersam.evaluation.evaluator import (
     DivergedError,
-    Gather,
     Predictor,
     evaluate,
-    gather_from_all_ranks,
     require_finite,
     score_image,
 )
@@ -26,7 +24,6 @@ __all__ = [
     "SIZE_BUCKETS",
     "DivergedError",
     "EvalResult",
-    "Gather",
     "ObjectTable",
     "Predictor",
     "SamModelPredictor",
@@ -39,7 +36,6 @@ __all__ = [
     "box_fill_iou",
     "evaluate",
     "format_table",
-    "gather_from_all_ranks",
     "mask_iou",
     "require_finite",
     "score_image",

@@ -15,8 +15,9 @@ from supersam.data.loader import build_eval_loader
 from supersam.data.shards import open_held_out
 from supersam.evaluation import EvalResult, SubnetPredictor, evaluate, format_table
 from supersam.runs.folder import validation_folders
+from supersam.runs.subnet_reference import find_subnet
 from supersam.runs.supernet import load_supernet
-from supersam.runs.weights import choose_subnet, find_weights, read_run
+from supersam.runs.weights import find_weights, read_run
 from supersam.runtime.atomic import write_json
 from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World
@@ -24,24 +25,24 @@ from supersam.runtime.logging import setup_logging, shown
 from supersam.space import read_space, resolve_shape, subnet_cost
 
 
-def run_evaluate(asked: EvaluateRun) -> int:
-    """Score the subnet, print a table or JSON, and keep the result in the run's folder."""
+def run_evaluate(run: EvaluateRun) -> int:
+    """Score the subnet, keep the result in the run's folder, and print a table or JSON."""
     setup_logging(World.single())
-    run = read_run(asked.run)
-    space = read_space(asked.run / SPACE_FILE, resolve_shape(run.model))
-    spec = choose_subnet(asked.subnet, space)
-    folders = asked.data or validation_folders(run)
+    train_run = read_run(run.run)
+    space = read_space(run.run / SPACE_FILE, resolve_shape(train_run.model))
+    spec = find_subnet(run.subnet, space, run=run.run)
+    folders = run.data or validation_folders(train_run)
     readers = open_held_out(folders)
     if not readers:
-        raise UserError(f"{asked.run} has no validation set; name held-out shards with --data DIR")
-    source = find_weights(run, asked.checkpoint)
-    supernet = load_supernet(run, space, source).to(choose_device(asked.device))
+        raise UserError(f"{run.run} has no validation set; name held-out shards with --data DIR")
+    source = find_weights(train_run, run.checkpoint)
+    supernet = load_supernet(train_run, space, source).to(choose_device(run.device))
     results: dict[str, EvalResult] = {}
-    for prompt in asked.prompt:
+    for prompt in run.prompt:
         dataset = EvalDataset(readers, side=space.shape.image_size, prompt=prompt)
-        loader = build_eval_loader(dataset, World.single(), limit=asked.images)
+        loader = build_eval_loader(dataset, World.single(), limit=run.images, workers=run.workers)
         images = shown(loader, len(loader), what=prompt, unit="image")
-        results[prompt] = evaluate(SubnetPredictor(supernet, spec), images, boundary=asked.boundary)
+        results[prompt] = evaluate(SubnetPredictor(supernet, spec), images, boundary=run.boundary)
     cost = subnet_cost(spec, space.shape)
     record = {
         "subnet": spec.to_dict(),
@@ -50,12 +51,14 @@ def run_evaluate(asked: EvaluateRun) -> int:
         "params_m": cost.params_m,
         "flops_g": cost.flops_g,
         "data": [str(folder.resolve()) for folder in folders],
-        "images": asked.images,
-        "boundary": asked.boundary,
+        "images": run.images,
+        "boundary": run.boundary,
         "prompts": {prompt: result.as_dict() for prompt, result in results.items()},
     }
-    _print(asked, record, results)  # first: it may have taken hours, and no disk can lose it
-    _keep(asked.run / "results" / _file_name(record), record)
+    fault = _keep(run.run / "results" / _file_name(record), record)
+    _print(run, record, results)  # though it could not be kept: it may have taken hours
+    if fault is not None:
+        raise fault
     return 0
 
 
@@ -67,24 +70,24 @@ def _file_name(record: Mapping[str, Any]) -> str:
     return f"evaluate-{record['key']}-{digest}-step-{record['step']:06d}.json"
 
 
-def _print(
-    asked: EvaluateRun, record: Mapping[str, Any], results: Mapping[str, EvalResult]
-) -> None:
-    if asked.json_:
-        print(json.dumps(record), flush=True)
-        return
-    print(
-        f"{asked.subnet} at step {record['step']}: {record['params_m']:.2f} M parameters, "
-        f"{record['flops_g']:.2f} GFLOPs an image and prompt"
-    )
-    print(format_table(dict(results)), flush=True)
-
-
-def _keep(path: Path, record: Mapping[str, Any]) -> None:
+def _keep(path: Path, record: Mapping[str, Any]) -> UserError | None:
+    """Write the record; returns what went wrong, to be told once the result is printed."""
     try:
         path.parent.mkdir(exist_ok=True)
         write_json(path, record)
     except OSError as fault:
-        raise UserError(
+        return UserError(
             f"the result above could not be kept as {path}: {fault}; make the folder writable"
-        ) from fault
+        )
+    return None
+
+
+def _print(run: EvaluateRun, record: Mapping[str, Any], results: Mapping[str, EvalResult]) -> None:
+    if run.json_:
+        print(json.dumps(record), flush=True)
+        return
+    print(
+        f"{run.subnet} at step {record['step']}: {record['params_m']:.2f} M parameters, "
+        f"{record['flops_g']:.2f} GFLOPs per image with one prompt"
+    )
+    print(format_table(dict(results)), flush=True)

@@ -1,11 +1,11 @@
-"""Held-out images through a predictor to an EvalResult: every object once, nothing padded or lost.
+"""Score a predictor on held-out images: every object counts once, none is padded or lost.
 
 Letters: S input side, s mask-logit side, M objects of an image, H and W its original pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise
 from typing import Protocol
 
@@ -31,12 +31,9 @@ MASK_TOKENS = 4
 _FRAME_PIXELS_ON_GPU = 2**26
 """Upscaled pixels held at a time on a GPU: 512 MiB of float64."""
 
-Gather = Callable[[list[ObjectTable]], list[list[ObjectTable]]]
-"""From this rank's tables to the tables of every rank."""
-
 
 class DivergedError(UserError, FloatingPointError):
-    """Weights that predict what is no finite number."""
+    """The model predicted NaN or infinity."""
 
 
 class Predictor(Protocol):
@@ -60,7 +57,7 @@ class Predictor(Protocol):
 
 
 def gather_from_all_ranks(tables: list[ObjectTable]) -> list[list[ObjectTable]]:
-    """The tables of every rank on every rank; this process's own where no group is initialised."""
+    """The tables of every rank, on every rank; those of this process where no group exists."""
     if not dist.is_available() or not dist.is_initialized():
         return [tables]
     gathered: list[list[ObjectTable]] = [[] for _ in range(dist.get_world_size())]
@@ -75,22 +72,17 @@ def evaluate(
     *,
     boundary: bool = True,
     prompts_per_call: int = 64,
-    seed: int = 0,
-    gather: Gather = gather_from_all_ranks,
 ) -> EvalResult:
     """Score a predictor on this rank's share of the images; every rank gets the whole result.
 
     The result does not depend on the world size or on who evaluates which image.
 
     Args:
-        predictor: moves what it is given to its own device; scoring happens where its logits are.
+        predictor: moves its inputs to its own device; scores are computed where its logits are.
         images: this rank's share. Shares must not overlap.
-        boundary: also compute the boundary IoU.
+        boundary: also compute boundary IoU.
         prompts_per_call: prompts of one `predict` call. An image with more objects is predicted,
             and so encoded, again for each call.
-        seed: of the bootstrap.
-        gather: how ranks share their tables. Pass `lambda tables: [tables]` where only this rank
-            evaluates though a process group exists.
     """
     if prompts_per_call < 1:
         raise ValueError(f"prompts_per_call={prompts_per_call}; at least 1 prompt is needed")
@@ -99,7 +91,7 @@ def evaluate(
         for image in images
         if len(image.masks) > 0
     ]
-    return summarize(_merge(gather(tables)), seed=seed)
+    return summarize(_merge(gather_from_all_ranks(tables)))
 
 
 def _merge(tables_of_ranks: list[list[ObjectTable]]) -> ObjectTable:
@@ -144,7 +136,7 @@ def _check_prediction(
 
 
 def require_finite(*predicted: Tensor, sample_id: int) -> None:
-    """Raise DivergedError where what was predicted for an image is not all finite."""
+    """Raise DivergedError unless all that was predicted for an image is finite."""
     for values in predicted:
         # One pass: NaN and infinity reach the extremes. `isfinite` takes a CPU ten times longer.
         if not torch.stack(values.aminmax()).isfinite().all():

@@ -1,4 +1,4 @@
-"""What a subnet costs on this very device: latency and peak memory, one prompt an image."""
+"""Measure latency and peak memory of a subnet on this device, with one prompt per image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Latency:
-    """Time of one batch: images encoded, one prompt decoded on each."""
+    """Time of one batch: all images encoded, one prompt decoded for each."""
 
     median_ms: float
     iqr_ms: float
@@ -32,7 +32,7 @@ class Latency:
 def measure_latency(
     supernet: SamSupernet, spec: SubnetSpec, config: LatencyConfig, *, bf16: bool
 ) -> Latency:
-    """The time of a batch on the supernet's device, with this project's attention kernels."""
+    """Time a batch on the supernet's device, with this project's attention kernels."""
     return predictor_latency(
         SubnetPredictor(supernet, spec, bf16=bf16),
         config,
@@ -44,7 +44,7 @@ def measure_latency(
 def predictor_latency(
     predictor: Predictor, config: LatencyConfig, *, side: int, device: torch.device
 ) -> Latency:
-    """The time of a batch of images of `side` pixels on the predictor's device."""
+    """Time a batch of images of `side` pixels on the predictor's device."""
     run = _forward(predictor, config.batch, side=side, device=device)
     wait = torch.cuda.synchronize if device.type == "cuda" else _nothing
     for _ in range(config.warmup):
@@ -63,10 +63,10 @@ def predictor_latency(
 
 
 def measure_peak_memory(supernet: SamSupernet, spec: SubnetSpec, *, bf16: bool) -> float:
-    """MiB that a forward pass of one image needs: fp32 weights of the subnet, and activations.
+    """Measure the MiB of a forward pass of one image: fp32 weights of the subnet and activations.
 
-    Activations are the bytes alive at the peak: as the CUDA allocator counts them on a GPU, from
-    PyTorch's record of allocations on a CPU, where the process keeps what it frees.
+    Activations are the bytes alive at the peak: on a GPU by the CUDA allocator, on a CPU by
+    PyTorch's record of allocations, since the process keeps memory that is freed.
     """
     predictor, device = SubnetPredictor(supernet, spec, bf16=bf16), supernet.pixel_mean.device
     run = _forward(predictor, 1, side=supernet.space.shape.image_size, device=device)
@@ -106,4 +106,4 @@ def _cpu_peak(run: Callable[[], object]) -> int:
 
 
 def _nothing() -> None:
-    """A CPU is done when the call returns."""
+    """Do nothing: on a CPU the work is done when the call returns."""

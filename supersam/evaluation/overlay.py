@@ -1,6 +1,6 @@
-"""Pictures of what subnets make of a few images: prompts, truth and masks side by side.
+"""Draw a few images with their prompts, truth and the masks of subnets side by side.
 
-The padding below and right of an image is white, whatever a model makes of it: it does not count.
+The padding below and right of an image is white: predictions there do not count.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _GAP_PX = 4
 def draw_overlays(
     images: Sequence[EvalImage], predictors: Mapping[str, Predictor]
 ) -> NDArray[np.uint8]:
-    """One row an image: the image with its prompts, the truth, then each predictor's masks.
+    """Draw one row per image: the image with its prompts, the truth, each predictor's masks.
 
     Returns (H, W, 3) uint8, at the model's input resolution.
     """
@@ -73,14 +73,14 @@ def _with_prompts(pixels: NDArray[np.uint8], points: Tensor, labels: Tensor) -> 
 
 
 def _colour(index: int) -> NDArray[np.float32]:
-    """Distinct colours: hues a golden-ratio turn apart."""
+    """Return the colour of an object: hues are a golden-ratio turn apart."""
     hue = (index * 0.618034) % 1.0
     ramps = [abs((hue * 6 + shift) % 6 - 3) - 1 for shift in (0, 4, 2)]
     return np.array(np.clip(ramps, 0, 1) * 255, np.float32)
 
 
 def _stack(parts: Sequence[NDArray[np.uint8]], *, axis: int) -> NDArray[np.uint8]:
-    """Parts of one size, one after another with a white gap."""
+    """Join parts of equal size along an axis, with a white gap between them."""
     shape = list(parts[0].shape)
     shape[axis] = _GAP_PX
     gap = np.full(shape, 255, np.uint8)

@@ -1,4 +1,4 @@
-"""A subnet of a supernet, or a model of its own, as something that can be evaluated."""
+"""Predictors: a subnet of a supernet, or a segment-anything model of its own."""
 
 from __future__ import annotations
 

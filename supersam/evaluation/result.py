@@ -1,4 +1,4 @@
-"""What an evaluation found: a table of objects, and the numbers that summarise it."""
+"""The result of an evaluation: a table of objects, and the numbers that summarise it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from supersam.evaluation.metrics import SIZE_BUCKETS, SizeBucket, size_bucket
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+_SEED = 0  # of the bootstrap
 
 
 @dataclass(frozen=True)
 class ObjectTable:
-    """One row an object, (M,) each; sorted by image, in the image's own order."""
+    """One row per object, (M,) each; sorted by image, in the image's own order."""
 
     sample_id: Integers
     """The object's image."""
@@ -32,7 +33,7 @@ class ObjectTable:
     iou_oracle: Floats
     """Highest IoU of the multimask outputs: the annotation chooses, so no user can get it."""
     boundary_iou: Floats | None
-    """Boundary IoU of mask token 0; None where it was not asked for."""
+    """Boundary IoU of mask token 0; None where it was not computed."""
     predicted_iou: Floats
     """The IoU head's estimate for mask token 0."""
     box_fill_iou: Floats
@@ -40,7 +41,7 @@ class ObjectTable:
 
     @classmethod
     def concatenate(cls, tables: Sequence[ObjectTable]) -> ObjectTable:
-        """The rows of all tables, in their order."""
+        """Join the rows of all tables, in their order."""
 
         def column(name: str) -> Any:
             parts = [getattr(table, name) for table in tables]
@@ -51,7 +52,7 @@ class ObjectTable:
 
 @dataclass(frozen=True)
 class SizeScore:
-    """The score of the objects of one COCO size."""
+    """The score of the objects of one of COCO's sizes."""
 
     bucket: SizeBucket
     miou: float | None
@@ -78,7 +79,7 @@ class EvalResult:
     image_miou_oracle: float
     """`miou_oracle`, mean over images."""
     boundary_miou: float | None
-    """Mean boundary IoU of mask token 0 over objects; None where it was not asked for."""
+    """Mean boundary IoU of mask token 0 over objects; None where it was not computed."""
     sizes: tuple[SizeScore, ...]
     """Small, medium, large."""
     iou_estimate_mae: float
@@ -92,13 +93,13 @@ class EvalResult:
     """The numbers behind the means."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Every number but the table, as plain values that JSON can hold."""
+        """Return every number but the table, as plain values that JSON can hold."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "objects"}
         return plain | {"sizes": [asdict(score) for score in self.sizes]}
 
 
-def summarize(objects: ObjectTable, *, seed: int = 0) -> EvalResult:
-    """The means of a table and the interval of the main one, whose draws come from `seed`."""
+def summarize(objects: ObjectTable) -> EvalResult:
+    """The means of a table, and the bootstrap interval of the main one."""
     single, preferred = objects.iou_single, objects.iou_predicted_best
     _, image, per_image = np.unique(objects.sample_id, return_inverse=True, return_counts=True)
 
@@ -108,7 +109,7 @@ def summarize(objects: ObjectTable, *, seed: int = 0) -> EvalResult:
     return EvalResult(
         miou=float(single.mean()),
         miou_interval=(
-            bootstrap_interval(single, objects.sample_id, rng=np.random.default_rng(seed))
+            bootstrap_interval(single, objects.sample_id, rng=np.random.default_rng(_SEED))
             if len(per_image) > 1
             else None
         ),
@@ -137,7 +138,7 @@ def _score_sizes(objects: ObjectTable) -> tuple[SizeScore, ...]:
 
 
 def format_table(results: dict[str, EvalResult]) -> str:
-    """An aligned table for a terminal, one line a result: `results` maps names to results."""
+    """Format an aligned table for a terminal, one line per result. results: by name."""
     header = ["", "mIoU", "95 % interval", "best", "oracle", "per image", "boundary"]
     header += [*SIZE_BUCKETS, "est. error", "box fill", "objects", "images"]
     lines = [header] + [[name, *_cells(result)] for name, result in results.items()]

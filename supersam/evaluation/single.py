@@ -1,7 +1,7 @@
-"""IoU of the single mask alone, which is what a search ranks subnets by.
+"""IoU of the single mask alone, by which a search ranks subnets.
 
-A fifth of the work of `score_image`, whose `iou_single` it equals: one mask of four is brought to
-the original size, and nothing is looked at besides its pixels above 0.
+It equals `iou_single` of `score_image` at a fifth of the work: only one mask of four is brought to
+the original size, and only its pixels above 0 are looked at.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from supersam.evaluation.upscale import MaskUpscaler
 
 
 def single_mask_ious(logits: Tensor, image: EvalImage) -> Tensor:
-    """IoU at the original resolution of every object of an image, (M,) float32 on the CPU.
+    """Score each object of an image at the original resolution: (M,) float32, on the CPU.
 
     Args:
         logits: (M, s, s) logits of the single mask of each object, on any device.

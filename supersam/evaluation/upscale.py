@@ -1,7 +1,7 @@
-"""Mask logits to masks of the original image, as segment-anything does it, but only where needed.
+"""Scale mask logits to masks of the original image as segment-anything does, only where needed.
 
 `Sam.postprocess_masks` interpolates to the padded square, crops, and interpolates to the original
-size. Each step is linear and separable, so all three are one matrix an axis, whose rows can be
+size. Each step is linear and separable, so all three are one matrix per axis, whose rows can be
 chosen: a small object costs the pixels around it, not four full frames. The products are float64,
 which neither autocast nor TF32 touches: no setting of the training around them moves a pixel.
 """

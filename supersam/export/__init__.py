@@ -1,4 +1,4 @@
-"""A subnet to give away. Importing this needs torch, segment-anything and safetensors alone."""
+"""Exported subnets. Importing this needs only torch, segment-anything and safetensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["export_subnet", "load_subnet"]
 
 
 def __getattr__(name: str) -> Any:
-    """`export_subnet` on demand: whoever only loads has none of what it needs."""
+    """Import `export_subnet` on first use: loading an export needs none of its libraries."""
     if name != "export_subnet":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from supersam.export.writer import export_subnet

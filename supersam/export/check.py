@@ -1,4 +1,4 @@
-"""Whether an exported model says what the supernet says, and images to ask both about."""
+"""Compare an exported model with the supernet that it was cut from, on a few images."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _TOLERANCE = 1e-3  # of a logit, where a GPU picks other kernels for other shape
 
 
 def check_images(readers: Sequence[ShardReader], side: int) -> list[EvalImage]:
-    """A few held-out images with boxes and with points, and some objects of each.
+    """Read a few held-out images with boxes and with points, and some objects of each.
 
-    A made-up one where there are none.
+    Returns an artificial image where there are none.
     """
     images: list[EvalImage] = []
     if not readers:
-        return [_made_up(side)]
+        return [_artificial_image(side)]
     for prompt in ("box", "point"):
         dataset = EvalDataset(readers, side=side, prompt=prompt)
         images += map(_first_objects, build_eval_loader(dataset, World.single(), limit=IMAGES))
-    return [image for image in images if len(image.masks) > 0] or [_made_up(side)]
+    return [image for image in images if len(image.masks) > 0] or [_artificial_image(side)]
 
 
 def _first_objects(image: EvalImage) -> EvalImage:
@@ -50,10 +50,10 @@ def _first_objects(image: EvalImage) -> EvalImage:
 
 
 def max_difference(exported: Predictor, supernet: Predictor, images: Sequence[EvalImage]) -> float:
-    """Largest difference of a mask logit between the exported model and the supernet's subnet.
+    """Return the largest difference of a mask logit between exported model and supernet.
 
-    Raises RuntimeError where it is more than rounding, or no number; DivergedError where the
-    supernet itself predicts no finite number.
+    Raises RuntimeError where it exceeds rounding or is not a number, and DivergedError where the
+    supernet itself predicts NaN or infinity.
     """
     differences = []
     for image in images:
@@ -71,8 +71,8 @@ def max_difference(exported: Predictor, supernet: Predictor, images: Sequence[Ev
     return largest
 
 
-def _made_up(side: int) -> EvalImage:
-    """A smooth image of random waves with a few points and boxes; the masks are empty."""
+def _artificial_image(side: int) -> EvalImage:
+    """Build a smooth random image with a few points and boxes; its masks are empty."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(1, 3, 8, 8, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic")[0]

@@ -1,4 +1,4 @@
-"""An exported folder and how it is read. Needs torch, segment-anything and safetensors alone."""
+"""Read an exported folder. Needs only torch, segment-anything and safetensors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENCODER_ONNX, DECODER_ONNX = "encoder.onnx", "decoder.onnx"
 
 
 def load_subnet(folder: Path | str, *, device: str = "cpu") -> Sam:
-    """The exported model, a segment-anything `Sam` in evaluation mode.
+    """Load the exported model, a segment-anything `Sam` in evaluation mode.
 
     `SamPredictor` and `SamAutomaticMaskGenerator` accept it. Raises ValueError that names the file
     that is missing, changed, or of a newer format.
@@ -45,7 +45,7 @@ def load_subnet(folder: Path | str, *, device: str = "cpu") -> Sam:
 
 
 def read_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file, as the manifest says. Raises ValueError on one that cannot be read."""
+    """Return the SHA-256 of each file by the manifest. Raises ValueError if it is unreadable."""
     manifest = _read_json(folder / MANIFEST)
     if manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
         raise ValueError(
@@ -69,7 +69,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
-        raise ValueError(f"{path} cannot be read, so this is no exported subnet: {fault}") from None
+        raise ValueError(
+            f"{path} cannot be read, so this is not an exported subnet: {fault}"
+        ) from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no JSON object, so this is no exported subnet")
+        raise ValueError(f"{path} is not a JSON object, so this is not an exported subnet")
     return values

@@ -1,4 +1,4 @@
-"""What launch/export.py does: check, fine-tune where asked, write, compare, measure, describe."""
+"""Run launch/export.py: check, fine-tune if asked, write, compare, measure, describe."""
 
 from __future__ import annotations
 
@@ -42,31 +42,31 @@ logger = logging.getLogger(__name__)
 _PROMPTS: tuple[Literal["point", "box"], ...] = ("point", "box")
 
 
-def run_export(asked: ExportRun) -> int:
+def run_export(run: ExportRun) -> int:
     """Export the subnet, and print where it is and how good. Returns the exit code."""
     setup_logging(World.single())
-    plan = plan_export(asked)
+    plan = plan_export(run)
     if is_there(plan):
-        logger.info("%s holds this export already", asked.out)
-        return _announce(asked)
+        logger.info("%s holds this export already", run.out)
+        return _announce(run)
     try:
         supernet = _trained_supernet(plan)
     except InterruptedRunError as stop:
         print(f"{stop}; run the same command to go on", file=sys.stderr)
         return 128 + stop.signal
-    export_subnet(supernet, plan.spec, asked.out, complete=partial(_complete, plan, supernet))
-    return _announce(asked)
+    export_subnet(supernet, plan.spec, run.out, complete=partial(_complete, plan, supernet))
+    return _announce(run)
 
 
 def _trained_supernet(plan: ExportPlan) -> SamSupernet:
-    """The run's supernet; where asked, after fine-tuning the subnet alone."""
-    run, source, asked = plan.run, plan.source, plan.asked
-    if asked.finetune_steps > 0:
-        run = prepare_finetune(run, source, plan.spec, asked)
-        finetune(run)
+    """Load the run's supernet, after fine-tuning the subnet alone if the settings say so."""
+    train_run, source, run = plan.train_run, plan.source, plan.run
+    if run.finetune_steps > 0:
+        train_run = prepare_finetune(train_run, source, plan.spec, run)
+        finetune(train_run)
         setup_logging(World.single())  # the training's log file is its own
-        source = find_weights(run, "last")
-    return load_supernet(run, plan.space, source).to(choose_device(asked.device))
+        source = find_weights(train_run, "last")
+    return load_supernet(train_run, plan.space, source).to(choose_device(run.device))
 
 
 def _complete(plan: ExportPlan, supernet: SamSupernet, folder: Path, sam: Sam) -> dict[str, Any]:
@@ -79,23 +79,23 @@ def _complete(plan: ExportPlan, supernet: SamSupernet, folder: Path, sam: Sam) -
     logger.info("differs from the supernet by at most %g in a mask logit", difference)
     metrics = _evaluate(plan, ours, readers)
     card = ModelCard(
-        name=f"{plan.run.name}-{plan.spec.key()}",
+        name=f"{plan.train_run.name}-{plan.spec.key()}",
         identity=plan.identity,
-        license=plan.asked.license,
+        license=plan.run.license,
         spec=plan.spec,
         cost=subnet_cost(plan.spec, plan.space.shape),
         space=plan.space.to_dict(),
         shape=asdict(plan.space.shape),
-        start=describe_start(plan.run),
-        training_data=describe_training_data(plan.run, plan.source),
+        start=describe_start(plan.train_run),
+        training_data=describe_training_data(plan.train_run, plan.source),
         evaluation_data=tuple(map(str, plan.data)),
-        evaluation_images=plan.asked.images,
+        evaluation_images=plan.run.images,
         seen_in_training=plan.seen.detail if plan.seen is not None and plan.seen.seen else None,
         not_compared=plan.seen.detail if plan.seen and plan.seen.seen is None else None,
         metrics={prompt: result.as_dict() for prompt, result in metrics.items()},
         max_difference_from_supernet=difference,
         latency=describe_latency(sam),
-        onnx=_write_onnx(sam, folder, images).to_dict() if plan.asked.onnx else None,
+        onnx=_write_onnx(sam, folder, images).to_dict() if plan.run.onnx else None,
         versions={**versions(), "git": git_commit()},
     )
     write_bytes(folder / CARD, card_text(card).encode())
@@ -105,11 +105,11 @@ def _complete(plan: ExportPlan, supernet: SamSupernet, folder: Path, sam: Sam) -
 def _evaluate(
     plan: ExportPlan, predictor: SamModelPredictor, readers: list[ShardReader]
 ) -> dict[str, EvalResult]:
-    """The exported model's scores by prompt; none without evaluation data."""
+    """Score the exported model by prompt; without evaluation data, return nothing."""
     results: dict[str, EvalResult] = {}
     for prompt in _PROMPTS if readers else ():
         dataset = EvalDataset(readers, side=plan.space.shape.image_size, prompt=prompt)
-        loader = build_eval_loader(dataset, World.single(), limit=plan.asked.images)
+        loader = build_eval_loader(dataset, World.single(), limit=plan.run.images)
         logger.info(
             "evaluating it on %d images with a %s for each object; --images N looks at fewer",
             len(loader),
@@ -127,11 +127,11 @@ def _write_onnx(sam: Sam, folder: Path, images: list[EvalImage]) -> Parity:
     return parity
 
 
-def _announce(asked: ExportRun) -> int:
-    card = json.loads((asked.out / CARD_JSON).read_text(encoding="utf-8"))
-    if asked.json_:
+def _announce(run: ExportRun) -> int:
+    card = json.loads((run.out / CARD_JSON).read_text(encoding="utf-8"))
+    if run.json_:
         print(json.dumps(card))
         return 0
     scores = ", ".join(f"{p} mIoU {found['miou']:.4f}" for p, found in card["metrics"].items())
-    print(f"{asked.out}: {card['cost']['params_m']:.2f} M parameters, {scores or 'not evaluated'}")
+    print(f"{run.out}: {card['cost']['params_m']:.2f} M parameters, {scores or 'not evaluated'}")
     return 0

@@ -1,4 +1,4 @@
-"""A short training of one subnet alone, from the supernet's weights: a run like any other."""
+"""Fine-tune one subnet alone from the supernet's weights, in a run like any other."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _LR_RATIO = 0.1  # of the supernet's peak rate: the weights are trained already
 _FAR = 10**9
 
 
-def peak_rate(asked: ExportRun, run: TrainRun) -> float:
+def peak_rate(run: ExportRun, train_run: TrainRun) -> float:
     """Peak learning rate of the fine-tuning."""
-    return asked.finetune_lr if asked.finetune_lr is not None else _LR_RATIO * run.optim.lr
+    return run.finetune_lr if run.finetune_lr is not None else _LR_RATIO * train_run.optim.lr
 
 
 def prepare_finetune(
-    run: TrainRun, source: WeightSource, spec: SubnetSpec, asked: ExportRun
+    train_run: TrainRun, source: WeightSource, spec: SubnetSpec, run: ExportRun
 ) -> TrainRun:
-    """The run that fine-tunes `spec`, in a folder of its own below the supernet's `results`.
+    """Prepare the run that fine-tunes `spec`, in a folder of its own below `results`.
 
     Raises UserError where that folder holds a fine-tuning with other settings.
     """
-    steps, rate = asked.finetune_steps, peak_rate(asked, run)
-    place = run.folder / "results" / "finetune"
+    steps, rate = run.finetune_steps, peak_rate(run, train_run)
+    place = train_run.folder / "results" / "finetune"
     spec_file = place / f"{spec.key()}.json"
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -41,28 +41,28 @@ def prepare_finetune(
         "run": place / f"{spec.key()}-from-{source.step:06d}-steps-{steps}-lr-{rate:g}",
         "dry_run": False,
         "cluster": ClusterConfig().model_dump(),
-        "model": {"checkpoint": source.path or run.model.checkpoint},
-        "space": {"file": run.folder / SPACE_FILE},
+        "model": {"checkpoint": source.path or train_run.model.checkpoint},
+        "space": {"file": train_run.folder / SPACE_FILE},
         "optim": {
             "steps": steps,
             "lr": rate,
-            "warmup_steps": min(run.optim.warmup_steps, steps // 10),
+            "warmup_steps": min(train_run.optim.warmup_steps, steps // 10),
         },
         "prioritize": {"when": "off"},
-        "sandwich": {"only": spec_file, "largest_only_steps": 0},
+        "sandwich": {"only": str(spec_file), "largest_only_steps": 0},
         "loss": {"distill": False},  # there is no larger subnet to learn from
-        "engine": {"device": asked.device},
+        "engine": {"device": run.device},
         "checkpoint": {"validate_every_steps": _FAR, "pin": ()},  # once, at the end
     }
-    tuned = TrainRun.model_validate(merge(run.model_dump(), changes))
+    tuned = TrainRun.model_validate(merge(train_run.model_dump(), changes))
     prepare_run_folder(tuned)
     return tuned
 
 
 def finetune(run: TrainRun) -> None:
-    """Train the prepared run in this process, or go on with it.
+    """Train the prepared run in this process, or resume it.
 
-    Raises InterruptedRunError where it was asked to stop and has saved.
+    Raises InterruptedRunError after a signal to stop, once it has saved.
     """
     from supersam.training.session import train  # needs deepspeed; a plain export does not
 

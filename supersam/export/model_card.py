@@ -1,4 +1,4 @@
-"""The model card: what the subnet is, how good, how large, how fast, and where it comes from."""
+"""The model card: what the subnet is, its accuracy, size and speed, and where it comes from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from supersam.space import SubnetCost, SubnetSpec
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes two exports the same."""
+    """Two exports with equal identity hold the same weights."""
 
     run: str
     """Name of the training run."""
@@ -30,7 +30,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Everything that is known of an exported subnet."""
+    """Everything that is known about an exported subnet."""
 
     name: str
     identity: Identity
@@ -152,13 +152,13 @@ def _costs(card: ModelCard) -> str:
     latency = card.latency
     rows = [["", ""], ["---", "---"]]
     rows += [["parameters", f"{card.cost.params:,} (image encoder {card.cost.encoder_params:,})"]]
-    rows += [["FLOPs", f"{card.cost.flops_g:.2f} G, one image and prompt"]]
+    rows += [["FLOPs", f"{card.cost.flops_g:.2f} G per image with one prompt"]]
     rows += [
         [
             "latency",
             f"{latency['median_ms']:.1f} ms median, quartiles {latency['iqr_ms']:.1f} ms apart, of "
-            f"{latency['repeats']} runs after {latency['warmup']}; one image and prompt, PyTorch "
-            f"{latency['precision']}, {latency['device']}",
+            f"{latency['repeats']} runs after {latency['warmup']} to warm up; one image "
+            f"with one prompt, PyTorch {latency['precision']}, {latency['device']}",
         ]
     ]
     if card.onnx is not None:

@@ -1,4 +1,4 @@
-"""Encoder and decoder as ONNX, and whether they say what PyTorch says: the only door to onnx."""
+"""Write encoder and decoder as ONNX and compare them with PyTorch: the only door to onnx."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_IOU_ESTIMATE_ERROR = 1e-3
 
 
 class ParityError(Exception):
-    """The ONNX files do not say what PyTorch says."""
+    """The ONNX files predict something else than PyTorch."""
 
 
 @dataclass(frozen=True)

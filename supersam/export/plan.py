@@ -1,4 +1,4 @@
-"""What is to be exported, found and checked before anything is written."""
+"""The plan of an export: everything is found and checked before anything is written."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from supersam.export.checkpoint import CARD_JSON, ENCODER_ONNX
 from supersam.export.finetune import peak_rate
 from supersam.export.model_card import Identity
 from supersam.export.onnx import require_onnx
-from supersam.export.subnet_reference import choose
 from supersam.export.writer import damaged_files, require_free
 from supersam.runs.folder import SUBNET, validation_folders
+from supersam.runs.subnet_reference import find_subnet
 from supersam.runs.weights import WeightSource, find_weights, read_run
 from supersam.search.folder import SeenData, seen_in_training, weights_id
 from supersam.space import SearchSpace, SubnetSpec, read_space, read_subnet, resolve_shape
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 class ExportPlan:
     """One export."""
 
-    asked: ExportRun
-    run: TrainRun
+    run: ExportRun
+    train_run: TrainRun
     space: SearchSpace
     spec: SubnetSpec
     source: WeightSource
@@ -43,41 +43,41 @@ class ExportPlan:
     identity: Identity
 
 
-def plan_export(asked: ExportRun) -> ExportPlan:
-    """Find and check what was asked for. Raises UserError; writes nothing."""
-    if asked.onnx:
+def plan_export(run: ExportRun) -> ExportPlan:
+    """Find and check what is to be exported. Raises UserError; writes nothing."""
+    if run.onnx:
         require_onnx()
-    run = read_run(asked.run)
-    if not (asked.run / SPACE_FILE).is_file():
-        raise UserError(f"{asked.run} has no space.yaml; it is no finished start of a training run")
-    space = read_space(asked.run / SPACE_FILE, resolve_shape(run.model))
-    spec = choose(asked.subnet, space)
-    if run.sandwich.only is not None and spec != read_subnet(asked.run / SUBNET, space):
+    train_run = read_run(run.run)
+    if not (run.run / SPACE_FILE).is_file():
+        raise UserError(f"{run.run} has no space.yaml; its training has not begun")
+    space = read_space(run.run / SPACE_FILE, resolve_shape(train_run.model))
+    spec = find_subnet(run.subnet, space, run=run.run)
+    if train_run.sandwich.only is not None and spec != read_subnet(run.run / SUBNET, space):
         raise UserError(
-            f"{asked.run} trained one subnet alone, and {asked.subnet} is another; name that one: "
-            f"--subnet {asked.run / SUBNET}"
+            f"{run.run} trained one subnet alone, and {run.subnet} is another; name that one: "
+            f"--subnet {run.run / SUBNET}"
         )
-    source = find_weights(run, asked.checkpoint)
-    data = tuple(asked.data or validation_folders(run))
+    source = find_weights(train_run, run.checkpoint)
+    data = tuple(run.data or validation_folders(train_run))
     open_held_out(data)  # now, not after a fine-tuning
     return ExportPlan(
-        asked=asked,
         run=run,
+        train_run=train_run,
         space=space,
         spec=spec,
         source=source,
         data=data,
-        seen=_seen(run, source, data),
-        identity=_identity(asked, run, source, spec),
+        seen=_seen(train_run, source, data),
+        identity=_identity(run, train_run, source, spec),
     )
 
 
 def is_there(plan: ExportPlan) -> bool:
-    """Whether `--out` is this very export, whole.
+    """Tell whether `--out` already holds exactly this export, undamaged.
 
     Raises UserError where it holds anything else: nothing is overwritten.
     """
-    out = plan.asked.out
+    out = plan.run.out
     if not (out / CARD_JSON).is_file():
         require_free(out)
         return False
@@ -99,21 +99,21 @@ def is_there(plan: ExportPlan) -> bool:
         )
     if damaged:
         raise UserError(f"{out} is damaged ({', '.join(damaged)}); choose another --out")
-    if plan.asked.onnx and not (out / ENCODER_ONNX).is_file():
+    if plan.run.onnx and not (out / ENCODER_ONNX).is_file():
         raise UserError(f"{out} holds this export without ONNX; choose another --out for one with")
     return True
 
 
 def _of_card(card: Mapping[str, Any]) -> dict[str, Any]:
-    """What the export of a card was asked for, as `_of_plan` says it of a plan."""
+    """The settings of the export that a card describes, named as in `_of_plan`."""
     data = map(Path, card["evaluation_data"])
-    asked = {"license": card["license"], "images": card["evaluation_images"]}
-    return {**card["identity"], **asked, "data": _resolved(data)}
+    settings = {"license": card["license"], "images": card["evaluation_images"]}
+    return {**card["identity"], **settings, "data": _resolved(data)}
 
 
 def _of_plan(plan: ExportPlan) -> dict[str, Any]:
-    asked = {"license": plan.asked.license, "images": plan.asked.images}
-    return {**asdict(plan.identity), **asked, "data": _resolved(plan.data)}
+    settings = {"license": plan.run.license, "images": plan.run.images}
+    return {**asdict(plan.identity), **settings, "data": _resolved(plan.data)}
 
 
 def _resolved(folders: Iterable[Path]) -> list[str]:
@@ -130,12 +130,14 @@ def _seen(run: TrainRun, source: WeightSource, data: tuple[Path, ...]) -> SeenDa
     return seen
 
 
-def _identity(asked: ExportRun, run: TrainRun, source: WeightSource, spec: SubnetSpec) -> Identity:
+def _identity(
+    run: ExportRun, train_run: TrainRun, source: WeightSource, spec: SubnetSpec
+) -> Identity:
     return Identity(
-        run=run.name,
+        run=train_run.name,
         weights="" if source.manifest is None else weights_id(source.manifest.files),
         step=source.step,
         subnet=spec.key(),
-        finetune_steps=asked.finetune_steps,
-        finetune_lr=peak_rate(asked, run) if asked.finetune_steps > 0 else None,
+        finetune_steps=run.finetune_steps,
+        finetune_lr=peak_rate(run, train_run) if run.finetune_steps > 0 else None,
     )

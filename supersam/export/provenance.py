@@ -1,4 +1,4 @@
-"""What a card says besides scores: where weights and data come from, how fast it is, on what."""
+"""Facts for the model card: where weights and data come from, and the latency on this device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_ANCESTORS = 16
 
 
 def describe_start(run: TrainRun) -> str:
-    """Where the weights of a run began, in words; runs that began from runs are followed."""
+    """Say in words where the weights of a run began, through all runs that it continued."""
     words: list[str] = []
     for _ in range(_MAX_ANCESTORS):
         start = run.model.checkpoint
@@ -35,7 +35,7 @@ def describe_start(run: TrainRun) -> str:
 
 
 def describe_training_data(run: TrainRun, source: WeightSource) -> tuple[dict[str, str], ...]:
-    """Folder and content of each training set of the run and of the runs that it began from."""
+    """List folder and fingerprint of each training set of the run and of those it continued."""
     found: dict[str, str] = {}
     prints = [] if source.manifest is None else source.manifest.data
     folders = _training_folders(run)
@@ -51,7 +51,7 @@ def describe_training_data(run: TrainRun, source: WeightSource) -> tuple[dict[st
 
 
 def describe_latency(sam: Sam) -> dict[str, Any]:
-    """Median and spread of one image and prompt on the model's device, and what the device is."""
+    """Measure one image with one prompt on the model's device: median, spread, and the device."""
     config = LatencyConfig()
     latency = predictor_latency(
         SamModelPredictor(sam), config, side=sam.image_encoder.img_size, device=sam.device
@@ -67,7 +67,7 @@ def describe_latency(sam: Sam) -> dict[str, Any]:
 
 
 def _run_of(start: Path) -> TrainRun | None:
-    """The run whose folder, or one of whose checkpoints, `start` is or was; None for a file."""
+    """Find the run that `start` is the folder or a checkpoint of; None for a weights file."""
     is_checkpoint = start.parent.name == "checkpoints"
     folder = start.parent.parent if is_checkpoint else start
     return read_run(folder) if (folder / RUN_FILE).is_file() else None

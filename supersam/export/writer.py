@@ -1,4 +1,4 @@
-"""An exported folder and how it is written: whole or not at all, every file hashed."""
+"""Write an exported folder: whole or not at all, every file hashed."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from supersam.runtime.tensors import save_tensors
 from supersam.space import SubnetSpec
 
 Complete = Callable[[Path, Sam], Mapping[str, Any]]
-"""Adds what else belongs into the folder, given it and the model read back from it; returns the
-card. What it raises leaves nothing behind."""
+"""Adds the other files, given the folder and the model read back from it; returns the card.
+Where it raises, no folder is left behind."""
 
 
 def export_subnet(
@@ -36,8 +36,8 @@ def export_subnet(
 ) -> None:
     """Write the subnet `spec` as the new folder `out`, which `load_subnet` reads.
 
-    Raises UserError where `out` holds something already, or a file cannot be written or read, be it
-    one of the evaluation's.
+    Raises UserError where `out` holds something already, or a file of the export or of the
+    evaluation cannot be written or read.
     """
     require_free(out)
     try:
@@ -79,7 +79,7 @@ def _write_manifest(folder: Path) -> None:
 
 
 def damaged_files(folder: Path) -> list[str]:
-    """Names of the files that are not as they were written. Raises ValueError on another folder."""
+    """List the files that changed since the export. Raises ValueError on any other folder."""
     return [
         name
         for name, digest in read_files(folder).items()

@@ -11,6 +11,7 @@ from supersam.config.files import CHECKPOINT_MANIFEST, RUN_FILE, SPACE_FILE
 from supersam import __version__
 from supersam.config import TrainRun, UserError, dump_run, load_run
 from supersam.data.manifest import read_manifest
+from supersam.runs.subnet_reference import find_subnet
 from supersam.runtime.atomic import write_bytes, write_json
 from supersam.health.records import saved_step
 from supersam.space import (
@@ -68,7 +69,9 @@ def check_run_folder(run: TrainRun) -> tuple[SearchSpace, SubnetSpec | None]:
         read_manifest(path)  # now, not on a node an hour later
     _require_start(run)
     if run.sandwich.only is not None:
-        only = read_subnet(run.sandwich.only, space)
+        only = find_subnet(
+            run.sandwich.only, space, run=_run_of_start(run), option="--sandwich.only"
+        )
     saved = _saved(folder)
     if saved is not None:
         _require_same(saved, _settled(run, saved), folder)
@@ -98,6 +101,14 @@ def _settled(run: TrainRun, saved: TrainRun | None) -> TrainRun:
     return run.model_copy(update={"sandwich": sandwich})
 
 
+def _run_of_start(run: TrainRun) -> Path | None:
+    """Folder of the run whose weights this one begins from; None where it begins from no run."""
+    start = run.model.checkpoint
+    if start is None or not start.is_dir():
+        return None
+    return start.parent.parent if (start / CHECKPOINT_MANIFEST).is_file() else start
+
+
 def _require_start(run: TrainRun) -> None:
     """Once a run has a checkpoint of its own, what it began from may be gone."""
     start = run.model.checkpoint
@@ -111,7 +122,9 @@ def _require_start(run: TrainRun) -> None:
             f"--model.checkpoint {start} is a folder without checkpoints of a run; train that "
             "first, or name a file"
         )
-    other = (start if not (start / CHECKPOINT_MANIFEST).is_file() else start.parent.parent) / RUN_FILE
+    other = (
+        start if not (start / CHECKPOINT_MANIFEST).is_file() else start.parent.parent
+    ) / RUN_FILE
     if start.is_dir() and other.is_file():
         shape = resolve_shape(load_run(TrainRun, other).model)
         if shape != resolve_shape(run.model):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from supersam.config.files import RUN_FILE
 from supersam.config import TrainRun, UserError, load_run
-from supersam.space import SearchSpace, SubnetSpec, read_subnet
 from supersam.runs.checkpoints import Manifest, SavedCheckpoints, verify
 
 
@@ -28,21 +27,6 @@ def read_run(folder: Path) -> TrainRun:
     if not (folder / RUN_FILE).is_file():
         raise UserError(f"{folder} is no run: it has no run.yaml; name a folder under runs/")
     return load_run(TrainRun, folder / RUN_FILE).model_copy(update={"run": folder})
-
-
-def choose_subnet(name: str, space: SearchSpace) -> SubnetSpec:
-    """largest, medium, smallest, or what a JSON file holds. Raises UserError for anything else."""
-    fixed = {
-        "largest": space.largest,
-        "medium": space.medium,
-        "smallest": space.smallest,
-    }
-    if name in fixed:
-        return fixed[name]()
-    path = Path(name)
-    if not path.is_file():
-        raise UserError(f"--subnet {name}: not one of {', '.join(fixed)}, and no such file")
-    return read_subnet(path, space)
 
 
 def find_weights(run: TrainRun, checkpoint: str) -> WeightSource:

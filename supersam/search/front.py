@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
-
 from supersam.config import UserError
+from supersam.runs.subnet_reference import Place, place_on_front
 from supersam.search.journal import Trial
 from supersam.search.pareto import FRONT_JSON
 
@@ -31,20 +30,18 @@ def read_front(path: Path) -> list[Trial]:
 
 def best(front: list[Trial]) -> Trial:
     """The subnet of the highest mIoU."""
-    return max(front, key=lambda trial: trial.metrics["miou"])
+    return _at("best", front)
 
 
 def knee(front: list[Trial]) -> Trial:
-    """The subnet farthest above the line between the ends of the front.
-
-    FLOPs and mIoU, each stretched to 0 to 1 over the front.
-    """
-    points = np.array([(t.metrics["flops_g"], t.metrics["miou"]) for t in front])
-    span = np.ptp(points, axis=0)
-    stretched = (points - points.min(axis=0)) / np.where(span > 0, span, 1.0)
-    return front[int((stretched[:, 1] - stretched[:, 0]).argmax())]
+    """The subnet farthest above the line between the ends of the front; see `place_on_front`."""
+    return _at("knee", front)
 
 
 def cheapest(front: list[Trial]) -> Trial:
     """The subnet of the fewest FLOPs."""
-    return min(front, key=lambda trial: trial.metrics["flops_g"])
+    return _at("cheapest", front)
+
+
+def _at(place: Place, front: list[Trial]) -> Trial:
+    return front[place_on_front(place, [trial.metrics for trial in front])]

@@ -6,9 +6,8 @@ import itertools
 import logging
 from collections.abc import Mapping
 
-from torch.utils.data import DataLoader
-
 from supersam.config import CheckpointConfig
+from supersam.data.loader import EvalLoader
 from supersam.data.sample import EvalImage
 from supersam.evaluation import Predictor, SubnetPredictor, evaluate
 from supersam.evaluation.overlay import draw_overlays
@@ -26,7 +25,7 @@ class Validator:
     def __init__(
         self,
         subnets: Mapping[str, SubnetSpec],
-        images: DataLoader[EvalImage],
+        images: EvalLoader,
         world: World,
         writer: MetricWriter,
         config: CheckpointConfig,

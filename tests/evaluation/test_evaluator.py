@@ -236,9 +236,9 @@ def test_nothing_to_evaluate_is_an_error(logits):
         evaluate(Replay(logits), [])
 
 
-def test_an_image_given_to_two_ranks_is_an_error(logits, images):
+def test_an_image_that_is_given_twice_is_an_error(logits, images):
     with pytest.raises(ValueError, match="image 3 was evaluated twice"):
-        evaluate(Replay(logits), images, gather=lambda tables: [tables, tables[1:2]])
+        evaluate(Replay(logits), [*images, images[1]])
 
 
 def test_an_impossible_chunk_is_an_error(logits, images):

@@ -1,10 +1,12 @@
 """launch/evaluate.py: what it refuses, and the file that it leaves."""
 
 import json
+import shutil
 
 import pytest
 
 from supersam.config import EvaluateRun, UserError, exit_code
+from supersam.data.shards import ShardReader
 from supersam.evaluation.command import run_evaluate
 
 
@@ -58,3 +60,34 @@ def test_a_result_that_cannot_be_kept_is_printed_all_the_same(run, capsys):
     printed = capsys.readouterr()
     assert json.loads(printed.out)["step"] == 3
     assert "could not be kept" in printed.err
+
+
+def test_the_result_is_kept_before_it_is_printed(run, monkeypatch):
+    def broken(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", broken)
+    with pytest.raises(BrokenPipeError):
+        run_evaluate(evaluation_of(run))
+    assert len(list((run.folder / "results").iterdir())) == 1
+
+
+def test_workers_decode_what_the_main_process_decodes(run, capsys):
+    printed = []
+    for workers in (0, 2):
+        assert run_evaluate(evaluation_of(run, images=4, workers=workers, json=True)) == 0
+        printed.append(json.loads(capsys.readouterr().out))
+    assert printed[0] == printed[1]
+
+
+def test_a_damaged_image_met_by_a_worker_is_one_line(run, held_out_shards, tmp_path, capsys):
+    copy = tmp_path / "damaged"
+    shutil.copytree(held_out_shards, copy)
+    (shard,) = copy.glob("*.h5")
+    image = ShardReader(copy).read_image(3).image
+    shard.write_bytes(shard.read_bytes().replace(image, bytes(len(image))))
+    damaged = evaluation_of(run, data=[copy], images=5, workers=1)
+    assert exit_code(run_evaluate, damaged) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
+    assert "the image's bytes are damaged" in line
+    assert "Traceback" not in line

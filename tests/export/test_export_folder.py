@@ -89,7 +89,7 @@ def test_a_changed_or_missing_file_is_named(exported, name):
 
 
 def test_another_folder_and_another_format_are_refused(exported, tmp_path):
-    with pytest.raises(ValueError, match="no exported subnet"):
+    with pytest.raises(ValueError, match="not an exported subnet"):
         load_subnet(tmp_path)
     values = json.loads((exported / MANIFEST).read_text())
     (exported / MANIFEST).write_text(json.dumps({**values, "format": 99}))
