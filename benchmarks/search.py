@@ -32,16 +32,15 @@ from supersam.model import extract_subnet
 from supersam.search.ask_tell import cut_chunks
 from supersam.search.evaluator import (
     Chunk,
-    Job,
-    SubnetObjective,
+    EvalRequest,
+    SubnetEvaluator,
     score_embedding,
 )
-from supersam.search.folder import find_inputs
 from supersam.search.images import chosen_images
+from supersam.search.inputs import find_inputs
 from supersam.search.journal import trial_key
-from supersam.search.kept import kept_bytes
 from supersam.search.predictor import kendall_tau
-from supersam.search.prefix import PrefixCache, encode_each
+from supersam.search.prefix import PrefixCache, cache_bytes, encode_each
 from supersam.search.searchers.evolution import breed
 
 
@@ -68,7 +67,7 @@ def sharing(args):
         "generation": children(parents, space, args.subnets),
     }
     images = args.cache_images
-    kept = kept_bytes(asked.model_copy(update={"cache_gib": args.cache_gib}), space.shape,
+    kept = cache_bytes(asked.model_copy(update={"cache_gib": args.cache_gib}), space.shape,
                       images=images, device=torch.device("cpu"))  # fmt: skip
     print(f"keeping up to {kept / 2**30:.2f} GiB for {images} images")
     share = kept * args.batch / images
@@ -96,7 +95,7 @@ def encoder_ratios(supernet, pixels, specs, parents, args, share, cost=None):
     """
     cost = cost or clock
     encode = partial(encode_each_of, supernet, pixels)
-    chunks = [[job.spec for job in c.jobs] for c in cut_chunks(jobs_of(specs), args.chunk)]
+    chunks = [[job.spec for job in c.requests] for c in cut_chunks(requests_of(specs), args.chunk)]
     depth = supernet.space.shape.depth
     cache = PrefixCache(share, generation_layers=len(specs) * depth)
     encode(parents, cache)
@@ -111,7 +110,7 @@ def encoder_ratios(supernet, pixels, specs, parents, args, share, cost=None):
 
 def whole_ratio(objective, specs):
     """Time of a trial in chunks of one against all in one chunk, decoding and scoring included."""
-    jobs = jobs_of(specs)
+    jobs = requests_of(specs)
     shared = clock(lambda: objective.evaluate(Chunk(jobs)))
     return clock(lambda: [objective.evaluate(Chunk((job,))) for job in jobs]) / shared
 
@@ -123,7 +122,7 @@ def loop(args):
     """
     asked, basis, objective = prepare(args)
     specs = random_specs(basis.space, args.subnets)
-    chunks = [chunk.jobs for chunk in cut_chunks(jobs_of(specs), args.chunk)]
+    chunks = [chunk.requests for chunk in cut_chunks(requests_of(specs), args.chunk)]
     with tempfile.TemporaryDirectory() as folder:
         published = PublishedSearch(
             extract_subnet(objective._supernet, basis.space.largest()),
@@ -184,7 +183,7 @@ def ranking(args):
 
 
 def scores(objective, specs, stage):
-    trials = objective.evaluate(Chunk(jobs_of(specs, stage)))
+    trials = objective.evaluate(Chunk(requests_of(specs, stage)))
     return np.array([trial.metrics["miou"] for trial in trials])
 
 
@@ -214,7 +213,7 @@ def prepare(args, load=True):
         }
     )
     basis = find_inputs(asked)
-    return asked, basis, SubnetObjective(asked, basis.source) if load else None
+    return asked, basis, SubnetEvaluator(asked, basis.source) if load else None
 
 
 def random_specs(space, count):
@@ -228,9 +227,10 @@ def children(parents, space, count):
     return list(dict.fromkeys(breed(parents, space, rng) for _ in range(count)))
 
 
-def jobs_of(specs, stage="search"):
+def requests_of(specs, stage="search"):
     return tuple(
-        Job(trial_key(spec, {}), spec, stage, "benchmark", 0, i) for i, spec in enumerate(specs)
+        EvalRequest(trial_key(spec, {}), spec, stage, "benchmark", 0, i)
+        for i, spec in enumerate(specs)
     )
 
 

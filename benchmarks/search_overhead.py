@@ -94,9 +94,9 @@ def sleeping_evaluator():
 
         def evaluate(self, chunk):
             begin = time.time()
-            time.sleep(SLEEP_S * len(chunk.jobs))
+            time.sleep(SLEEP_S * len(chunk.requests))
             end = time.time()
-            return [made_up_trial(job, begin, end) for job in chunk.jobs]
+            return [made_up_trial(job, begin, end) for job in chunk.requests]
 
     return Sleeping
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from supersam.config import SearchRun
 from supersam.search.ask_tell import AskTell
-from supersam.search.evaluator import SubnetObjective, prepare_process, protocol_of
-from supersam.search.folder import find_inputs
+from supersam.search.evaluator import SubnetEvaluator, prepare_process, protocol_of
+from supersam.search.inputs import find_inputs
 from supersam.search.journal import Journal
 from supersam.search.pareto import cost_matrix, hypervolume
 from supersam.search.predictor import held_out_error
@@ -35,7 +35,7 @@ def main():
     basis = find_inputs(asked)
     space = read_space(args.space, basis.space.shape) if args.space else basis.space
     prepare_process(asked, 1)
-    study = Study(args, basis, space, SubnetObjective(asked, basis.source))
+    study = Study(args, basis, space, SubnetEvaluator(asked, basis.source))
     searches = {}
     if args.exhaustive:
         searches["exhaustive", 0] = study.trials("exhaustive", 0, budget=space.num_subnets())

@@ -20,7 +20,7 @@ from supersam.export.writer import damaged_files, require_free
 from supersam.runs.folder import SUBNET, validation_folders
 from supersam.runs.subnet_reference import find_subnet
 from supersam.runs.weights import WeightSource, find_weights, read_run
-from supersam.search.folder import SeenData, seen_in_training, weights_id
+from supersam.search.inputs import SeenData, seen_in_training, weights_id
 from supersam.space import SearchSpace, SubnetSpec, read_space, read_subnet, resolve_shape
 
 logger = logging.getLogger(__name__)

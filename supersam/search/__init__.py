@@ -1,5 +1,6 @@
 """Choosing subnets for a budget. `supersam.search.command` runs a search."""
 
+from supersam.config.files import JOURNAL_FILE
 from supersam.search.journal import Journal, Trial, read_journal, trial_key
 from supersam.search.pareto import hypervolume, pareto_front
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from supersam.config import SearchRun
-from supersam.search.evaluator import Chunk, Job
+from supersam.search.evaluator import Chunk, EvalRequest
 from supersam.search.journal import Journal, Trial, trial_key
 from supersam.search.pareto import Costs, cost_row
 from supersam.search.prefix import path_of
@@ -31,7 +31,7 @@ _UNDER_WAY = 2
 
 @dataclass(frozen=True)
 class _Batch:
-    jobs: tuple[Job, ...]
+    requests: tuple[EvalRequest, ...]
     seen: tuple[Costs, ...]
     """What earlier batches had at each rung, when this one was proposed."""
 
@@ -41,7 +41,7 @@ class AskTell:
 
     def __init__(
         self,
-        asked: SearchRun,
+        search: SearchRun,
         searcher: Searcher,
         journal: Journal,
         *,
@@ -49,7 +49,7 @@ class AskTell:
         references: Sequence[Trial] = (),
     ) -> None:
         """protocol: what the keys are made of; references: told before the first batch."""
-        self._asked = asked
+        self._search = search
         self._searcher = searcher
         self._journal = journal
         self._protocol = protocol
@@ -57,7 +57,7 @@ class AskTell:
         self._num_told = 0
         self._chunks: deque[Chunk] = deque()
         self._is_exhausted = False
-        self._rung_costs: list[list[Costs]] = [[] for _ in asked.protocol.rungs]
+        self._rung_costs: list[list[Costs]] = [[] for _ in search.protocol.rungs]
         searcher.tell(references)
         self.advance()
 
@@ -69,12 +69,12 @@ class AskTell:
     @property
     def num_proposed(self) -> int:
         """Subnets proposed so far."""
-        return sum(len(batch.jobs) for batch in self._batches)
+        return sum(len(batch.requests) for batch in self._batches)
 
     def trials(self) -> list[Trial]:
         """The trials so far, in the order of their proposals."""
-        jobs = (job for batch in self._batches for job in batch.jobs)
-        return [self._journal[job.key] for job in jobs if job.key in self._journal]
+        requests = (request for batch in self._batches for request in batch.requests)
+        return [self._journal[request.key] for request in requests if request.key in self._journal]
 
     def next_chunk(self) -> Chunk | None:
         """What an evaluator should do now; None until more is complete, or at the end."""
@@ -82,7 +82,7 @@ class AskTell:
 
     @property
     def _may_propose(self) -> bool:
-        return not self._is_exhausted and self.num_proposed < self._asked.trials
+        return not self._is_exhausted and self.num_proposed < self._search.trials
 
     def advance(self) -> None:
         """Tell what the journal completes, and propose what may be proposed then."""
@@ -95,49 +95,53 @@ class AskTell:
 
     def _tell_next(self) -> bool:
         """Tell the oldest batch if it is complete."""
-        jobs = self._batches[self._num_told].jobs
-        if not all(job.key in self._journal for job in jobs):
+        requests = self._batches[self._num_told].requests
+        if not all(request.key in self._journal for request in requests):
             return False
-        trials = [self._journal[job.key] for job in jobs]
+        trials = [self._journal[request.key] for request in requests]
         self._searcher.tell(trials)
         for trial in trials:
             for costs, (_, miou) in zip(self._rung_costs, trial.rungs, strict=False):
-                costs.append(cost_row({**trial.metrics, "miou": miou}, self._asked.objectives))
+                costs.append(cost_row({**trial.metrics, "miou": miou}, self._search.objectives))
         self._num_told += 1
         return True
 
     def _propose(self) -> None:
         # Whole batches, so that a search that is prolonged goes on as a longer one would have.
-        specs = self._searcher.ask(self._asked.population)
+        specs = self._searcher.ask(self._search.population)
         if not specs:
             self._is_exhausted = True
             logger.warning("no subnet is left to propose after %d of %d trials",
-                           self.num_proposed, self._asked.trials)  # fmt: skip
+                           self.num_proposed, self._search.trials)  # fmt: skip
             return
-        left = self._asked.trials - self.num_proposed
-        jobs = tuple(
-            Job(
+        left = self._search.trials - self.num_proposed
+        requests = tuple(
+            EvalRequest(
                 key=trial_key(spec, self._protocol),
                 spec=spec,
                 stage="search",
-                searcher=self._asked.searcher,
+                searcher=self._search.searcher,
                 batch=len(self._batches),
                 index=index,
             )
             for index, spec in enumerate(specs[:left])
         )
-        columns = len(self._asked.objectives)
+        columns = len(self._search.objectives)
         seen = tuple(np.array(c, np.float64).reshape(-1, columns) for c in self._rung_costs)
-        self._batches.append(_Batch(jobs, seen))
-        missing = [job for job in jobs if job.key not in self._journal]
-        self._chunks += cut_chunks(missing, self._asked.chunk_size, seen=seen)
+        self._batches.append(_Batch(requests, seen))
+        missing = [request for request in requests if request.key not in self._journal]
+        self._chunks += cut_chunks(missing, self._search.chunk_size, seen=seen)
 
 
 def cut_chunks(
-    jobs: Sequence[Job], size: int, *, seen: tuple[Costs, ...] = (), before_training: bool = False
+    requests: Sequence[EvalRequest],
+    size: int,
+    *,
+    seen: tuple[Costs, ...] = (),
+    before_training: bool = False,
 ) -> list[Chunk]:
     """Jobs in pieces of up to `size`, neighbours in the tree of common layers together."""
-    ordered = sorted(jobs, key=lambda job: path_of(job.spec))
+    ordered = sorted(requests, key=lambda request: path_of(request.spec))
     return [
         Chunk(tuple(ordered[first : first + size]), before_training, seen)
         for first in range(0, len(ordered), size)

@@ -6,11 +6,11 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -20,15 +20,10 @@ from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World
 from supersam.runtime.logging import setup_logging
 from supersam.runtime.signals import StopFlag, stop_requested
-from supersam.search.evaluator import SubnetObjective, prepare_process
-from supersam.search.folder import (
-    SearchInputs,
-    find_inputs,
-    prepare_folder,
-    require_searchable,
-    write_record,
-)
-from supersam.search.journal import Journal, Trial
+from supersam.search.evaluator import SubnetEvaluator, prepare_process
+from supersam.search.folder import prepare_folder, write_record
+from supersam.search.inputs import SearchInputs, find_inputs, require_searchable
+from supersam.search.journal import Journal, Status, Trial
 from supersam.search.pareto import write_front
 from supersam.search.plan import SearchPlan
 from supersam.search.predictor import FEWEST, held_out_error
@@ -37,7 +32,7 @@ from supersam.search.ray.session import joined_ray, local_ray
 from supersam.search.report.comparison import write_comparison
 from supersam.search.report.page import write_report
 from supersam.search.sweep import expand, format_sweep
-from supersam.search.tensorboard import Board
+from supersam.search.tensorboard import TensorBoard
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +54,7 @@ class SearchResult:
 
 
 def run_search(
-    asked: SearchRun, *, cluster: FindRay | None = None, stop: StopFlag | None = None
+    search: SearchRun, *, cluster: FindRay | None = None, stop: StopFlag | None = None
 ) -> SearchResult:
     """Search, from the beginning or from where the journal ends.
 
@@ -68,43 +63,43 @@ def run_search(
     already; by default they are taken once everything is checked. Raises UserError for what a user
     can mend; nothing is written then.
     """
-    basis = find_inputs(asked)
+    inputs = find_inputs(search)
     if cluster is None:
-        choose_device(asked.device)
-    wanted = asked.trials
-    asked = prepare_folder(asked, basis)
-    setup_logging(World.single(), asked.folder / "logs" / "search.log")
-    if basis.train_run.model.checkpoint is not None and not basis.has_start:
+        choose_device(search.device)
+    wanted = search.trials
+    search = prepare_folder(search, inputs)
+    setup_logging(World.single(), search.folder / "logs" / "search.log")
+    if inputs.train_run.model.checkpoint is not None and not inputs.has_start:
         logger.warning("--model.checkpoint %s is gone: nothing pretrained to compare with",
-                       basis.train_run.model.checkpoint)  # fmt: skip
-    if basis.seen.seen:
-        logger.warning("training saw the evaluation data: %s", basis.seen.detail)
-    if asked.trials > wanted:
+                       inputs.train_run.model.checkpoint)  # fmt: skip
+    if inputs.seen.seen:
+        logger.warning("training saw the evaluation data: %s", inputs.seen.detail)
+    if search.trials > wanted:
         logger.info("%d trials are done, and %d were asked for: nothing more is proposed; a larger "
-                    "--trials goes on", asked.trials, wanted)  # fmt: skip
-    journal = Journal(asked.folder / JOURNAL_FILE)
+                    "--trials goes on", search.trials, wanted)  # fmt: skip
+    journal = Journal(search.folder / JOURNAL_FILE)
     try:
         with stop_requested() if stop is None else nullcontext(stop) as flag:
-            return _search(asked, basis, journal, cluster, flag)
+            return _Session(search, inputs, journal, flag).run(cluster)
     finally:
         journal.close()
 
 
-def run_search_here(asked: SearchRun) -> int:
+def run_search_here(search: SearchRun) -> int:
     """Search on this machine, print the front, and return the exit code.
 
     A sweep's searches run one after another; their comparison is printed then. One that fails for
     what a user can mend does not keep the others from being done.
     """
-    if asked.sweep.is_empty:
-        return finish(asked, run_search(asked))
-    searches = expand(asked)
+    if search.sweep.is_empty:
+        return finish(search, run_search(search))
+    searches = expand(search)
     space = find_inputs(searches[0]).space
     for search in searches:  # all are checked before hours go into the first
         require_searchable(search, space)
     failed: list[str] = []
     for search in searches:
-        if not asked.json_:  # then the comparison alone is printed
+        if not search.json_:  # then the comparison alone is printed
             print(f"search {search.name}")
         try:
             result = run_search(search)
@@ -112,127 +107,134 @@ def run_search_here(asked: SearchRun) -> int:
             print(f"error: search {search.name}: {fault}", file=sys.stderr)
             failed.append(search.name)
             continue
-        if not asked.json_:
+        if not search.json_:
             print(format_front(result, search.objectives))
         code = _end(search, result)
         if code != 0:
             return code
-    rows = write_comparison(asked.folder, searches)
+    rows = write_comparison(search.folder, searches)
     table = {"searches": [asdict(row) for row in rows], "failed": failed}
-    print(json.dumps(table) if asked.json_ else format_sweep(rows))
+    print(json.dumps(table) if search.json_ else format_sweep(rows))
     if failed:
         print(f"error: not searched to the end: {', '.join(failed)}; see above", file=sys.stderr)
     return 1 if failed else 0
 
 
-def finish(asked: SearchRun, result: SearchResult) -> int:
+def finish(search: SearchRun, result: SearchResult) -> int:
     """Print the front of a search and write its report. Returns the exit code."""
-    if asked.json_:
+    if search.json_:
         print(json.dumps(_as_json(result)))
     else:
-        print(format_front(result, asked.objectives))
-    return _end(asked, result)
+        print(format_front(result, search.objectives))
+    return _end(search, result)
 
 
-def _end(asked: SearchRun, result: SearchResult) -> int:
+def _end(search: SearchRun, result: SearchResult) -> int:
     if result.finished and result.front:
-        logger.info("report: %s", write_report(asked.folder))
+        logger.info("report: %s", write_report(search.folder))
     elif result.finished:
         logger.warning("no subnet that was tried keeps %s: no front, no report",
-                       ", ".join(map(str, asked.constraints)))  # fmt: skip
+                       ", ".join(map(str, search.constraints)))  # fmt: skip
     if result.finished:
         return 0
     print("the search was stopped; run the same command to go on", file=sys.stderr)
     return 128 + result.stopped_by if result.stopped_by else 1
 
 
-def _search(
-    asked: SearchRun, basis: SearchInputs, journal: Journal, cluster: FindRay | None, stop: StopFlag
-) -> SearchResult:
-    started, known = time.time(), len(journal)
-    program = SearchPlan(asked, basis, journal)
-    board = Board(asked, asked.folder, first_trial=len(program.trials()))
-    logger.info("%d subnets in the journal; %d trials asked for", known, asked.trials)
+class _Session:
+    """A search under way: its plan, the evaluators that work on it, and what is written."""
 
-    def on_trials(new: list[Trial]) -> None:
-        trials, front = program.trials(), program.front()
-        board.show(trials, front, program.references())
-        write_front(asked.folder, front)
-        logger.info("%d of %d trials, %d on the front", len(trials), asked.trials, len(front))
+    def __init__(
+        self, search: SearchRun, inputs: SearchInputs, journal: Journal, stop: StopFlag
+    ) -> None:
+        self._search = search
+        self._inputs = inputs
+        self._stop = stop
+        self._started = time.time()
+        known = len(journal)
+        self._plan = SearchPlan(search, inputs, journal)
+        self._tensorboard = TensorBoard(search, first_trial=len(self._plan.trials()))
+        logger.info("%d subnets in the journal; %d trials asked for", known, search.trials)
 
-    try:
-        if not program.is_finished and not stop:
-            _evaluate(asked, basis, program, cluster, stop, on_trials)
-    finally:
-        result = _result(asked, program, stop)
-        _write_results(asked, basis, program, result, seconds=time.time() - started)
-        board.finish(program.trials(), result.front, result.references)
-    return result
+    def run(self, cluster: FindRay | None) -> SearchResult:
+        """Evaluate what is left, and write the results, also where that fails."""
+        plan = self._plan
+        try:
+            if not plan.is_finished and not self._stop:
+                self._evaluate(cluster)
+        finally:
+            result = self._result()
+            self._write(result)
+            self._tensorboard.finish(plan.trials(), result.front, result.references)
+        return result
 
+    def _evaluate(self, cluster: FindRay | None) -> None:
+        place = self._search.cluster
+        if cluster is None and place.cluster == "inline":
+            self._evaluate_here()
+            return
+        logger.info("joining Ray%s", "" if cluster is not None else ", starting on this machine")
+        most = place.nodes or 1
+        nodes = (place.min_nodes or most, most)
+        ray = local_ray(self._search) if cluster is None else joined_ray(cluster, nodes=nodes)
+        with ray:
+            from supersam.search.tuner import evaluate_on_ray  # Ray reads its environment only once
 
-def _evaluate(
-    asked: SearchRun,
-    basis: SearchInputs,
-    program: SearchPlan,
-    cluster: FindRay | None,
-    stop: StopFlag,
-    on_trials: Callable[[list[Trial]], None],
-) -> None:
-    if cluster is None and asked.cluster.cluster == "inline":
-        prepare_process(asked, 1)
-        objective = SubnetObjective(asked, basis.source)
-        logger.info("keeping up to %.2f GiB of layers' outputs", objective.kept_bytes / 2**30)
-        while not stop and not program.is_finished:
-            chunk = program.next_chunk()
+            evaluate_on_ray(
+                self._search,
+                self._inputs.source,
+                self._plan,
+                stop=self._stop,
+                on_trials=self._on_trials,
+            )
+
+    def _evaluate_here(self) -> None:
+        prepare_process(self._search, 1)
+        evaluator = SubnetEvaluator(self._search, self._inputs.source)
+        logger.info("keeping up to %.2f GiB of layers' outputs", evaluator.cache_bytes / 2**30)
+        while not self._stop and not self._plan.is_finished:
+            chunk = self._plan.next_chunk()
             assert chunk is not None  # this is the only evaluator
-            on_trials(program.complete(objective.evaluate(chunk)))
-        return
-    logger.info("joining Ray%s", "" if cluster is not None else ", which starts on this machine")
-    most = asked.cluster.nodes or 1
-    nodes = (asked.cluster.min_nodes or most, most)
-    with local_ray(asked) if cluster is None else joined_ray(cluster, nodes=nodes):
-        from supersam.search.tuner import evaluate_on_ray  # Ray reads its environment only once
+            self._on_trials(self._plan.complete(evaluator.evaluate(chunk)))
 
-        evaluate_on_ray(asked, basis.source, program, stop=stop, on_trials=on_trials)
+    def _on_trials(self, new: list[Trial]) -> None:
+        trials, front = self._plan.trials(), self._plan.front()
+        self._tensorboard.show(trials, front, self._plan.references())
+        write_front(self._search.folder, front)
+        logger.info("%d of %d trials, %d on the front",
+                    len(trials), self._search.trials, len(front))  # fmt: skip
 
+    def _result(self) -> SearchResult:
+        return SearchResult(
+            folder=self._search.folder,
+            front=tuple(self._plan.front()),
+            references=self._plan.references(),
+            num_trials=len(self._plan.trials()),
+            finished=self._plan.is_finished,
+            stopped_by=self._stop.number,
+        )
 
-def _result(asked: SearchRun, program: SearchPlan, stop: StopFlag) -> SearchResult:
-    return SearchResult(
-        folder=asked.folder,
-        front=tuple(program.front()),
-        references=program.references(),
-        num_trials=len(program.trials()),
-        finished=program.is_finished,
-        stopped_by=stop.number,
-    )
+    def _write(self, result: SearchResult) -> None:
+        status = Counter(trial.status for trial in self._plan.trials())
+        write_front(self._search.folder, result.front)
+        results = {
+            "finished": result.finished,
+            "num_trials": result.num_trials,
+            "status": {name: status[name] for name in get_args(Status)},
+            "seconds": time.time() - self._started,
+            "front": [trial.key for trial in result.front],
+            "references": {name: trial.to_dict() for name, trial in result.references.items()},
+            "predictor": self._predictor_error(),
+        }
+        write_record(self._search, self._inputs, results)
 
-
-def _write_results(
-    asked: SearchRun,
-    basis: SearchInputs,
-    program: SearchPlan,
-    result: SearchResult,
-    *,
-    seconds: float,
-) -> None:
-    trials = program.trials()
-    counts = {s: sum(t.status == s for t in trials) for s in ("complete", "stopped", "infeasible")}
-    write_front(asked.folder, result.front)
-    results: dict[str, Any] = {
-        "finished": result.finished,
-        "num_trials": len(trials),
-        "status": counts,
-        "seconds": seconds,
-        "front": [trial.key for trial in result.front],
-        "references": {name: trial.to_dict() for name, trial in result.references.items()},
-        "predictor": None,
-    }
-    complete = [trial for trial in trials if trial.status == "complete"]
-    if len(complete) >= FEWEST:
+    def _predictor_error(self) -> dict[str, Any] | None:
+        complete = [trial for trial in self._plan.trials() if trial.status == "complete"]
+        if len(complete) < FEWEST:
+            return None
         miou = np.array([trial.metrics["miou"] for trial in complete])
-        error = held_out_error(basis.space, [trial.spec for trial in complete], miou)
-        results["predictor"] = asdict(error)
-    write_record(asked, basis, results)
+        specs = [trial.spec for trial in complete]
+        return asdict(held_out_error(self._inputs.space, specs, miou))
 
 
 def format_front(result: SearchResult, objectives: tuple[str, ...]) -> str:

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 from supersam.config import SearchRun
-from supersam.search.folder import SearchInputs, check_folder, find_inputs
-from supersam.search.kept import generation_bytes
+from supersam.search.folder import check_folder
+from supersam.search.inputs import SearchInputs, find_inputs
+from supersam.search.prefix import generation_bytes
 
 
-def describe_search(asked: SearchRun) -> str:
+def describe_search(search: SearchRun) -> str:
     """What would be searched, for `--dry-run`. Touches no file. Raises UserError."""
-    basis = find_inputs(asked)
-    check_folder(asked, basis)
+    inputs = find_inputs(search)
+    check_folder(search, inputs)
     lines = [
-        f"run {asked.run}, checkpoint at step {basis.source.step} ({basis.weights})",
-        f"search space: {basis.space.num_subnets():,} subnets",
-        f"evaluation data: {', '.join(map(str, basis.data_folders))}; {basis.seen.detail}",
-        f"{asked.trials} trials by {asked.searcher}, objectives {', '.join(asked.objectives)}, "
-        f"constraints {', '.join(map(str, asked.constraints)) or 'none'}",
-        f"kept between subnets, an evaluator: {_kept(asked, basis)}",
-        f"folder: {asked.folder}",
+        f"run {search.run}, checkpoint at step {inputs.source.step} ({inputs.weights})",
+        f"search space: {inputs.space.num_subnets():,} subnets",
+        f"evaluation data: {', '.join(map(str, inputs.data_folders))}; {inputs.seen.detail}",
+        f"{search.trials} trials by {search.searcher}, objectives {', '.join(search.objectives)}, "
+        f"constraints {', '.join(map(str, search.constraints)) or 'none'}",
+        f"kept between subnets, an evaluator: {_kept(search, inputs)}",
+        f"folder: {search.folder}",
     ]
     return "\n".join(lines)
 
 
-def _kept(asked: SearchRun, basis: SearchInputs) -> str:
-    if asked.cache_gib is not None:
-        return f"up to {asked.cache_gib:g} GiB of layers' outputs"
-    if asked.protocol.images is None:
+def _kept(search: SearchRun, inputs: SearchInputs) -> str:
+    if search.cache_gib is not None:
+        return f"up to {search.cache_gib:g} GiB of layers' outputs"
+    if search.protocol.images is None:
         return "a quarter of its free memory, for layers' outputs"
-    full = generation_bytes(asked, basis.space.shape, asked.protocol.images) / 2**30
+    full = generation_bytes(search, inputs.space.shape, search.protocol.images) / 2**30
     return f"{full:.2g} GiB of layers' outputs, or a quarter of its free memory where that is less"

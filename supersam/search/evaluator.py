@@ -31,9 +31,8 @@ from supersam.runtime.memory import keep_freed_memory
 from supersam.search.costs import is_hopeless, keeps_limits, known_costs
 from supersam.search.images import GridTargets, ImageBatch, load_images
 from supersam.search.journal import Stage, Status, Trial
-from supersam.search.kept import kept_bytes
 from supersam.search.pareto import Costs, cost_row
-from supersam.search.prefix import PrefixCache, encode_each
+from supersam.search.prefix import PrefixCache, cache_bytes, encode_each
 from supersam.space import SubnetSpec, read_space, resolve_shape
 
 logger = logging.getLogger(__name__)
@@ -44,7 +43,7 @@ _PROMPTS_AT_A_TIME = 64
 
 
 @dataclass(frozen=True)
-class Job:
+class EvalRequest:
     """A subnet to evaluate, and its place in the search."""
 
     key: str
@@ -59,7 +58,7 @@ class Job:
 class Chunk:
     """What an evaluator does at a time; the result does not depend on how jobs are put together."""
 
-    jobs: tuple[Job, ...]
+    requests: tuple[EvalRequest, ...]
     before_training: bool = False
     """Whether the weights are those before training."""
     seen: tuple[Costs, ...] = ()
@@ -70,7 +69,7 @@ class Chunk:
 class _Running:
     """A job whose images are being looked at."""
 
-    job: Job
+    request: EvalRequest
     metrics: dict[str, float]
     ious: list[Floats] = field(default_factory=list)
     image_ids: list[NDArray[np.int64]] = field(default_factory=list)
@@ -84,32 +83,27 @@ class _Running:
         return float(np.concatenate(self.ious).mean())
 
 
-class SubnetObjective:
+class SubnetEvaluator:
     """Evaluates subnets of one supernet on one set of images, on one device."""
 
-    def __init__(
-        self, asked: SearchRun, source: WeightSource, *, local_rank: int = 0, sharers: int = 1
-    ) -> None:
-        """asked: the search; source: the verified weights; local_rank: which GPU of the host.
-
-        sharers: evaluators in the memory of this host or GPU.
-        """
-        self._asked = asked
+    def __init__(self, search: SearchRun, source: WeightSource, *, sharers: int = 1) -> None:
+        """source: the verified weights; sharers: evaluators in the memory of this host or GPU."""
+        self._search = search
         self._source = source
-        self._run = read_run(asked.run)
-        self._space = read_space(asked.run / SPACE_FILE, resolve_shape(self._run.model))
-        self._device = choose_device(asked.device, local_rank)
-        self._bf16 = asked.protocol.precision == "bf16"
+        self._run = read_run(search.run)
+        self._space = read_space(search.run / SPACE_FILE, resolve_shape(self._run.model))
+        self._device = choose_device(search.device)
+        self._bf16 = search.protocol.precision == "bf16"
         self._supernet = self._load(source)
-        self._batches = self._load_images(originals=asked.protocol.resolution == "original")
+        self._batches = self._load_images(originals=search.protocol.resolution == "original")
         images = sum(len(batch.sizes) for batch in self._batches)
-        self.kept_bytes = kept_bytes(
-            asked, self._space.shape, images=images, device=self._device, sharers=sharers
+        self.cache_bytes = cache_bytes(
+            search, self._space.shape, images=images, device=self._device, sharers=sharers
         )
         """Most memory for outputs of layers, besides model and images."""
-        layers = asked.population * self._space.shape.depth
+        layers = search.population * self._space.shape.depth
         self._caches = [
-            PrefixCache(self.kept_bytes * len(batch.sizes) / images, generation_layers=layers)
+            PrefixCache(self.cache_bytes * len(batch.sizes) / images, generation_layers=layers)
             for batch in self._batches
         ]
 
@@ -121,9 +115,9 @@ class SubnetObjective:
         if chunk.before_training:
             self._supernet, self._caches = self._load(WeightSource(step=0)), []
         try:
-            running = [self._begin(job) for job in chunk.jobs]
-            for stage in sorted({job.stage for job in chunk.jobs}):
-                self._score([r for r in running if r.job.stage == stage], stage, chunk.seen)
+            running = [self._begin(request) for request in chunk.requests]
+            for stage in sorted({request.stage for request in chunk.requests}):
+                self._score([r for r in running if r.request.stage == stage], stage, chunk.seen)
         finally:
             self._supernet, self._caches = before
         seconds = time.perf_counter() - started
@@ -137,8 +131,8 @@ class SubnetObjective:
 
     def _load_images(self, *, originals: bool) -> list[ImageBatch]:
         return load_images(
-            self._asked.data or validation_folders(self._run),
-            self._asked.protocol,
+            self._search.data or validation_folders(self._run),
+            self._search.protocol,
             side=self._space.shape.image_size,
             device=self._device,
             originals=originals,
@@ -147,27 +141,31 @@ class SubnetObjective:
     @cached_property
     def _batches_with_originals(self) -> list[ImageBatch]:
         """For the front at the end; the search does without the full masks."""
-        at_originals = self._asked.protocol.resolution == "original"
+        at_originals = self._search.protocol.resolution == "original"
         return self._batches if at_originals else self._load_images(originals=True)
 
-    def _begin(self, job: Job) -> _Running:
+    def _begin(self, request: EvalRequest) -> _Running:
         """Costs first: what breaks a measured limit is not evaluated."""
-        metrics = known_costs(job.spec, self._space)
-        measured = self._asked.measured
+        metrics = known_costs(request.spec, self._space)
+        measured = self._search.measured
         if "latency_ms" in measured:
-            found = measure_latency(self._supernet, job.spec, self._asked.latency, bf16=self._bf16)
+            found = measure_latency(
+                self._supernet, request.spec, self._search.latency, bf16=self._bf16
+            )
             metrics |= {"latency_ms": found.median_ms, "latency_iqr_ms": found.iqr_ms}
         if "peak_mem_mib" in measured:
-            metrics["peak_mem_mib"] = measure_peak_memory(self._supernet, job.spec, bf16=self._bf16)
-        running = _Running(job, metrics)
-        if job.stage == "search" and not keeps_limits(metrics, self._asked.constraints):
+            metrics["peak_mem_mib"] = measure_peak_memory(
+                self._supernet, request.spec, bf16=self._bf16
+            )
+        running = _Running(request, metrics)
+        if request.stage == "search" and not keeps_limits(metrics, self._search.constraints):
             running.status = "infeasible"
         return running
 
     def _score(self, running: list[_Running], stage: Stage, seen: tuple[Costs, ...]) -> None:
         """Look at the images, rung by rung; give up what is hopeless."""
         batches = self._batches_with_originals if stage == "final" else self._batches
-        rungs = self._asked.protocol.rungs if stage == "search" else ()
+        rungs = self._search.protocol.rungs if stage == "search" else ()
         ends = rung_ends(rungs, len(batches))
         first = 0
         for rung, end in enumerate([*ends, len(batches)]):
@@ -183,15 +181,15 @@ class SubnetObjective:
     def _judge(self, running: _Running, seen: Costs) -> None:
         miou = running.miou
         running.rungs.append((running.num_images, miou))
-        costs = cost_row({**running.metrics, "miou": miou}, self._asked.objectives)
-        if is_hopeless(costs, seen, keep=self._asked.protocol.keep):
+        costs = cost_row({**running.metrics, "miou": miou}, self._search.objectives)
+        if is_hopeless(costs, seen, keep=self._search.protocol.keep):
             running.status = "stopped"
 
     def _score_batch(
         self, running: list[_Running], batch: ImageBatch, cache: PrefixCache | None
     ) -> None:
         """Add the IoUs of one batch of images to every subnet still in the race."""
-        for place, embedding in self._embeddings(batch, [r.job.spec for r in running], cache):
+        for place, embedding in self._embeddings(batch, [r.request.spec for r in running], cache):
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
                 ious, image_ids = score_embedding(self._supernet, embedding, batch)
             running[place].ious.append(ious)
@@ -206,7 +204,7 @@ class SubnetObjective:
             yield from encode_each(self._supernet.image_encoder, pixels, specs, cache)
 
     def _finish(self, running: _Running, seconds: float, step: int) -> Trial:
-        job, metrics = running.job, dict(running.metrics)
+        request, metrics = running.request, dict(running.metrics)
         num_objects = 0
         if running.status != "infeasible":
             ious, image_ids = np.concatenate(running.ious), np.concatenate(running.image_ids)
@@ -216,28 +214,28 @@ class SubnetObjective:
                 rng = np.random.default_rng(0)
                 low, high = bootstrap_interval(ious, image_ids, rng=rng)
                 metrics |= {"miou_lo": low, "miou_hi": high}
-        final = job.stage == "final"
+        final = request.stage == "final"
         return Trial(
-            **{name: getattr(job, name) for name in ("key", "spec", "stage", "searcher")},
+            **{name: getattr(request, name) for name in ("key", "spec", "stage", "searcher")},
             status=running.status,
             metrics=metrics,
             num_images=running.num_images,
             num_objects=num_objects,
             seconds=seconds,
-            batch=job.batch,
-            index=job.index,
+            batch=request.batch,
+            index=request.index,
             step=step,
             host=socket.gethostname(),
-            resolution="original" if final else self._asked.protocol.resolution,
+            resolution="original" if final else self._search.protocol.resolution,
             rungs=tuple(running.rungs),
             device=describe_device(self._device),
         )
 
 
-def prepare_process(asked: SearchRun, evaluators_here: int) -> None:
+def prepare_process(search: SearchRun, evaluators_here: int) -> None:
     """Set this process up as one of several evaluators of its host."""
     cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(asked.threads or max(1, cores // evaluators_here))
+    torch.set_num_threads(search.threads or max(1, cores // evaluators_here))
     keep_freed_memory()
 
 
@@ -287,11 +285,11 @@ def _score_originals(
 
 
 def protocol_of(
-    asked: SearchRun, *, weights: str, data: str, final: bool = False
+    search: SearchRun, *, weights: str, data: str, final: bool = False
 ) -> Mapping[str, Any]:
     """Everything besides the subnet that a trial's numbers depend on; see `trial_key`."""
-    protocol = asked.protocol.model_dump(mode="json")
-    if final and asked.protocol.resolution != "original":
+    protocol = search.protocol.model_dump(mode="json")
+    if final and search.protocol.resolution != "original":
         protocol |= {"resolution": "original", "rungs": []}
-    measured = {"latency": asked.latency.model_dump(mode="json")} if asked.measured else {}
+    measured = {"latency": search.latency.model_dump(mode="json")} if search.measured else {}
     return {"weights": weights, "data": data, **protocol, **measured}

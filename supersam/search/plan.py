@@ -13,8 +13,8 @@ from supersam.search.costs import (
     require_measured_feasible,
     require_one_device,
 )
-from supersam.search.evaluator import Chunk, Job, protocol_of
-from supersam.search.folder import SearchInputs
+from supersam.search.evaluator import Chunk, EvalRequest, protocol_of
+from supersam.search.inputs import SearchInputs
 from supersam.search.journal import Journal, Stage, Trial, trial_key
 from supersam.search.pareto import pareto_front
 from supersam.search.searchers import Problem, build_searcher
@@ -26,13 +26,13 @@ PRETRAINED, LARGEST, SMALLEST = "pretrained", "largest", "smallest"
 class SearchPlan:
     """What to evaluate next, from the first reference to the last subnet of the front."""
 
-    def __init__(self, asked: SearchRun, basis: SearchInputs, journal: Journal) -> None:
-        self._asked = asked
-        self._basis = basis
+    def __init__(self, search: SearchRun, inputs: SearchInputs, journal: Journal) -> None:
+        self._search = search
+        self._inputs = inputs
         self._journal = journal
-        self._references = self._reference_jobs(final=False)
+        self._references = self._reference_requests(final=False)
         self._schedule: AskTell | None = None
-        self._finals: list[Job] | None = None
+        self._finals: list[EvalRequest] | None = None
         self._chunks: deque[Chunk] = deque()
         self._enqueue(self._references)
         self._advance()
@@ -55,8 +55,8 @@ class SearchPlan:
         journal's; nothing is written then.
         """
         trials = list(trials)
-        if self._asked.measured:
-            require_one_device([*self._journal, *trials], self._asked.measured)
+        if self._search.measured:
+            require_one_device([*self._journal, *trials], self._search.measured)
         new = self._journal.append(trials)
         self._advance()
         return new
@@ -68,70 +68,82 @@ class SearchPlan:
     def references(self) -> dict[str, Trial]:
         """The reference subnets evaluated so far, as well as the front was."""
         final = self._finals is not None and self._has_all(self._finals)
-        jobs = self._reference_jobs(final=final)
-        return {job.searcher: self._journal[job.key] for job in jobs if job.key in self._journal}
+        requests = self._reference_requests(final=final)
+        return {
+            request.searcher: self._journal[request.key]
+            for request in requests
+            if request.key in self._journal
+        }
 
     def front(self) -> list[Trial]:
         """The best of all so far; at full resolution when the program is finished."""
         candidates = self._candidates()
         if not self.is_finished or self._finals is None:
             return candidates
-        finals = [self._journal[job.key] for job in self._finals if job.searcher != PRETRAINED]
+        finals = [
+            self._journal[request.key] for request in self._finals if request.searcher != PRETRAINED
+        ]
         feasible = [trial for trial in finals if self._is_feasible(trial)]
-        return pareto_front(feasible, self._asked.objectives)
+        return pareto_front(feasible, self._search.objectives)
 
     def _advance(self) -> None:
         if not self._has_all(self._references):
             return
         told = [self._journal[j.key] for j in self._references if j.searcher != PRETRAINED]
         if self._schedule is None:
-            asked, space = self._asked, self._basis.space
-            fixed = {job.searcher: self._journal[job.key] for job in self._references}
+            search, space = self._search, self._inputs.space
+            fixed = {request.searcher: self._journal[request.key] for request in self._references}
             require_measured_feasible(
-                asked.constraints, smallest=fixed[SMALLEST], largest=fixed[LARGEST]
+                search.constraints, smallest=fixed[SMALLEST], largest=fixed[LARGEST]
             )
             self._schedule = AskTell(
-                asked,
-                build_searcher(asked.searcher, Problem.of(asked, space)),
+                search,
+                build_searcher(search.searcher, Problem.of(search, space)),
                 self._journal,
                 protocol=self._protocol(),
                 references=[t for t in told if self._is_feasible(t)],
             )
         self._schedule.advance()
         if self._schedule.is_finished and self._finals is None:
-            front = [self._final_job(trial) for trial in self._candidates()]
-            self._finals = [*front, *self._reference_jobs(final=True)]
+            front = [self._final_request(trial) for trial in self._candidates()]
+            self._finals = [*front, *self._reference_requests(final=True)]
             self._enqueue(self._finals)
 
     def _candidates(self) -> list[Trial]:
         """The front of the search's own numbers; references may be on it."""
         fixed = [self._journal[j.key] for j in self._references if j.key in self._journal]
         named = [t for t in fixed if t.searcher != PRETRAINED and self._is_feasible(t)]
-        return pareto_front([*self.trials(), *named], self._asked.objectives)
+        return pareto_front([*self.trials(), *named], self._search.objectives)
 
     def _is_feasible(self, trial: Trial) -> bool:
-        return keeps_limits(dict(trial.metrics), self._asked.constraints)
+        return keeps_limits(dict(trial.metrics), self._search.constraints)
 
-    def _reference_jobs(self, *, final: bool) -> list[Job]:
-        space = self._basis.space
+    def _reference_requests(self, *, final: bool) -> list[EvalRequest]:
+        space = self._inputs.space
         named = {LARGEST: space.largest(), SMALLEST: space.smallest()}
-        if self._basis.train_run.model.checkpoint is not None:
+        if self._inputs.train_run.model.checkpoint is not None:
             named[PRETRAINED] = space.largest()
-        jobs = [
-            self._job(spec, "reference", name, place, final=final)
+        requests = [
+            self._request(spec, "reference", name, place, final=final)
             for place, (name, spec) in enumerate(named.items())
         ]
-        can = {LARGEST, SMALLEST, *([PRETRAINED] if self._basis.has_start else [])}
-        return [job for job in jobs if job.searcher in can or job.key in self._journal]
+        can = {LARGEST, SMALLEST, *([PRETRAINED] if self._inputs.has_start else [])}
+        return [
+            request
+            for request in requests
+            if request.searcher in can or request.key in self._journal
+        ]
 
-    def _final_job(self, trial: Trial) -> Job:
-        return self._job(trial.spec, "final", trial.searcher, trial.index, final=True)
+    def _final_request(self, trial: Trial) -> EvalRequest:
+        return self._request(trial.spec, "final", trial.searcher, trial.index, final=True)
 
-    def _job(self, spec: SubnetSpec, stage: Stage, name: str, place: int, *, final: bool) -> Job:
+    def _request(
+        self, spec: SubnetSpec, stage: Stage, name: str, place: int, *, final: bool
+    ) -> EvalRequest:
         protocol = dict(self._protocol(final=final))
         if name == PRETRAINED:
             protocol["weights"] = "before training"
-        return Job(
+        return EvalRequest(
             key=trial_key(spec, protocol),
             spec=spec,
             stage="final" if final else stage,
@@ -141,15 +153,17 @@ class SearchPlan:
         )
 
     def _protocol(self, *, final: bool = False) -> Mapping[str, Any]:
-        basis = self._basis
-        return protocol_of(self._asked, weights=basis.weights, data=basis.data, final=final)
+        inputs = self._inputs
+        return protocol_of(self._search, weights=inputs.weights, data=inputs.data, final=final)
 
-    def _enqueue(self, jobs: list[Job]) -> None:
-        distinct = {job.key: job for job in jobs if job.key not in self._journal}
-        pretrained = [job for job in distinct.values() if job.searcher == PRETRAINED]
-        others = [job for job in distinct.values() if job.searcher != PRETRAINED]
-        self._chunks += cut_chunks(others, self._asked.chunk_size)
-        self._chunks += cut_chunks(pretrained, self._asked.chunk_size, before_training=True)
+    def _enqueue(self, requests: list[EvalRequest]) -> None:
+        distinct = {
+            request.key: request for request in requests if request.key not in self._journal
+        }
+        pretrained = [request for request in distinct.values() if request.searcher == PRETRAINED]
+        others = [request for request in distinct.values() if request.searcher != PRETRAINED]
+        self._chunks += cut_chunks(others, self._search.chunk_size)
+        self._chunks += cut_chunks(pretrained, self._search.chunk_size, before_training=True)
 
-    def _has_all(self, jobs: list[Job]) -> bool:
-        return all(job.key in self._journal for job in jobs)
+    def _has_all(self, requests: list[EvalRequest]) -> bool:
+        return all(request.key in self._journal for request in requests)

@@ -11,16 +11,24 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from supersam.config import SearchRun
+from supersam.runtime.memory import free_bytes
+from supersam.space import EncoderShape, SubnetSpec
 
-from supersam.model.encoder import ElasticImageEncoder
-from supersam.space import SubnetSpec
+if TYPE_CHECKING:  # a submission asks for the budget alone, and shall not wait for torch
+    import torch
+    from torch import Tensor
+
+    from supersam.model.encoder import ElasticImageEncoder
 
 _Step = tuple[int, ...]
 """(channels) of the stem, (layer, heads) of an attention, (layer, width, 0) of an MLP."""
 
 
+_FREE_SHARE = 0.25
+"""Of the memory that is free when the evaluator has loaded model and images."""
 _KEPT_SHARE = 0.6
 """Outputs of a generation that differ, as a share of its subnets times their layers."""
 
@@ -137,3 +145,33 @@ def _common_length(first: Sequence[_Step], second: Sequence[_Step]) -> int:
         if one != other:
             return index
     return min(len(first), len(second))
+
+
+def cache_bytes(
+    search: SearchRun, shape: EncoderShape, *, images: int, device: torch.device, sharers: int = 1
+) -> float:
+    """What `cache_gib` says, or a share of what is free, and no more than a generation can fill.
+
+    Args:
+        search: its settings.
+        shape: the supernet's encoder.
+        images: evaluation images.
+        device: where the outputs are kept.
+        sharers: evaluators that share the memory of this device.
+    """
+    if search.cache_gib is not None:
+        return search.cache_gib * 2**30
+    free = _free_on_gpu(device) if device.type == "cuda" else free_bytes()
+    return min(_FREE_SHARE * free / sharers, generation_bytes(search, shape, images))
+
+
+def _free_on_gpu(device: torch.device) -> int:
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def generation_bytes(search: SearchRun, shape: EncoderShape, images: int) -> float:
+    """All outputs of all layers of all subnets of a generation, none shared."""
+    numbers = shape.grid**2 * shape.embed_dim * shape.depth
+    return float(4 * numbers * search.population * images)

@@ -47,26 +47,26 @@ class SweepRow:
     """Time in the model and the scoring."""
 
 
-def expand(asked: SearchRun) -> list[SearchRun]:
+def expand(search: SearchRun) -> list[SearchRun]:
     """The searches of a sweep, each with a folder below the sweep's; one that is none, itself."""
-    sweep = asked.sweep
+    sweep = search.sweep
     if sweep.is_empty:
-        return [asked]
+        return [search]
     searches = []
     for searcher, constraint, seed in product(
-        sweep.searchers or (asked.searcher,),
+        sweep.searchers or (search.searcher,),
         sweep.constraints or ("",),
-        sweep.seeds or (asked.seed,),
+        sweep.seeds or (search.seed,),
     ):
         name = "-".join(filter(None, (searcher, _slug(constraint), f"seed{seed}")))
         searches.append(
-            asked.model_copy(
+            search.model_copy(
                 update={
                     "searcher": searcher,
-                    "constraint": (*asked.constraint, *filter(None, [constraint])),
+                    "constraint": (*search.constraint, *filter(None, [constraint])),
                     "seed": seed,
                     "name": name,
-                    "out": asked.folder / name,
+                    "out": search.folder / name,
                     "sweep": SweepConfig(),
                 }
             )
@@ -85,19 +85,19 @@ class SearchProgress:
     """Those, and the ones that were given up early."""
 
 
-def read_begun(searches: Sequence[SearchRun]) -> list[SearchProgress]:
+def read_progress(searches: Sequence[SearchRun]) -> list[SearchProgress]:
     """Those of the searches that have begun, with their trials so far."""
     return [_read(search) for search in searches if (search.folder / SEARCH_FILE).is_file()]
 
 
 def compare(
-    folder: Path, begun: Sequence[SearchProgress], curves: Sequence[list[float]]
+    folder: Path, progress: Sequence[SearchProgress], curves: Sequence[list[float]]
 ) -> list[SweepRow]:
     """Write `sweep.json` and `sweep.csv`, a row for each search in their order.
 
     curves: their `volume_curves`.
     """
-    rows = [_row(one, curve) for one, curve in zip(begun, curves, strict=True)]
+    rows = [_row(one, curve) for one, curve in zip(progress, curves, strict=True)]
     write_json(folder / SWEEP_JSON, {"searches": [asdict(row) for row in rows]})
     text = io.StringIO()
     table = csv.DictWriter(text, list(SweepRow.__dataclass_fields__), lineterminator="\n")
@@ -107,20 +107,20 @@ def compare(
     return rows
 
 
-def volume_curves(begun: Sequence[SearchProgress]) -> list[list[float]]:
+def volume_curves(progress: Sequence[SearchProgress]) -> list[list[float]]:
     """For each search its hypervolume after each trial, as a share of that of all searches.
 
     Volumes are taken in the box that all trials span, each objective scaled to 1.
     """
-    every = [trial for one in begun for trial in one.trials]
+    every = [trial for one in progress for trial in one.trials]
     if not every:
-        return [[] for _ in begun]
-    costs = cost_matrix(every, begun[0].search.objectives)
+        return [[] for _ in progress]
+    costs = cost_matrix(every, progress[0].search.objectives)
     span = np.ptp(costs, axis=0)
     scaled = (costs - costs.min(0)) / np.where(span > 0, span, 1.0)
     corner = np.full(scaled.shape[1], 1.0 + 1e-9)
     whole = hypervolume(scaled, corner)
-    ends = np.cumsum([len(one.trials) for one in begun])
+    ends = np.cumsum([len(one.trials) for one in progress])
     return [
         [volume / whole for volume in growing_volumes(part, corner)]
         for part in np.split(scaled, ends[:-1])
@@ -147,19 +147,19 @@ def _read(search: SearchRun) -> SearchProgress:
     return SearchProgress(search, in_order, trials_done(search.folder))
 
 
-def _row(begun: SearchProgress, curve: list[float]) -> SweepRow:
-    search, front = begun.search, _front(begun.search.folder / FRONT_JSON)
+def _row(progress: SearchProgress, curve: list[float]) -> SweepRow:
+    search, front = progress.search, _front(progress.search.folder / FRONT_JSON)
     return SweepRow(
         name=search.name,
         searcher=search.searcher,
         constraint=" ".join(search.constraint),
         seed=search.seed,
         finished=bool(read_record(search.folder).get("finished", False)),
-        trials=begun.proposed,
+        trials=progress.proposed,
         front=len(front),
         hypervolume=curve[-1] if curve else 0.0,
         best_miou=max((trial["metrics"]["miou"] for trial in front), default=0.0),
-        seconds=sum(trial.seconds for trial in begun.trials),
+        seconds=sum(trial.seconds for trial in progress.trials),
     )
 
 

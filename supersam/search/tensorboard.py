@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -19,13 +18,13 @@ _PICTURE_S = 5.0
 _CORNERS = ("largest", "smallest")
 
 
-class Board:
+class TensorBoard:
     """Writes to the search's folder, over all its restarts."""
 
-    def __init__(self, asked: SearchRun, folder: Path, *, first_trial: int) -> None:
+    def __init__(self, search: SearchRun, *, first_trial: int) -> None:
         """first_trial: trials that the journal held at the start."""
-        self._asked = asked
-        self._writer = MetricWriter(folder, first_step=first_trial)
+        self._search = search
+        self._writer = MetricWriter(search.folder, first_step=first_trial)
         self._last_picture = 0.0
 
     def show(
@@ -47,34 +46,34 @@ class Board:
         self, trials: Sequence[Trial], front: Sequence[Trial], references: Mapping[str, Trial]
     ) -> None:
         """The last picture, and a line of settings and results for the searches' comparison."""
-        asked = self._asked
+        search = self._search
         if any(trial.status == "complete" for trial in trials):
             self._draw(trials, front, references)
             settings = {
-                "searcher": asked.searcher,
-                "seed": asked.seed,
-                "trials": asked.trials,
-                "population": asked.population,
-                "objectives": " ".join(asked.objectives),
-                "constraint": " ".join(asked.constraint) or "none",
+                "searcher": search.searcher,
+                "seed": search.seed,
+                "trials": search.trials,
+                "population": search.population,
+                "objectives": " ".join(search.objectives),
+                "constraint": " ".join(search.constraint) or "none",
             }
             self._writer.hparams(settings, self._summary(front, references))
         self._writer.close()
 
     def _summary(self, front: Sequence[Trial], references: Mapping[str, Trial]) -> dict[str, float]:
         values = {"search/front_size": float(len(front))}
-        if "miou" in self._asked.objectives and front:
+        if "miou" in self._search.objectives and front:
             values["search/best_miou"] = max(trial.metrics["miou"] for trial in front)
         if set(_CORNERS) <= set(references):
             corners = [references[name] for name in _CORNERS]
-            values["search/hypervolume"] = front_volume(front, corners, self._asked.objectives)
+            values["search/hypervolume"] = front_volume(front, corners, self._search.objectives)
         return values
 
     def _draw(
         self, trials: Sequence[Trial], front: Sequence[Trial], references: Mapping[str, Trial]
     ) -> None:
         complete = [trial for trial in trials if trial.status == "complete"]
-        picture = front_picture(complete, front, references, self._asked.objectives)
+        picture = front_picture(complete, front, references, self._search.objectives)
         self._writer.image("search/front", picture, len(trials))
 
 

@@ -28,7 +28,7 @@ from supersam.config import SearchRun, UserError
 from supersam.runs.weights import WeightSource
 from supersam.runtime.scratch import scratch_folder
 from supersam.runtime.signals import StopFlag
-from supersam.search.evaluator import Chunk, SubnetObjective, prepare_process
+from supersam.search.evaluator import Chunk, SubnetEvaluator, prepare_process
 from supersam.search.journal import Trial
 from supersam.search.plan import SearchPlan
 from supersam.search.work_queue import WorkQueue
@@ -55,43 +55,43 @@ class Evaluators:
     """In the memory of one host, or of one GPU."""
 
 
-def plan_evaluators(asked: SearchRun, nodes: Sequence[Mapping[str, float]]) -> Evaluators:
+def plan_evaluators(search: SearchRun, nodes: Sequence[Mapping[str, float]]) -> Evaluators:
     """One a GPU, or `evaluators_per_node`, else one a host; none takes more than one GPU.
 
     nodes: for each host, how many of `CPU` and `GPU` Ray has there.
     """
-    gpus = min(int(node.get("GPU", 0)) for node in nodes) if asked.device != "cpu" else 0
-    per_node = asked.cluster.evaluators_per_node or max(1, gpus)
+    gpus = min(int(node.get("GPU", 0)) for node in nodes) if search.device != "cpu" else 0
+    per_node = search.cluster.evaluators_per_node or max(1, gpus)
     sharers = math.ceil(per_node / gpus) if gpus else per_node
     cpus = min(node["CPU"] for node in nodes) / per_node
     return Evaluators(per_node * len(nodes), per_node, cpus, 1 / sharers if gpus else 0.0, sharers)
 
 
 def evaluate_on_ray(
-    asked: SearchRun,
+    search: SearchRun,
     source: WeightSource,
-    program: SearchPlan,
+    plan: SearchPlan,
     *,
     stop: StopFlag,
     on_trials: OnTrials,
     evaluator: type | None = None,
 ) -> None:
-    """Run the program to its end on the Ray that this process has joined.
+    """Carry the plan out on the Ray that this process has joined.
 
     Where a stop is requested, chunks under way are finished and no other is begun. `evaluator`
     stands in for `Evaluator` where a benchmark wants one that takes a known time.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    evaluators = plan_evaluators(asked, nodes)
+    evaluators = plan_evaluators(search, nodes)
     logger.info("%d evaluators on %d hosts load the supernet and the images",
                 evaluators.count, len(nodes))  # fmt: skip
     # All evaluators start at once; by default one after the other.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(evaluators.count)
-    desk: Any = (
+    queue: Any = (
         ray.remote(num_cpus=0)(WorkQueue).options(scheduling_strategy=_on_this_node()).remote()
     )
-    clerk = _ResultHandler(program, desk, stop, on_trials)
-    parameters = {"desk": desk, "asked": asked, "source": source, "evaluators": evaluators}
+    handler = _ResultHandler(plan, queue, stop, on_trials)
+    parameters = {"queue": queue, "search": search, "source": source, "evaluators": evaluators}
     trainable = tune.with_resources(
         tune.with_parameters(evaluator or Evaluator, place=os.getcwd(), **parameters),
         {"cpu": evaluators.cpus, "gpu": evaluators.gpus},
@@ -103,43 +103,43 @@ def evaluate_on_ray(
             run_config=tune.RunConfig(
                 name="search",
                 storage_path=str(scratch),
-                stop=_Stopper(clerk),
-                callbacks=[clerk],
+                stop=_Stopper(handler),
+                callbacks=[handler],
                 failure_config=tune.FailureConfig(max_failures=_MAX_FAILURES),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
                 log_to_file=False,
             ),
         ).fit()
-    if clerk.fault is not None:
-        raise clerk.fault
-    if clerk.failure is not None or not (program.is_finished or stop):
-        raise RuntimeError(clerk.failure or "every evaluator was lost; see Ray's messages above")
+    if handler.fault is not None:
+        raise handler.fault
+    if handler.failure is not None or not (plan.is_finished or stop):
+        raise RuntimeError(handler.failure or "every evaluator was lost; see Ray's messages above")
 
 
 class Evaluator(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
-    """A `SubnetObjective` that takes one chunk after another from the desk."""
+    """A `SubnetEvaluator` that takes one chunk after another from the work queue."""
 
-    kept_bytes = 0.0
+    cache_bytes = 0.0
     _fault = ""
     """What a user can mend, found here: told with a step, for Tune would only start another."""
 
     def setup(
         self,
         config: dict[str, Any],
-        desk: Any,
-        asked: SearchRun,
+        queue: Any,
+        search: SearchRun,
         source: WeightSource,
         evaluators: Evaluators,
         place: str,
     ) -> None:
         """Load the supernet and the images, once."""
         os.chdir(place)  # relative paths of the run start there
-        self._desk = desk
-        prepare_process(asked, evaluators.per_node)
+        self._queue = queue
+        prepare_process(search, evaluators.per_node)
         try:
-            self._objective = SubnetObjective(asked, source, sharers=evaluators.sharers)
-            self.kept_bytes = self._objective.kept_bytes
+            self._objective = SubnetEvaluator(search, source, sharers=evaluators.sharers)
+            self.cache_bytes = self._objective.cache_bytes
         except UserError as fault:
             self._fault = str(fault)
 
@@ -147,12 +147,12 @@ class Evaluator(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
         """Evaluate the next chunk; the last step has none."""
         trials: list[Trial] = []
         if not self._fault:
-            chunk: Chunk | None = ray.get(self._desk.take.remote(self.trial_id))
+            chunk: Chunk | None = ray.get(self._queue.take.remote(self.trial_id))
             try:
                 trials = [] if chunk is None else self.evaluate(chunk)
             except UserError as fault:
                 self._fault = str(fault)
-        return {_TRIALS: trials, _KEPT: self.kept_bytes, _FAULT: self._fault}
+        return {_TRIALS: trials, _KEPT: self.cache_bytes, _FAULT: self._fault}
 
     def evaluate(self, chunk: Chunk) -> list[Trial]:
         """The trials of a chunk."""
@@ -166,11 +166,11 @@ class Evaluator(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
 
 
 class _ResultHandler(tune.Callback):  # type: ignore[misc]  # Ray is untyped
-    """Between Tune and the program, in the driver: results in, chunks out."""
+    """Between Tune and the plan, in the driver: results in, chunks out."""
 
-    def __init__(self, program: SearchPlan, desk: Any, stop: StopFlag, on_trials: OnTrials) -> None:
-        self._program = program
-        self._desk = desk
+    def __init__(self, plan: SearchPlan, queue: Any, stop: StopFlag, on_trials: OnTrials) -> None:
+        self._plan = plan
+        self._queue = queue
         self._stop = stop
         self._on_trials = on_trials
         self._under_way = 0
@@ -207,10 +207,10 @@ class _ResultHandler(tune.Callback):  # type: ignore[misc]  # Ray is untyped
         found: list[Trial] = result[_TRIALS]
         if not found:
             return
-        self._desk.finish.remote(trial.trial_id, found[0].key)
+        self._queue.finish.remote(trial.trial_id, found[0].key)
         self._under_way -= 1
         try:
-            self._on_trials(self._program.complete(found))
+            self._on_trials(self._plan.complete(found))
         except UserError as fault:  # Tune would bury it under a traceback of its own
             self.fault = fault
         self._hand_out()
@@ -230,19 +230,19 @@ class _ResultHandler(tune.Callback):  # type: ignore[misc]  # Ray is untyped
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **_: Any) -> None:
         """Close when there is no more to do, or when a stop is requested."""
         if not self._closed and (
-            self._stop or self.failure or self.fault or self._program.is_finished
+            self._stop or self.failure or self.fault or self._plan.is_finished
         ):
-            self._under_way -= ray.get(self._desk.close.remote())
+            self._under_way -= ray.get(self._queue.close.remote())
             self._closed = True
 
     def _hand_out(self) -> None:
-        chunks = list(iter(self._program.next_chunk, None))
+        chunks = list(iter(self._plan.next_chunk, None))
         if chunks and not self._closed:
             self._under_way += len(chunks)
-            self._desk.put.remote(chunks)
+            self._queue.put.remote(chunks)
 
     def _give_back(self, trial: TuneTrial) -> None:
-        key = ray.get(self._desk.give_back.remote(trial.trial_id))
+        key = ray.get(self._queue.give_back.remote(trial.trial_id))
         if key is None:
             return
         self._failures[key] += 1
@@ -261,10 +261,10 @@ class _ResultHandler(tune.Callback):  # type: ignore[misc]  # Ray is untyped
 
 
 class _Stopper(tune.Stopper):  # type: ignore[misc]  # Ray is untyped
-    """Ends all evaluators when the clerk has everything."""
+    """Ends all evaluators when the result handler has everything."""
 
-    def __init__(self, clerk: _ResultHandler) -> None:
-        self._clerk = clerk
+    def __init__(self, handler: _ResultHandler) -> None:
+        self._handler = handler
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """An evaluator that got no chunk is done."""
@@ -272,7 +272,7 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]  # Ray is untyped
 
     def stop_all(self) -> bool:
         """Whether the rest need not be waited for."""
-        return self._clerk.is_over
+        return self._handler.is_over
 
 
 def _on_this_node() -> NodeAffinitySchedulingStrategy:

@@ -38,7 +38,7 @@ class WorkQueue:
 
     async def finish(self, evaluator: str, key: str) -> None:
         """An evaluator delivered the chunk whose first job has that key."""
-        if evaluator in self._taken and self._taken[evaluator].jobs[0].key == key:
+        if evaluator in self._taken and self._taken[evaluator].requests[0].key == key:
             del self._taken[evaluator]
 
     async def give_back(self, evaluator: str) -> str | None:
@@ -49,7 +49,7 @@ class WorkQueue:
             return None
         self._waiting.appendleft(chunk)
         self._news.set()
-        return chunk.jobs[0].key
+        return chunk.requests[0].key
 
     async def close(self) -> int:
         """Give out no more. Returns how many chunks nobody has taken."""

@@ -17,7 +17,8 @@ import sys
 sys.modules["torch"] = sys.modules["ray"] = None
 from supersam.cluster.search.job import submit_search
 from supersam.config import SearchRun
-from supersam.search.folder import find_inputs, prepare_folder
+from supersam.search.folder import prepare_folder
+from supersam.search.inputs import find_inputs
 asked = SearchRun.model_validate_json({asked.model_dump_json(by_alias=True)!r})
 assert submit_search(asked) == 0
 prepare_folder(asked, find_inputs(asked))

@@ -12,9 +12,9 @@ from supersam.evaluation import SubnetPredictor, evaluate
 from supersam.runs.supernet import load_supernet
 from supersam.search import images
 from supersam.search.costs import is_hopeless
-from supersam.search.evaluator import Chunk, Job, SubnetObjective, rung_ends
-from supersam.search.folder import find_inputs
+from supersam.search.evaluator import Chunk, EvalRequest, SubnetEvaluator, rung_ends
 from supersam.search.images import chosen_images, scale_masks
+from supersam.search.inputs import find_inputs
 from supersam.search.journal import trial_key
 from supersam.search.prefix import PrefixCache, encode_each, path_of
 from supersam.space import resolve_shape
@@ -24,30 +24,31 @@ UNTIMED = {"seconds": 0.0}
 
 
 @pytest.fixture(scope="module")
-def basis(run, tmp_path_factory):
+def inputs(run, tmp_path_factory):
     return find_inputs(tiny_search(run, tmp_path_factory.mktemp("out")))
 
 
 @pytest.fixture(scope="module")
-def specs(basis):
+def specs(inputs):
     rng = np.random.default_rng(0)
-    drawn = [basis.space.sample(rng) for _ in range(10)]
-    children = [basis.space.mutate(drawn[0], rng) for _ in range(4)]
-    return list(dict.fromkeys([basis.space.largest(), basis.space.smallest(), *drawn, *children]))
+    drawn = [inputs.space.sample(rng) for _ in range(10)]
+    children = [inputs.space.mutate(drawn[0], rng) for _ in range(4)]
+    return list(dict.fromkeys([inputs.space.largest(), inputs.space.smallest(), *drawn, *children]))
 
 
-def jobs_of(specs, stage="search"):
+def requests_of(specs, stage="search"):
     return tuple(
-        Job(trial_key(s, {"stage": stage}), s, stage, "random", 0, i) for i, s in enumerate(specs)
+        EvalRequest(trial_key(s, {"stage": stage}), s, stage, "random", 0, i)
+        for i, s in enumerate(specs)
     )
 
 
-def objective(run, basis, tmp_path, **changes):
-    return SubnetObjective(tiny_search(run, tmp_path, **changes), basis.source)
+def objective(run, inputs, tmp_path, **changes):
+    return SubnetEvaluator(tiny_search(run, tmp_path, **changes), inputs.source)
 
 
-def test_shared_layers_give_bitwise_the_embeddings_of_one_by_one(basis, specs):
-    supernet = load_supernet(basis.train_run, basis.space, basis.source)
+def test_shared_layers_give_bitwise_the_embeddings_of_one_by_one(inputs, specs):
+    supernet = load_supernet(inputs.train_run, inputs.space, inputs.source)
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         shared = dict(encode_each(supernet.image_encoder, pixels, specs))
@@ -56,8 +57,8 @@ def test_shared_layers_give_bitwise_the_embeddings_of_one_by_one(basis, specs):
     assert sorted(shared) == list(range(len(specs)))
 
 
-def test_each_step_of_the_tree_is_taken_once(basis, specs, monkeypatch):
-    supernet = load_supernet(basis.train_run, basis.space, basis.source)
+def test_each_step_of_the_tree_is_taken_once(inputs, specs, monkeypatch):
+    supernet = load_supernet(inputs.train_run, inputs.space, inputs.source)
     encoder = supernet.image_encoder
     taken = []
     for name in ("attend", "feed"):
@@ -74,18 +75,18 @@ def test_each_step_of_the_tree_is_taken_once(basis, specs, monkeypatch):
 
 
 @pytest.mark.parametrize("outputs", [0, 3, 20, 1000])
-def test_what_a_cache_keeps_changes_nothing_but_the_work(basis, specs, monkeypatch, outputs):
-    supernet = load_supernet(basis.train_run, basis.space, basis.source)
+def test_what_a_cache_keeps_changes_nothing_but_the_work(inputs, specs, monkeypatch, outputs):
+    supernet = load_supernet(inputs.train_run, inputs.space, inputs.source)
     encoder, rng = supernet.image_encoder, np.random.default_rng(5)
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    size = 4 * encoder.embed(pixels, basis.space.shape.embed_dim).numel()
+    size = 4 * encoder.embed(pixels, inputs.space.shape.embed_dim).numel()
     cache = PrefixCache(outputs * size, generation_layers=4 * len(specs))
     attended = []
     original = encoder.attend
     monkeypatch.setattr(encoder, "attend", lambda *a: (attended.append(1), original(*a))[1])
     counts = []
     with torch.no_grad():
-        for generation in (specs, [basis.space.mutate(s, rng, probability=0.2) for s in specs]):
+        for generation in (specs, [inputs.space.mutate(s, rng, probability=0.2) for s in specs]):
             plain = dict(encode_each(encoder, pixels, generation))
             attended.clear()
             cached = dict(encode_each(encoder, pixels, generation, cache))
@@ -108,15 +109,15 @@ def test_a_cache_keeps_its_bound_whatever_the_widths():
 
 
 @pytest.mark.parametrize("resolution", ["logits", "original"])
-def test_a_trial_does_not_depend_on_its_chunk(run, basis, specs, tmp_path, resolution):
+def test_a_trial_does_not_depend_on_its_chunk(run, inputs, specs, tmp_path, resolution):
     rungs = {"rungs": [0.3], "keep": 0.5}
-    judge = objective(run, basis, tmp_path, protocol={"resolution": resolution, **rungs})
-    jobs = jobs_of(specs)
-    first = judge.evaluate(Chunk(jobs, seen=(np.zeros((0, 2)),)))
+    judge = objective(run, inputs, tmp_path, protocol={"resolution": resolution, **rungs})
+    requests = requests_of(specs)
+    first = judge.evaluate(Chunk(requests, seen=(np.zeros((0, 2)),)))
     assert {t.status for t in first} == {"complete"}
     seen = (np.array([[-t.rungs[0][1], t.metrics["params_m"]] for t in first]),)
-    together = judge.evaluate(Chunk(jobs, seen=seen))
-    alone = [judge.evaluate(Chunk((job,), seen=seen))[0] for job in jobs]
+    together = judge.evaluate(Chunk(requests, seen=seen))
+    alone = [judge.evaluate(Chunk((job,), seen=seen))[0] for job in requests]
     assert [replace(t, **UNTIMED) for t in together] == [replace(t, **UNTIMED) for t in alone]
     assert {t.status for t in together} == {"complete", "stopped"}
     assert {t.num_images for t in together if t.status == "stopped"} == {2}
@@ -130,17 +131,17 @@ def test_a_rung_is_never_all_images(batches, rungs, ends):
     assert rung_ends(rungs, batches) == ends
 
 
-def test_a_rung_that_rounds_to_all_images_stops_nothing(run, basis, specs, tmp_path):
+def test_a_rung_that_rounds_to_all_images_stops_nothing(run, inputs, specs, tmp_path):
     protocol = {"images": 2, "images_per_batch": 2, "rungs": [0.5], "keep": 0.1}
-    judge = objective(run, basis, tmp_path, protocol=protocol)
+    judge = objective(run, inputs, tmp_path, protocol=protocol)
     best = np.tile([-1.0, 0.0], (8, 1))
-    trials = judge.evaluate(Chunk(jobs_of(specs[:3]), seen=(best,)))
+    trials = judge.evaluate(Chunk(requests_of(specs[:3]), seen=(best,)))
     assert [(t.status, t.num_images, t.rungs) for t in trials] == [("complete", 2, ())] * 3
 
 
-def searched_images(run, basis):
+def searched_images(run, inputs):
     dataset = EvalDataset(
-        [ShardReader(p) for p in basis.data_folders],
+        [ShardReader(p) for p in inputs.data_folders],
         side=resolve_shape(run.model).image_size,
         prompt="box",
     )
@@ -148,10 +149,10 @@ def searched_images(run, basis):
 
 
 @pytest.mark.parametrize("resolution", ["logits", "original"])
-def test_the_front_of_a_search_is_what_evaluate_measures(run, basis, tmp_path, resolution):
+def test_the_front_of_a_search_is_what_evaluate_measures(run, inputs, tmp_path, resolution):
     found = search(run, tmp_path, protocol={"resolution": resolution, "objects_per_image": None})
-    supernet = load_supernet(basis.train_run, basis.space, basis.source)
-    looked_at = searched_images(run, basis)
+    supernet = load_supernet(inputs.train_run, inputs.space, inputs.source)
+    looked_at = searched_images(run, inputs)
     assert found.front
     for trial in found.front:
         expected = evaluate(SubnetPredictor(supernet, trial.spec), looked_at, boundary=False)
@@ -161,13 +162,13 @@ def test_the_front_of_a_search_is_what_evaluate_measures(run, basis, tmp_path, r
         assert trial.metrics["miou_lo"] <= trial.metrics["miou"] <= trial.metrics["miou_hi"]
 
 
-def test_latency_and_memory_are_measured_before_anything_is_evaluated(run, basis, specs, tmp_path):
+def test_latency_and_memory_are_measured_before_anything_is_evaluated(run, inputs, specs, tmp_path):
     judge = objective(
-        run, basis, tmp_path,
+        run, inputs, tmp_path,
         constraint=["latency_ms<=0.001", "peak_mem_mib<=1000"],
         latency={"repeats": 3, "warmup": 1},
     )  # fmt: skip
-    (trial,) = judge.evaluate(Chunk(jobs_of(specs[:1])))
+    (trial,) = judge.evaluate(Chunk(requests_of(specs[:1])))
     assert trial.status == "infeasible"
     assert trial.num_images == 0
     assert "miou" not in trial.metrics
@@ -175,10 +176,10 @@ def test_latency_and_memory_are_measured_before_anything_is_evaluated(run, basis
     assert trial.metrics["peak_mem_mib"] > 4 * trial.metrics["params_m"] / 1.05
 
 
-def test_a_larger_subnet_needs_more_memory(run, basis, tmp_path):
-    judge = objective(run, basis, tmp_path, objectives=["miou", "peak_mem_mib"])
-    ends = (basis.space.largest(), basis.space.smallest())
-    large, small = judge.evaluate(Chunk(jobs_of(ends)))
+def test_a_larger_subnet_needs_more_memory(run, inputs, tmp_path):
+    judge = objective(run, inputs, tmp_path, objectives=["miou", "peak_mem_mib"])
+    ends = (inputs.space.largest(), inputs.space.smallest())
+    large, small = judge.evaluate(Chunk(requests_of(ends)))
     assert large.metrics["peak_mem_mib"] > small.metrics["peak_mem_mib"]
 
 
@@ -200,15 +201,15 @@ def test_no_object_vanishes_on_a_coarser_grid():
 
 
 def test_masks_are_brought_to_the_logits_grid_only_where_they_are_compared_there(
-    run, basis, specs, tmp_path, monkeypatch
+    run, inputs, specs, tmp_path, monkeypatch
 ):
     scaled = []
     scale = images.scale_masks
     monkeypatch.setattr(images, "scale_masks", lambda *a: (scaled.append(1), scale(*a))[1])
-    judge = objective(run, basis, tmp_path)
-    judge.evaluate(Chunk(jobs_of(specs[:1])))
+    judge = objective(run, inputs, tmp_path)
+    judge.evaluate(Chunk(requests_of(specs[:1])))
     assert not scaled
-    objective(run, basis, tmp_path, protocol={"resolution": "logits"})
+    objective(run, inputs, tmp_path, protocol={"resolution": "logits"})
     assert len(scaled) == 6
 
 

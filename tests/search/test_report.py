@@ -11,8 +11,9 @@ import pytest
 
 from supersam.config import SearchRun, UserError
 from supersam.config.files import JOURNAL_FILE
-from supersam.search.folder import find_inputs, prepare_folder, write_record
+from supersam.search.folder import prepare_folder, write_record
 from supersam.search.front import best, cheapest, knee, read_front
+from supersam.search.inputs import find_inputs
 from supersam.search.journal import Journal
 from supersam.search.pareto import pareto_front, write_front
 from supersam.search.report.comparison import distinguishing_names, read_searches, write_comparison
@@ -21,7 +22,7 @@ from supersam.search.report.contributions import contributions
 from supersam.search.report.drawing import draw_subnet
 from supersam.search.report.html import page, table, tag
 from supersam.search.report.page import write_report
-from supersam.search.sweep import read_begun, volume_curves
+from supersam.search.sweep import read_progress, volume_curves
 from supersam.space import read_space, subnet_cost
 from tests.search.trials import make_trial
 
@@ -77,9 +78,9 @@ def searched(trained, tmp_path_factory):
 
 def fill(asked: SearchRun) -> None:
     """A finished search of random subnets whose mIoU grows with their size."""
-    basis = find_inputs(asked)
-    prepare_folder(asked, basis)
-    space, rng = basis.space, np.random.default_rng(asked.seed)
+    inputs = find_inputs(asked)
+    prepare_folder(asked, inputs)
+    space, rng = inputs.space, np.random.default_rng(asked.seed)
     specs = {"largest": space.largest(), "smallest": space.smallest()}
     references = {n: trial_of(n, spec, space, "reference", rng) for n, spec in specs.items()}
     names = [f"{asked.seed}-{i}" for i in range(asked.trials)]
@@ -89,7 +90,7 @@ def fill(asked: SearchRun) -> None:
     journal.close()
     write_front(asked.folder, pareto_front(trials, asked.objectives))
     results = {n: trial.to_dict() for n, trial in references.items()}
-    write_record(asked, basis, {"finished": True, "references": results})
+    write_record(asked, inputs, {"finished": True, "references": results})
 
 
 def trial_of(name, spec, space, stage, rng):
@@ -192,7 +193,7 @@ def test_a_comparison_ranks_searches_in_one_box(searched, tmp_path):
     Page(text)
     assert [row.seed for row in rows] == [0, 1]
     assert "no constraint" in text
-    curves = volume_curves(read_begun(searches))
+    curves = volume_curves(read_progress(searches))
     for row, curve in zip(rows, curves, strict=True):
         assert 0 < row.hypervolume <= 1.0001
         assert curve[-1] == row.hypervolume
@@ -230,4 +231,4 @@ def test_picks(searched):
     report = read_report(searched[0])
     front = {trial.key for trial in read_front(searched[0])}
     assert {trial.key for trial in report.picks.values()} <= front
-    assert report.space == read_space(report.asked.run / "space.yaml", report.space.shape)
+    assert report.space == read_space(report.search.run / "space.yaml", report.space.shape)

@@ -17,8 +17,9 @@ from supersam.runtime.signals import stop_requested
 from supersam.search import Trial, pareto_front, read_journal
 from supersam.search import evaluator as objective
 from supersam.search.command import run_search, run_search_here
-from supersam.search.evaluator import SubnetObjective
-from supersam.search.folder import find_inputs, prepare_folder, read_record
+from supersam.search.evaluator import SubnetEvaluator
+from supersam.search.folder import prepare_folder, read_record
+from supersam.search.inputs import find_inputs
 from supersam.search.searchers import baselines as plain
 from supersam.search.searchers.baselines import RandomSearcher
 from supersam.search.sweep import expand
@@ -76,7 +77,7 @@ def test_a_killed_search_goes_on_and_finds_the_same(run, tmp_path, monkeypatch, 
 
 def _die_at(monkeypatch, *, calls):
     """The process dies in the middle of its `calls`-th chunk."""
-    evaluate, left = SubnetObjective.evaluate, [calls]
+    evaluate, left = SubnetEvaluator.evaluate, [calls]
 
     def dying(self, chunk):
         left[0] -= 1
@@ -84,7 +85,7 @@ def _die_at(monkeypatch, *, calls):
             raise KeyboardInterrupt
         return evaluate(self, chunk)
 
-    monkeypatch.setattr(SubnetObjective, "evaluate", dying)
+    monkeypatch.setattr(SubnetEvaluator, "evaluate", dying)
 
 
 def test_chunks_and_their_order_do_not_change_what_is_found(run, tmp_path, undisturbed):
@@ -287,13 +288,13 @@ def test_a_sweep_goes_on_after_a_search_that_cannot(run, tmp_path, capsys):
 
 
 def test_a_sweep_that_is_stopped_says_by_what(run, tmp_path, monkeypatch, capsys):
-    evaluate = SubnetObjective.evaluate
+    evaluate = SubnetEvaluator.evaluate
 
     def interrupted(self, chunk):
         signal.raise_signal(signal.SIGTERM)
         return evaluate(self, chunk)
 
-    monkeypatch.setattr(SubnetObjective, "evaluate", interrupted)
+    monkeypatch.setattr(SubnetEvaluator, "evaluate", interrupted)
     asked = tiny_search(run, tmp_path / "s", sweep={"seeds": [0, 1]})
     assert run_search_here(asked) == 128 + signal.SIGTERM
     assert "run the same command to go on" in capsys.readouterr().err
@@ -329,14 +330,14 @@ def test_what_is_measured_is_measured_in_one_way(run, tmp_path):
     elsewhere = {"threads": 2, "cluster": {"evaluators_per_node": 3}}
     for measured in ({}, latency):
         asked = tiny_search(run, tmp_path / str(len(measured)), **measured)
-        basis = find_inputs(asked)
-        prepare_folder(asked, basis)
+        inputs = find_inputs(asked)
+        prepare_folder(asked, inputs)
         other = tiny_search(run, asked.folder, **measured, **elsewhere)
         if not measured:
-            prepare_folder(other, basis)
+            prepare_folder(other, inputs)
             continue
         with pytest.raises(UserError, match=r"threads: 1 -> 2\n  evaluators_per_node: None -> 3"):
-            prepare_folder(other, basis)
+            prepare_folder(other, inputs)
 
 
 def test_what_is_measured_is_measured_on_one_kind_of_device(run, tmp_path, monkeypatch):

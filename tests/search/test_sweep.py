@@ -6,7 +6,7 @@ import json
 import pytest
 
 from supersam.cluster.slurm.queue import Queue
-from supersam.search.sweep import compare, expand, format_sweep, read_begun, volume_curves
+from supersam.search.sweep import compare, expand, format_sweep, read_progress, volume_curves
 from supersam.status.search import read_searches
 from tests.search.tiny_search import search, tiny_search
 
@@ -50,7 +50,7 @@ def test_searches_are_compared_in_one_table(run, tmp_path):
     for one in searches[:2]:
         search(run, one.folder, trials=4, seed=one.seed, searcher=one.searcher,
                constraint=list(one.constraint))  # fmt: skip
-    begun = read_begun(searches)
+    begun = read_progress(searches)
     rows = compare(asked.folder, begun, volume_curves(begun))
     assert [row.name for row in rows] == [one.name for one in searches[:2]]
     assert all(row.finished and 0 < row.hypervolume <= 1 for row in rows)

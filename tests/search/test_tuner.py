@@ -3,10 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
-from tests.search.test_desk import chunk
 
 from supersam.config import SearchRun, UserError
 from supersam.search import tuner
+from tests.search.test_work_queue import chunk
 
 ONE = SimpleNamespace(trial_id="one")
 
@@ -15,7 +15,7 @@ def test_an_evaluator_that_cannot_be_set_up_says_why(monkeypatch, tmp_path):
     def refuse(*_, **__):
         raise UserError("no image has an annotated object")
 
-    monkeypatch.setattr(tuner, "SubnetObjective", refuse)
+    monkeypatch.setattr(tuner, "SubnetEvaluator", refuse)
     monkeypatch.setattr(tuner, "prepare_process", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     evaluator = object.__new__(tuner.Evaluator)
@@ -33,45 +33,43 @@ def test_an_evaluator_says_what_ended_a_chunk(monkeypatch):
     monkeypatch.setattr(tuner.ray, "get", lambda reference: reference)
     evaluator = object.__new__(tuner.Evaluator)
     evaluator._trial_info = SimpleNamespace(trial_id="one")
-    evaluator._desk = SimpleNamespace(take=SimpleNamespace(remote=chunk))
+    evaluator._queue = SimpleNamespace(take=SimpleNamespace(remote=chunk))
     evaluator.evaluate = refuse
     assert evaluator.step() == {"trials": [], "kept_bytes": 0.0, "fault": "it diverged"}
 
 
 @pytest.fixture
-def clerk(monkeypatch):
+def handler(monkeypatch):
     """With one chunk, "a", that an evaluator holds."""
     monkeypatch.setattr(tuner.ray, "get", lambda reference: reference)
-    desk = SimpleNamespace(
+    queue = SimpleNamespace(
         put=SimpleNamespace(remote=lambda chunks: None),
         give_back=SimpleNamespace(remote=lambda evaluator: "a"),
         close=SimpleNamespace(remote=lambda: 1),
     )
     chunks = [chunk("a")]
-    program = SimpleNamespace(
-        next_chunk=lambda: chunks.pop() if chunks else None, is_finished=False
-    )
-    return tuner._ResultHandler(program, desk, False, print)
+    plan = SimpleNamespace(next_chunk=lambda: chunks.pop() if chunks else None, is_finished=False)
+    return tuner._ResultHandler(plan, queue, False, print)
 
 
-def test_what_an_evaluator_says_ends_the_search(clerk):
+def test_what_an_evaluator_says_ends_the_search(handler):
     said = {"trials": [], "kept_bytes": 0.0, "fault": "it diverged"}
-    clerk.on_trial_result(1, [], ONE, said)
-    assert not clerk.is_over
-    clerk.on_step_end(1, [])
-    assert clerk.is_over
-    assert str(clerk.fault) == "it diverged"
+    handler.on_trial_result(1, [], ONE, said)
+    assert not handler.is_over
+    handler.on_step_end(1, [])
+    assert handler.is_over
+    assert str(handler.fault) == "it diverged"
 
 
-def test_a_chunk_that_loses_every_evaluator_ends_the_search(clerk):
+def test_a_chunk_that_loses_every_evaluator_ends_the_search(handler):
     for _ in range(3):
-        clerk.on_trial_recover(1, [], ONE)
-        clerk.on_step_end(1, [])
-        assert clerk.failure is None
-    clerk.on_trial_error(1, [], ONE)
-    clerk.on_step_end(1, [])
-    assert clerk.failure == "a chunk failed 4 times; see Ray's message above"
-    assert clerk.is_over
+        handler.on_trial_recover(1, [], ONE)
+        handler.on_step_end(1, [])
+        assert handler.failure is None
+    handler.on_trial_error(1, [], ONE)
+    handler.on_step_end(1, [])
+    assert handler.failure == "a chunk failed 4 times; see Ray's message above"
+    assert handler.is_over
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,8 @@ def search_in_job(asked: SearchRun, home: Path) -> int:
 
     home: the folder with the job's code. Returns the exit code.
     """
-    from supersam.search.folder import find_inputs, prepare_folder
+    from supersam.search.folder import prepare_folder
+    from supersam.search.inputs import find_inputs
 
     prepare_folder(asked, find_inputs(asked))
     _record_job(asked.folder, slurm.own_job_id())
@@ -105,7 +106,8 @@ def submit_search_jobs(asked: SearchRun) -> list[str]:
 
     None where nothing is left to do.
     """
-    from supersam.search.folder import check_folder, find_inputs, is_complete, prepare_folder
+    from supersam.search.folder import check_folder, is_complete, prepare_folder
+    from supersam.search.inputs import find_inputs
     from supersam.search.sweep import expand
 
     _require_no_active_job(asked)

@@ -38,10 +38,10 @@ def _token() -> str:
 
 
 @contextlib.contextmanager
-def local_ray(asked: SearchRun) -> Iterator[None]:
+def local_ray(search: SearchRun) -> Iterator[None]:
     """A Ray of this search's own, on loopback; nothing of it is left afterwards."""
     os.environ.update(ray_environment(_token(), loopback=True))
-    cpus = max(len(os.sched_getaffinity(0)), asked.cluster.evaluators_per_node or 1)
+    cpus = max(len(os.sched_getaffinity(0)), search.cluster.evaluators_per_node or 1)
     with started_ray(cpus, _token()) as process, _joined(partial(read_address, process), REMEDY):
         yield
 

@@ -14,7 +14,7 @@ from supersam.runtime.atomic import write_bytes
 from supersam.search.folder import read_record
 from supersam.search.report import figures
 from supersam.search.report.html import Markup, page, picture, table, tag
-from supersam.search.sweep import SweepRow, compare, read_begun, volume_curves
+from supersam.search.sweep import SweepRow, compare, read_progress, volume_curves
 
 
 def write_comparison(folder: Path, searches: Sequence[SearchRun]) -> list[SweepRow]:
@@ -23,9 +23,9 @@ def write_comparison(folder: Path, searches: Sequence[SearchRun]) -> list[SweepR
     Returns the rows of the table. The page has a part for each constraint.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    begun = read_begun(searches)
-    curves = volume_curves(begun)
-    rows = compare(folder, begun, curves)
+    progress = read_progress(searches)
+    curves = volume_curves(progress)
+    rows = compare(folder, progress, curves)
     place = folder / "figures"
     place.mkdir(exist_ok=True)
     groups: dict[str, list[tuple[SweepRow, list[float]]]] = defaultdict(list)
@@ -54,7 +54,7 @@ def read_searches(folders: Sequence[Path]) -> list[SearchRun]:
         load_run(SearchRun, folder / SEARCH_YAML).model_copy(update={"out": folder, "name": name})
         for folder, name in zip(folders, distinguishing_names(folders), strict=True)
     ]
-    first, *others = (_basis(search) for search in searches)
+    first, *others = (_comparable(search) for search in searches)
     for folder, other in zip(folders[1:], others, strict=True):
         differing = [name for name in first if first[name] != other[name]]
         if differing:
@@ -79,7 +79,7 @@ def distinguishing_names(folders: Sequence[Path]) -> list[str]:
     return [str(next(end for end in some if counts[end] == 1)) for some in ends]
 
 
-def _basis(search: SearchRun) -> dict[str, object]:
+def _comparable(search: SearchRun) -> dict[str, object]:
     record = read_record(search.folder)
     return {
         "weights": record["checkpoint"]["sha256"],

@@ -24,7 +24,7 @@ class Report:
     """What a page is made of."""
 
     folder: Path
-    asked: SearchRun
+    search: SearchRun
     record: Mapping[str, Any]
     """`search.json`."""
     space: SearchSpace
@@ -47,8 +47,8 @@ class Report:
 
 def read_report(folder: Path) -> Report:
     """Everything that the page needs. Raises UserError where the folder is no search."""
-    record, asked = read_record(folder), load_run(SearchRun, folder / SEARCH_YAML)
-    shape = resolve_shape(read_run(asked.run).model)
+    record, search = read_record(folder), load_run(SearchRun, folder / SEARCH_YAML)
+    shape = resolve_shape(read_run(search.run).model)
     space = {k: v for k, v in record["space"].items() if k != "num_subnets"}
     journal = read_journal(folder / JOURNAL_FILE)
     # the largest and the smallest are evaluated first, and not again where a searcher asks
@@ -57,7 +57,7 @@ def read_report(folder: Path) -> Report:
     references |= {n: Trial.from_dict(v) for n, v in record.get("references", {}).items()}
     return Report(
         folder=folder,
-        asked=asked,
+        search=search,
         record=record,
         space=SearchSpace.from_dict(space, shape),
         trials=sorted(

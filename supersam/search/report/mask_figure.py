@@ -26,18 +26,18 @@ _TRIES = 8  # images looked at for each one shown: the one of most objects is
 
 
 def draw_masks(
-    asked: SearchRun, step: int, subnets: Mapping[str, SubnetSpec], *, images: int
+    search: SearchRun, step: int, subnets: Mapping[str, SubnetSpec], *, images: int
 ) -> NDArray[np.uint8]:
     """A row an image: prompts, annotation, then each subnet's masks. (H, W, 3) uint8.
 
     step: of the checkpoint. Raises UserError where the run, its checkpoint or the data is gone.
     """
-    run = read_run(asked.run)
-    space = read_space(asked.run / SPACE_FILE, resolve_shape(run.model))
+    run = read_run(search.run)
+    space = read_space(search.run / SPACE_FILE, resolve_shape(run.model))
     supernet = load_supernet(run, space, find_weights(run, str(step)))
-    supernet.to(choose_device(asked.device))
-    readers = [ShardReader(folder) for folder in asked.data or validation_folders(run)]
-    dataset = EvalDataset(readers, side=space.shape.image_size, prompt=asked.protocol.prompt)
+    supernet.to(choose_device(search.device))
+    readers = [ShardReader(folder) for folder in search.data or validation_folders(run)]
+    dataset = EvalDataset(readers, side=space.shape.image_size, prompt=search.protocol.prompt)
     predictors: dict[str, Predictor] = {
         name: SubnetPredictor(supernet, spec) for name, spec in subnets.items()
     }

@@ -26,13 +26,13 @@ from supersam.space import EncoderShape
 _SHOWN = 12  # contributions in the table; the figure has all
 
 
-def run_report(asked: ReportRun) -> int:
+def run_report(search: ReportRun) -> int:
     """What launch/report.py does: write the page and say where it is. Returns the exit code."""
-    if asked.out is not None:
-        write_comparison(asked.out, read_searches(asked.folders))
-        path = asked.out / REPORT_FILE
+    if search.out is not None:
+        write_comparison(search.out, read_searches(search.folders))
+        path = search.out / REPORT_FILE
     else:
-        path = write_report(asked.folders[0], images=asked.images)
+        path = write_report(search.folders[0], images=search.images)
     print(path)
     return 0
 
@@ -55,18 +55,18 @@ def write_report(folder: Path, *, images: int = 3) -> Path:
         *_facts(report),
     ]
     path = folder / REPORT_FILE
-    write_bytes(path, page(f"{folder.name}: subnets of {report.asked.run}", *parts).encode())
+    write_bytes(path, page(f"{folder.name}: subnets of {report.search.run}", *parts).encode())
     return path
 
 
 def _summary(report: Report) -> Markup:
-    record, asked = report.record, report.asked
+    record, search = report.record, report.search
     seen = record["data"]["seen_in_training"]
     text = (
-        f"{asked.searcher} evaluated {len(report.trials):,} subnets, the largest and the smallest "
+        f"{search.searcher} evaluated {len(report.trials):,} subnets, the largest and the smallest "
         f"among them, of {record['space']['num_subnets']:,}; {len(report.front)} are on the Pareto "
-        f"front of {' against '.join(figures.NAMES[name] for name in asked.objectives)}"
-        + (f", under {', '.join(map(str, asked.constraints))}." if asked.constraints else ".")
+        f"front of {' against '.join(figures.NAMES[name] for name in search.objectives)}"
+        + (f", under {', '.join(map(str, search.constraints))}." if search.constraints else ".")
     )
     warnings = []
     if not record.get("finished", False):
@@ -79,7 +79,7 @@ def _summary(report: Report) -> Markup:
 
 
 def _front(report: Report, place: Path) -> list[Markup]:
-    objectives = report.asked.objectives
+    objectives = report.search.objectives
     figures.draw_front(
         place / "front.svg", report.front, report.references, report.picks, objectives
     )
@@ -101,7 +101,7 @@ def _front(report: Report, place: Path) -> list[Markup]:
 
 
 def _table(report: Report) -> Markup:
-    names = list(dict.fromkeys((*report.asked.objectives, "params_m", "flops_g")))
+    names = list(dict.fromkeys((*report.search.objectives, "params_m", "flops_g")))
     costs = [name for name in names if name != "miou"]
     place = {trial.key: f"#{i}" for i, trial in enumerate(report.front)}
     picked = {trial.key: name for name, trial in report.picks.items()}
@@ -187,7 +187,7 @@ def _masks(report: Report, place: Path, images: int) -> list[Markup]:
     subnets = {name: trial.spec for name, trial in chosen}
     step = report.record["checkpoint"]["step"]
     file = place / "masks.png"
-    save_pixels(draw_masks(report.asked, step, subnets, images=images), file)
+    save_pixels(draw_masks(report.search, step, subnets, images=images), file)
     heads = (tag("span", name) for name in (*COLUMNS, *subnets))
     shown = tag(
         "div", tag("div", *heads, class_="heads"), picture(file, alt="masks"), class_="masks"
@@ -243,7 +243,7 @@ def _savings(found: list[Contribution]) -> Markup:
 
 
 def _facts(report: Report) -> list[Markup]:
-    record, asked = report.record, report.asked
+    record, search = report.record, report.search
     status = Counter(trial.status for trial in report.trials)
     devices = ", ".join(sorted({trial.device for trial in report.trials if trial.device}))
     rows = [
@@ -251,8 +251,8 @@ def _facts(report: Report) -> list[Markup]:
                      f"{record['checkpoint']['sha256']}"),
         ("evaluation data", f"{', '.join(record['data']['folders'])}; "
                             f"{record['data']['seen_in_training']['detail']}"),
-        ("searcher", f"{asked.searcher}, seed {asked.seed}, population {asked.population}"),
-        *([("measured on", devices)] if asked.measured and devices else []),
+        ("searcher", f"{search.searcher}, seed {search.seed}, population {search.population}"),
+        *([("measured on", devices)] if search.measured and devices else []),
         ("trials", ", ".join(f"{count} {name}" for name, count in status.items())),
         ("time in evaluations", f"{sum(trial.seconds for trial in report.trials) / 60:.1f} min"),
         ("software", ", ".join(f"{n} {v}" for n, v in record["versions"].items())),

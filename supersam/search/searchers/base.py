@@ -38,9 +38,9 @@ class Problem:
     """Parents of an evolution, and subnets of a batch."""
 
     @classmethod
-    def of(cls, asked: SearchRun, space: SearchSpace) -> Problem:
+    def of(cls, search: SearchRun, space: SearchSpace) -> Problem:
         """What `asked` is to find in `space`."""
-        return cls(space, asked.objectives, asked.constraints, asked.seed, asked.population)
+        return cls(space, search.objectives, search.constraints, search.seed, search.population)
 
     def is_feasible(self, spec: SubnetSpec) -> bool:
         """Whether `spec` keeps the limits that are known in closed form."""
@@ -53,15 +53,15 @@ class Searcher(ABC):
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self._proposed: set[SubnetSpec] = set()
-        self._asked = 0
+        self._num_asked = 0
 
     def ask(self, count: int) -> list[SubnetSpec]:
         """Up to `count` feasible subnets not proposed before; fewer where few are left.
 
         A smaller `count` gives the first of them.
         """
-        rng = np.random.default_rng([self.problem.seed, self._asked])
-        self._asked += 1
+        rng = np.random.default_rng([self.problem.seed, self._num_asked])
+        self._num_asked += 1
         batch: list[SubnetSpec] = []
         in_vain = 0
         for _ in range(_DRAWS_EACH * count):

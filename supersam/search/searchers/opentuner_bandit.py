@@ -64,32 +64,32 @@ class OpenTunerSearcher(Searcher):
         number = self._turn % len(self._tuners)
         self._turn += 1
         with self._own_randomness():
-            asked = self._next_request(number)
-            if asked is None:
+            request = self._next_request(number)
+            if request is None:
                 return self.problem.space.sample(rng)
-            spec = spec_of(asked.configuration.data, self.problem.space)
+            spec = spec_of(request.configuration.data, self.problem.space)
             if spec in self._known:
-                self._report(number, asked, self._known[spec])
+                self._report(number, request, self._known[spec])
             elif spec in self._proposed or not self.problem.is_feasible(spec):
-                self._report(number, asked, None)
+                self._report(number, request, None)
             else:
-                self._open[spec] = (number, asked)
+                self._open[spec] = (number, request)
         return spec
 
     def _next_request(self, number: int) -> DesiredResult | None:
         for _ in range(_EMPTY_GENERATIONS):  # it repeats itself, and then has no request
-            asked = self._tuners[number].get_next_desired_result()
-            if asked is not None:
-                return asked
+            request = self._tuners[number].get_next_desired_result()
+            if request is not None:
+                return request
         return None
 
-    def _report(self, number: int, asked: DesiredResult, trial: Trial | None) -> None:
+    def _report(self, number: int, request: DesiredResult, trial: Trial | None) -> None:
         cost = _WORST
         if trial is not None and trial.status == "complete":
             row = (cost_row(trial.metrics, self.problem.objectives) - self._ideal) / self._span
             weighted = row * self._weights[number]
             cost = float(weighted.max() + 0.05 * weighted.sum())
-        self._tuners[number].report_result(asked, Result(time=cost))
+        self._tuners[number].report_result(request, Result(time=cost))
 
     def _set_scale(self) -> None:
         """Costs of the first complete trials, the references among them, span 0 to 1."""

@@ -36,29 +36,29 @@ class OptunaSearcher(Searcher):
     def tell(self, trials: Sequence[Trial]) -> None:
         """Complete what was asked for; add what comes from elsewhere."""
         for trial in trials:
-            asked = self._open.pop(trial.spec, None)
+            request = self._open.pop(trial.spec, None)
             values = None
             if trial.status == "complete":
                 values = cost_row(trial.metrics, self.problem.objectives).tolist()
             if values is not None:
                 self._values[trial.spec] = values
-            if asked is not None:
-                self._close(asked, values)
+            if request is not None:
+                self._close(request, values)
             elif values is not None:
                 self._add(trial.spec, values)
 
     def _propose(self, rng: Rng) -> SubnetSpec:
-        asked = self._study.ask(self._genes)
-        spec = spec_of(asked.params, self.problem.space)
+        request = self._study.ask(self._genes)
+        spec = spec_of(request.params, self.problem.space)
         if spec in self._proposed or not self.problem.is_feasible(spec):
-            self._close(asked, self._values.get(spec))
+            self._close(request, self._values.get(spec))
         else:
-            self._open[spec] = asked
+            self._open[spec] = request
         return spec
 
-    def _close(self, asked: optuna.Trial, values: list[float] | None) -> None:
+    def _close(self, request: optuna.Trial, values: list[float] | None) -> None:
         failed = optuna.trial.TrialState.FAIL
-        self._study.tell(asked, values, state=failed if values is None else None)
+        self._study.tell(request, values, state=failed if values is None else None)
 
     def _add(self, spec: SubnetSpec, values: list[float]) -> None:
         """A subnet that was moved within the limits, or a reference."""

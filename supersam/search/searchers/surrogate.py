@@ -29,7 +29,7 @@ class PredictorSearcher(Searcher):
 
     def ask(self, count: int) -> list[SubnetSpec]:
         """Evolve on the predictor first."""
-        rng = np.random.default_rng([self.problem.seed, self._asked, 1])
+        rng = np.random.default_rng([self.problem.seed, self._num_asked, 1])
         self._promising = self._evolve(rng) if len(self._known) >= FEWEST else []
         return super().ask(count)
 
