@@ -101,6 +101,9 @@ class OptimConfig(Section):
     """Decay of the second moment."""
     clip_norm: float = Field(1.0, ge=0)
     """Largest norm of the whole gradient; 0 does not clip."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay of an exponential moving average of the weights, which is validated, evaluated and
+    exported in their place; 0.999 averages about 1,000 steps, 0 keeps none."""
     global_batch: PositiveInt = 4
     """Images of one optimizer step, over all ranks and accumulation steps."""
     accumulate: PositiveInt = 1

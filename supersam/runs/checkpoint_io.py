@@ -55,20 +55,22 @@ class CheckpointManager(SavedCheckpoints):
         moments: Iterable[Share],
         state: TrainState,
         *,
+        average: Mapping[str, Tensor] | None = None,
         order: Mapping[str, object],
         data: list[str],
         versions: Mapping[str, str],
     ) -> Path:
         """Write the checkpoint of `state.step` and delete those no longer kept. A collective.
 
-        moments: this rank's shares; all ranks' together are whole. Returns the checkpoint's folder.
+        moments: this rank's shares; all ranks' together are whole. average: the moving average of
+        the weights, where the run keeps one. Returns the checkpoint's folder.
         Raises OSError on every rank where one of them could not write.
         """
         final = self.path(state.step)
         partial = final.with_name(f".{final.name}.partial")
         fault = self._make_room(partial) if self.world.is_first else None
         self._agree(fault, partial)
-        fault = self._write_share(partial, model, moments)
+        fault = self._write_share(partial, model, moments, average or {})
         self._agree(fault, partial)
         if self.world.is_first:
             manifest = Manifest(state, dict(order), data, self.world.world_size, {}, dict(versions))
@@ -90,14 +92,26 @@ class CheckpointManager(SavedCheckpoints):
         return None
 
     def _write_share(
-        self, folder: Path, model: nn.Module, moments: Iterable[Share]
+        self,
+        folder: Path,
+        model: nn.Module,
+        moments: Iterable[Share],
+        average: Mapping[str, Tensor],
     ) -> OSError | None:
-        """Write every R-th weight, and the shares of moments that this rank has."""
+        """Write every R-th weight and average, and the shares of moments that this rank has."""
         rank, size = self.world.rank, self.world.world_size
-        weights = {n: t for i, (n, t) in enumerate(model.state_dict().items()) if i % size == rank}
-        mine = {f"{share.name}@{share.first}": share.values for share in moments}
+
+        def share_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {n: t for i, (n, t) in enumerate(tensors.items()) if i % size == rank}
+
+        kinds = {
+            "weights": share_of(model.state_dict()),
+            "moments": {f"{share.name}@{share.first}": share.values for share in moments},
+        }
+        if average:
+            kinds["average"] = share_of(average)
         try:
-            for kind, tensors in (("weights", weights), ("moments", mine)):
+            for kind, tensors in kinds.items():
                 path = folder / f"{kind}-{rank:05d}-of-{size:05d}.safetensors"
                 save_tensors(tensors, path)
                 sync(path)
@@ -146,6 +160,11 @@ def _delete(path: Path) -> None:
 def read_weights(path: Path, manifest: Manifest) -> dict[str, Tensor]:
     """The weights of a verified checkpoint, by name."""
     return _read(path, manifest, "weights")
+
+
+def read_average(path: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """Return the moving average of the trained weights, by name; empty where the run kept none."""
+    return _read(path, manifest, "average")
 
 
 def read_moments(path: Path, manifest: Manifest) -> dict[str, Tensor]:

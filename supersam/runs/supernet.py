@@ -5,22 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from supersam.config.files import CHECKPOINT_MANIFEST
 from supersam.config import TrainRun, UserError
 from supersam.model import SamSupernet, load_sam
 from supersam.model.sam import build_sam
 from supersam.space import SearchSpace
-from supersam.runs.checkpoint_io import read_weights
+from supersam.runs.checkpoint_io import read_average, read_weights
 from supersam.runs.checkpoints import Manifest, SavedCheckpoints, verify
 from supersam.runs.weights import WeightSource
 
 
 def load_supernet(run: TrainRun, space: SearchSpace, source: WeightSource) -> SamSupernet:
-    """The supernet with those weights, on the CPU, in evaluation mode."""
+    """Load the supernet with those weights, on the CPU, in evaluation mode.
+
+    They are the moving average of the weights where the run kept one.
+    """
     if source.path is None or source.manifest is None:
         return build_supernet(run, space).eval()
-    return restore_supernet(run, space, source.path, source.manifest).eval()
+    return _restored(run, space, _weights_to_use(source.path, source.manifest)).eval()
 
 
 def build_supernet(run: TrainRun, space: SearchSpace) -> SamSupernet:
@@ -37,11 +41,18 @@ def build_supernet(run: TrainRun, space: SearchSpace) -> SamSupernet:
 def restore_supernet(
     run: TrainRun, space: SearchSpace, path: Path, manifest: Manifest
 ) -> SamSupernet:
-    """The supernet at a checkpoint. What training began from is not read: it may be gone."""
+    """Restore the supernet of a checkpoint to train on: its weights, not their average.
+
+    What training began from is not read, as it may be gone.
+    """
+    return _restored(run, space, read_weights(path, manifest))
+
+
+def _restored(run: TrainRun, space: SearchSpace, weights: dict[str, Tensor]) -> SamSupernet:
     with torch.random.fork_rng(devices=[]):
         sam = build_sam(space.shape)
     supernet = SamSupernet(sam, space, attention=run.model.attention)
-    supernet.load_state_dict(read_weights(path, manifest))
+    supernet.load_state_dict(weights)
     return supernet
 
 
@@ -53,10 +64,15 @@ def _load_run_weights(supernet: SamSupernet, other_run: Path, run: TrainRun) -> 
         found = SavedCheckpoints(other_run).latest()
     if found is None:
         raise UserError(f"--model.checkpoint {other_run} is a folder without checkpoints of a run")
-    weights = read_weights(*found)
+    weights = _weights_to_use(*found)
     shapes = {name: tensor.shape for name, tensor in supernet.state_dict().items()}
     if {name: tensor.shape for name, tensor in weights.items()} != shapes:
         raise UserError(
             f"--model.checkpoint {other_run} trained a model of other sizes; see its run.yaml"
         )
     supernet.load_state_dict(weights)
+
+
+def _weights_to_use(path: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """Return the weights to evaluate, export or start from: averaged where the run did so."""
+    return read_weights(path, manifest) | read_average(path, manifest)

@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from supersam.model import SamSupernet
 from supersam.runs.checkpoint_io import Share
 from supersam.runtime.process import no_gc_while_importing
 from supersam.space import SubnetSpec
+from supersam.training.average import WeightAverage
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's running averages of gradient and squared gradient."""
@@ -129,6 +131,9 @@ class Engine:
             fused=True,
         )
         self._scale = learning_rate_scale(optim)
+        self._steps = 0
+        self.average = WeightAverage(supernet, optim.ema) if optim.ema > 0 else None
+        """None where the run keeps no average of its weights."""
         self._engine, *_ = deepspeed.initialize(
             model=supernet,
             optimizer=optimizer,
@@ -144,8 +149,15 @@ class Engine:
     def step(self) -> float:
         """Reduce the gradients, clip them, move the weights. Returns the norm before clipping."""
         self._engine.step()
+        self._steps += 1
+        if self.average is not None:
+            self.average.update(self._steps)
         norm = self._engine.get_global_grad_norm()
         return float(norm) if norm is not None else math.nan
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Evaluate the average of the weights inside a `with` block, where the run keeps one."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     @property
     def learning_rate(self) -> float:
@@ -189,10 +201,14 @@ class Engine:
             for key in MOMENTS:
                 value = moments[f"{key}/{name}"].to(parameter.device)
                 safe_set_full_optimizer_state(parameter, value, key)
+        self._steps = step
         self._set_rate(step)
 
     def _set_rate(self, step: int) -> None:
-        """The rate of that step; the scheduler's own way there warns of what is no matter here."""
+        """Set the learning rate of `step` directly.
+
+        Stepping the scheduler there would print an irrelevant warning.
+        """
         scheduler = self._engine.lr_scheduler
         scheduler.last_epoch = step
         groups = scheduler.optimizer.param_groups
@@ -210,6 +226,8 @@ class Engine:
 
         for _, parameter in trainable_parameters(self.supernet):
             safe_set_full_fp32_param(parameter, parameter.detach())
+        if self.average is not None:
+            self.average.reorder(permute)
         if not self._has_stepped():
             return
         parameters = dict(trainable_parameters(self.supernet))

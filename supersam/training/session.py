@@ -16,7 +16,7 @@ from supersam.data.loader import TrainLoader, build_eval_loader, build_loader
 from supersam.health.heartbeat import Heartbeat
 from supersam.health.watchdog import Watchdog
 from supersam.model import SamSupernet
-from supersam.runs.checkpoint_io import CheckpointManager, read_moments
+from supersam.runs.checkpoint_io import CheckpointManager, read_average, read_moments
 from supersam.runs.checkpoints import Manifest, TrainState
 from supersam.runs.folder import SUBNET, git_commit, versions
 from supersam.runs.shards import build_order, open_data
@@ -90,6 +90,8 @@ class _Session:
             path, manifest = found
             state = manifest.state
             engine.restore(read_moments(path, manifest), step=state.step)
+            if engine.average is not None:
+                engine.average.restore(read_average(path, manifest))
             logger.info("resumed at step %d from %s (verified)", state.step, path)
         self._announce(supernet)
         self.heart.begin(state.step)
@@ -144,6 +146,7 @@ class _Session:
             supernet,
             engine.moment_shares(),
             state,
+            average={} if engine.average is None else engine.average.state(),
             order=self.order.describe(),
             data=[reader.fingerprint for reader in self.train_readers],
             versions={**versions(), "git": git_commit()},

@@ -47,7 +47,7 @@ class StepMemory:
     """Bytes of one rank."""
 
     weights: int
-    """The model's parameters."""
+    """The model's parameters, and their moving average where the run keeps one."""
     optimizer: int
     """This rank's share of AdamW's moments and of DeepSpeed's own copy of the weights."""
     step: int
@@ -80,8 +80,9 @@ def predict_memory(run: TrainRun, *, world_size: int, on_gpu: bool, images: int)
         batch = _empty_batch(shape, images=images, prompts=run.data.prompts_per_image)
         peak = _peak_bytes(supernet, batch, run, bf16=bf16)
     trained = sum(p.numel() for _, p in trainable_parameters(supernet)) * _FP32
+    average = trained if run.optim.ema > 0 else 0
     return StepMemory(
-        weights=sum(p.numel() for p in supernet.parameters()) * _FP32,
+        weights=sum(p.numel() for p in supernet.parameters()) * _FP32 + average,
         optimizer=3 * trained // world_size,
         # The step itself holds the gradients twice: as they came, and this rank's share, flat.
         step=max(peak, trained + trained // world_size),

@@ -169,7 +169,8 @@ class Trainer:
         """Score the fixed subnets on held-out images and remember the best step."""
         if self.validator is None:
             return
-        score = self.validator.validate(self.supernet, self.state.step)
+        with self.engine.averaged():
+            score = self.validator.validate(self.supernet, self.state.step)
         self.heart.validated(score)
         if self.state.best_score is None or score > self.state.best_score:
             self.state.best_score, self.state.best_step = score, self.state.step

@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from supersam.config import TrainRun, load_run
-from supersam.runs.checkpoint_io import CheckpointManager, read_moments, read_weights
+from supersam.runs.checkpoint_io import (
+    CheckpointManager,
+    read_average,
+    read_moments,
+    read_weights,
+)
 from supersam.runs.folder import prepare_run_folder
 from supersam.runtime.distributed import World, close_world, init_world
 from supersam.training.session import train
@@ -25,7 +30,7 @@ def prioritizing_run(folder, shards, *, largest_only=False, steps=STEPS, **prior
     changes = {
         "prioritize": {"score": "magnitude", "images": 4, "dimensions": ["mlp", "heads"]}
         | prioritize,
-        "optim": {"steps": steps},
+        "optim": {"steps": steps, "ema": 0.5},
         "sandwich": {"largest_only_steps": 1000 if largest_only else 0},
         "space": {"elastic_embed": True},
     }
@@ -33,7 +38,7 @@ def prioritizing_run(folder, shards, *, largest_only=False, steps=STEPS, **prior
 
 
 def trained(run: TrainRun, ranks: int = 1) -> dict[str, torch.Tensor]:
-    """Weights and moments of the last checkpoint of a run on `ranks` ranks."""
+    """Weights, their average and moments of the last checkpoint of a run on `ranks` ranks."""
     prepare_run_folder(run)
     assert run_ranks(ranks, train, run) == [0] * ranks
     return last_state(run)
@@ -42,7 +47,8 @@ def trained(run: TrainRun, ranks: int = 1) -> dict[str, torch.Tensor]:
 def last_state(run: TrainRun) -> dict[str, torch.Tensor]:
     found = CheckpointManager(run.folder, run.checkpoint, World.single()).latest()
     assert found is not None
-    return read_weights(*found) | read_moments(*found)
+    average = {f"average/{name}": tensor for name, tensor in read_average(*found).items()}
+    return read_weights(*found) | read_moments(*found) | average
 
 
 def losses(run: TrainRun) -> list[float]:
@@ -70,7 +76,7 @@ def test_training_the_largest_subnet_takes_no_notice_of_reordering(
         for f in folders
     )
     name = "image_encoder.blocks.0.mlp.lin1.bias"
-    for key in (name, f"exp_avg/{name}", f"exp_avg_sq/{name}"):
+    for key in (name, f"exp_avg/{name}", f"exp_avg_sq/{name}", f"average/{name}"):
         assert not torch.equal(plain[key], moved[key])
         torch.testing.assert_close(
             moved[key].sort().values, plain[key].sort().values, rtol=1e-2, atol=1e-4
