@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 from supersam.cluster.slurm import commands as slurm
+from supersam.cluster.slurm.jobs import read_job
 from supersam.cluster.slurm.submit import submitted_job
 from supersam.health.records import read_beats, read_status, saved_step
 from supersam.runs.attempts import read_attempts
@@ -223,11 +224,11 @@ def reach_limit(run):
     job = submitted_job(run.folder)
     log = run.folder / "slurm" / f"{job}_0_log.out"
     notices = log.read_text().count("told to save")
-    began_s = LIMIT_MIN * 60 - slurm.job_facts(job).time_left_s
+    began_s = LIMIT_MIN * 60 - read_job(job).time_left_s
     set_limit(job, began_s // 60 + 2)  # more than the minute for saving, or Slurm ends it at once
     wait(lambda: log.read_text().count("told to save") > notices, "Slurm's notice of the limit")
     at = time.time()
-    wait(lambda: slurm.job_facts(job).restarts > run.restarts(), "the requeue")
+    wait(lambda: read_job(job).restarts > run.restarts(), "the requeue")
     set_limit(job, LIMIT_MIN)
     return at
 

@@ -15,8 +15,8 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from supersam.cluster.search.job import _hosts_of_ray
-from supersam.cluster.search.ray_host import read_meeting
+from supersam.cluster.search.ray_host import read_head_address
+from supersam.cluster.search.supervisor import ray_on_all_hosts
 from supersam.cluster.snapshot import snapshot_code
 from supersam.runtime.signals import StopFlag
 from supersam.search.journal import Journal, Trial
@@ -68,8 +68,8 @@ def ray_here(asked, folder):
     snapshot_code(folder)
     nodes = int(os.environ["SLURM_JOB_NUM_NODES"])
     with (
-        _hosts_of_ray(folder, folder) as meeting,
-        joined_ray(partial(read_meeting, meeting), nodes=(nodes, nodes)),
+        ray_on_all_hosts(folder, folder) as meeting,
+        joined_ray(partial(read_head_address, meeting), nodes=(nodes, nodes)),
     ):
         yield
 

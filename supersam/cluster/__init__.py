@@ -1,5 +1,1 @@
-"""Where a run runs: this process or several local ones. Imports no torch."""
-
-from supersam.cluster.launcher import submit
-
-__all__ = ["submit"]
+"""Where a run runs: this process, several local ones, or Slurm. `launcher` is the front door."""

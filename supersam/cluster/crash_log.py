@@ -1,4 +1,4 @@
-"""What a rank on a terminal says when it fails, in its log file too. No torch."""
+"""The log file of a rank, and what a rank on a terminal writes there when it fails. No torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
+
+
+def task_log(folder: Path, rank: int) -> Path:
+    """Return the file that takes what a rank on this machine prints."""
+    return folder / "logs" / f"task-{rank:05d}.log"
 
 
 def keep_crash_log(log: Path) -> None:
@@ -23,7 +28,7 @@ def keep_crash_log(log: Path) -> None:
 
 
 def write_crash_log(log: Path, text: str) -> None:
-    """Append to `log`; a disk without room takes no last words."""
+    """Append `text` to `log`; where the disk is full, say so on stderr instead."""
     try:
         with log.open("a", encoding="utf-8") as file:
             file.write(text.rstrip() + "\n")

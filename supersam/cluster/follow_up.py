@@ -95,8 +95,7 @@ def parse_words(folder: Path, words: Sequence[str]) -> BaseModel:
 
 def _parameters(run: TrainRun, asked: BaseModel, name: str) -> dict[str, Any]:
     """What the job asks for. What the command leaves open is as for the training."""
-    from supersam.cluster.search.job import search_parameters
-    from supersam.cluster.slurm.script import sbatch_parameters  # slow: they import submitit
+    from supersam.cluster.slurm.script import sbatch_parameters, search_parameters  # slow
 
     if isinstance(asked, SearchRun):
         ours = {

@@ -26,7 +26,7 @@ def main(folder: Path, words: Sequence[str], *, in_job: bool) -> int:
         return print_error(fault)
     asked = parse_words(folder, words)
     if in_job and isinstance(asked, SearchRun):
-        from supersam.cluster.search.job import search_in_job  # slow: it imports submitit
+        from supersam.cluster.search.supervisor import search_in_job  # slow: it imports submitit
 
         return exit_code(lambda search: search_in_job(search, folder), asked)
     module, _, function = ACTIONS[words[0]].partition(":")

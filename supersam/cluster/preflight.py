@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from supersam.cluster.batch import legal_node_counts, require_legal_world
 from supersam.cluster.follow_up import script_text
+from supersam.cluster.ranked_run import RankedRun, legal_node_counts, require_legal_world
 from supersam.cluster.slurm.commands import SlurmError, missing_slurm, run_command
 from supersam.config import ClusterConfig, TrainRun, UserError
 from supersam.config.cluster import minutes
@@ -21,11 +21,26 @@ _GAPS = 0.05
 """Share of a GPU's memory that the allocator may lose between its blocks."""
 
 
-def describe_submission(run: TrainRun, where: str, show: Callable[[str], None]) -> bool:
-    """The whole of `--dry-run`: configuration, script, findings, memory. Touches no file.
+def describe_ranked_run(run: RankedRun, where: str, show: Callable[[str], None]) -> bool:
+    """Show what `--dry-run` prints, each part as soon as it is known. Writes no file.
 
-    Each part is shown as soon as it is known. Returns whether no finding is an error.
+    Returns whether all findings are free of errors.
     """
+    if isinstance(run, TrainRun):
+        return _describe_training(run, where, show)
+    from supersam.design.files import describe_design
+
+    show(describe_design(run))
+    if where != "slurm":
+        return True
+    from supersam.cluster.slurm.script import sbatch_text
+
+    show(f"submitted would be\n\n{sbatch_text(run)}\npreflight")
+    return show_findings(check_slurm(run.cluster), show)
+
+
+def _describe_training(run: TrainRun, where: str, show: Callable[[str], None]) -> bool:
+    """Show configuration, script, findings and memory."""
     from supersam.runs.folder import describe_run
 
     on_slurm = where == "slurm"

@@ -1,18 +1,23 @@
-"""What every task of a job runs: the run of a folder, as the rank that the environment names."""
+"""One rank: the process that executes the run of a folder as the rank that its environment names.
+
+Slurm's tasks and the local ranks start here; `run_inline` is the part that needs no process of its
+own. Imports no torch until the run begins.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
 
-from supersam.cluster.crash_log import keep_crash_log, write_crash_log
-from supersam.cluster.launcher import run_inline, task_log
+from supersam.cluster.crash_log import keep_crash_log, task_log, write_crash_log
+from supersam.cluster.ranked_run import RankedRun, execute_ranked_run, load_ranked_run
 from supersam.cluster.rendezvous import join_step
-from supersam.cluster.tasks import Task, load_task
 from supersam.config import UserError
 from supersam.config.io import print_error
+from supersam.runtime.process import no_gc_while_importing
 
 
 def main(folder: Path) -> int:
@@ -24,7 +29,7 @@ def main(folder: Path) -> int:
     if started_by_slurm:
         os.chdir(os.environ["SLURM_SUBMIT_DIR"])  # relative paths of the run start there
     try:
-        run = load_task(folder)
+        run = load_ranked_run(folder)
         if started_by_slurm:
             os.environ.update(join_step(folder, os.environ) | _local_caches())
             _check_cores(run)
@@ -35,8 +40,24 @@ def main(folder: Path) -> int:
         return print_error(fault)
 
 
-def _check_cores(run: Task) -> None:
-    """Say on which cores this rank runs, and refuse too few: it would be slow without a word."""
+def run_inline(run: RankedRun) -> int:
+    """Execute the run in this process. Returns the exit code."""
+    with no_gc_while_importing():
+        from supersam.training.trainer import InterruptedRunError
+
+    try:
+        execute_ranked_run(run)
+    except InterruptedRunError as stop:
+        print(f"{stop}; run the same command to go on", file=sys.stderr)
+        return 128 + stop.signal
+    except KeyboardInterrupt:  # of a run that does not save at once, as its work is kept anyway
+        print("stopped; run the same command to go on", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 0
+
+
+def _check_cores(run: RankedRun) -> None:
+    """Print on which cores this rank runs. Raises UserError where they are too few for it."""
     cores = sorted(os.sched_getaffinity(0))
     code = Path(__file__).parents[2]
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
@@ -51,7 +72,7 @@ def _check_cores(run: Task) -> None:
 
 
 def _local_caches() -> dict[str, str]:
-    """Compiled kernels stay on the node: locks and stale handles of shared folders do harm."""
+    """Keep compiled kernels on the node: shared folders have stale handles and slow locks."""
     place = Path(tempfile.gettempdir()) / f"supersam-{os.getuid()}-{os.environ['SLURM_JOB_ID']}"
     names = ("TORCH_EXTENSIONS_DIR", "TRITON_CACHE_DIR")
     return {name: str(place / name.lower()) for name in names if name not in os.environ}

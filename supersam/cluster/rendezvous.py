@@ -7,19 +7,19 @@ import json
 import os
 import shutil
 import socket
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from supersam.config import UserError
 from supersam.runtime.atomic import write_json
+from supersam.runtime.waiting import wait_until
 
 _FOLDER = "rendezvous"
 DEADLINE_S = 300.0  # the slowest rank may still be reading Python from a cold file system
 
 
 def free_port(host: str = "") -> int:
-    """A TCP port on which this machine can listen now, on `host` or on all its addresses."""
+    """Return a TCP port on which this machine can listen now, on `host` or on all its addresses."""
     with contextlib.closing(socket.socket()) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
@@ -33,7 +33,7 @@ def clear_rendezvous(folder: Path) -> None:
 def join_step(
     folder: Path, environment: Mapping[str, str], *, deadline_s: float = DEADLINE_S
 ) -> dict[str, str]:
-    """This task's place, as `init_world` wants it, from what Slurm says of it.
+    """Return this task's place, as `init_world` wants it, from what Slurm says of it.
 
     Keyed by job, restart and step, so that a rank never meets those of an earlier attempt.
     """
@@ -44,8 +44,8 @@ def join_step(
         environment.get(name, "0")
         for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")
     )
-    meeting = folder / _FOLDER / f"{key}.json"
-    address, port = _choose(meeting) if rank == 0 else _read(meeting, deadline_s)
+    address_file = folder / _FOLDER / f"{key}.json"
+    address, port = _choose(address_file) if rank == 0 else _read(address_file, deadline_s)
     place = {
         "RANK": rank,
         "WORLD_SIZE": world_size,
@@ -58,25 +58,27 @@ def join_step(
     return {name: str(value) for name, value in place.items()}
 
 
-def _choose(meeting: Path) -> tuple[str, int]:
+def _choose(address_file: Path) -> tuple[str, int]:
     address, port = socket.gethostname(), free_port()
-    meeting.parent.mkdir(exist_ok=True)
-    write_json(meeting, {"address": address, "port": port})
+    address_file.parent.mkdir(exist_ok=True)
+    write_json(address_file, {"address": address, "port": port})
     return address, port
 
 
-def _read(meeting: Path, deadline_s: float) -> tuple[str, int]:
-    deadline = time.monotonic() + deadline_s
-    while time.monotonic() < deadline:
+def _read(address_file: Path, deadline_s: float) -> tuple[str, int]:
+    def look() -> tuple[str, int] | None:
         try:
-            values = json.loads(meeting.read_text(encoding="utf-8"))
+            values = json.loads(address_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             with contextlib.suppress(OSError):
-                os.listdir(meeting.parent)  # makes NFS look again
-            time.sleep(0.2)
-            continue
+                os.listdir(address_file.parent)  # makes NFS look again
+            return None
         return str(values["address"]), int(values["port"])
-    raise UserError(
-        f"rank 0 did not say within {deadline_s:g} s where to meet ({meeting}); see its log, and "
-        "whether all nodes share this folder"
-    )
+
+    found = wait_until(look, timeout_s=deadline_s)
+    if found is None:
+        raise UserError(
+            f"rank 0 did not say within {deadline_s:g} s where to meet ({address_file}); see its "
+            "log, and whether all nodes share this folder"
+        )
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 Value = TypeVar("Value")
@@ -22,3 +22,11 @@ def wait_until(check: Callable[[], Value], *, timeout_s: float, poll_s: float = 
         if result or left_s <= 0:
             return result
         time.sleep(min(poll_s, left_s))
+
+
+def growing_pauses(first_s: float, most_s: float) -> Iterator[float]:
+    """Yield `first_s`, then twice the pause before, up to `most_s`, without end."""
+    pause_s = first_s
+    while True:
+        yield pause_s
+        pause_s = min(2 * pause_s, most_s)

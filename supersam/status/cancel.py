@@ -7,14 +7,12 @@ import signal
 import socket
 from collections.abc import Sequence
 
-from supersam.cluster.slurm.queue import bounded
+from supersam.cluster.slurm.commands import SlurmError, cancel_job
 from supersam.config import UserError
 from supersam.config.files import CANCEL_FILE
 from supersam.health.records import Beat
 from supersam.runtime.process import is_same_process
 from supersam.status.run import RunRecord
-
-_SCANCEL_S = 30.0
 
 
 def cancel(record: RunRecord) -> str:
@@ -44,13 +42,13 @@ def _may_be_active(record: RunRecord) -> bool:
 
 def _cancel_job(record: RunRecord, *, gently: bool) -> str:
     """gently: the supervisor has the ranks save; Slurm itself would give them KillWait seconds."""
-    how = ("--batch", "--signal=USR2") if gently else ()
-    answer = bounded("scancel", *how, str(record.job_id), timeout_s=_SCANCEL_S)
-    if answer.fault is not None:
+    try:
+        cancel_job(str(record.job_id), gently=gently)
+    except SlurmError as fault:
         raise UserError(
-            f"job {record.job_id} could not be cancelled ({answer.fault}); it will not be "
-            "requeued. Repeat this when Slurm answers"
-        )
+            f"job {record.job_id} could not be cancelled ({fault}); it will not be requeued. "
+            "Repeat this when Slurm answers"
+        ) from fault
     if gently:
         return (
             f"asked job {record.job_id} to save and end; it will not be requeued. Repeat --cancel "

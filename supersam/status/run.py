@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from supersam.cluster.slurm.queue import Job, Queue
+from supersam.cluster.slurm.jobs import JobQueue, SlurmJob
 from supersam.cluster.slurm.restart_policy import reason_of_state
 from supersam.config import UserError, read_yaml
 from supersam.config.files import JOB_FILE, RUN_FILE
@@ -51,7 +51,7 @@ class RunRecord:
     saved_step: int
     """Step of the last checkpoint; 0 before the first."""
     cancelled: bool
-    job: Job | None
+    job: SlurmJob | None
     """The newest job, where Slurm knows it."""
     job_id: str | None
     fault: str | None = None
@@ -126,7 +126,7 @@ class RunRecord:
         return self.saved_step if self.status is None else self.status.step
 
 
-def read_record(folder: Path, queue: Queue) -> RunRecord:
+def read_record(folder: Path, queue: JobQueue) -> RunRecord:
     """Everything about the run of `folder`. Raises UserError where there is none to be read."""
     if not (folder / RUN_FILE).is_file():
         raise UserError(
@@ -138,7 +138,7 @@ def read_record(folder: Path, queue: Queue) -> RunRecord:
     return record
 
 
-def read_records(folders: Sequence[Path], queue: Queue) -> list[RunRecord]:
+def read_records(folders: Sequence[Path], queue: JobQueue) -> list[RunRecord]:
     """The same for several runs, with one question to Slurm. Of one that cannot be read, why."""
     events = {folder: read_attempts(folder) for folder in folders}
     ids = {folder: newest_job(folder, events[folder]) for folder in folders}
@@ -162,7 +162,7 @@ def is_alive(beat: Beat, heartbeat_s: float) -> bool:
 
 
 def _record(
-    folder: Path, events: list[AttemptEvent], job_id: str | None, jobs: dict[str, Job]
+    folder: Path, events: list[AttemptEvent], job_id: str | None, jobs: dict[str, SlurmJob]
 ) -> RunRecord:
     steps, heartbeat_s, fault = _asked_for(folder / RUN_FILE)
     status = read_status(folder)

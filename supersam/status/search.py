@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from supersam.cluster.slurm.queue import Job, Queue
+from supersam.cluster.slurm.jobs import JobQueue, SlurmJob
 from supersam.config.files import JOURNAL_FILE, PARETO_JSON, REPORT_FILE, SEARCH_FILE
 from supersam.runtime.jsonl import read_jsonl
 from supersam.runtime.tail import read_tail
@@ -40,7 +40,7 @@ class SearchRecord:
     """Whether a process of this host has the journal open to write."""
     seen: float | None
     """Time of the last trial."""
-    job: Job | None
+    job: SlurmJob | None
     """The newest job, where Slurm knows it."""
     job_id: str | None
     log: Path | None
@@ -97,14 +97,14 @@ def find_searches(root: Path) -> list[Path]:
     return [file.parent for file in sorted(files, key=lambda path: path.stat().st_mtime)]
 
 
-def read_searches(folders: Sequence[Path], queue: Queue) -> list[SearchRecord]:
+def read_searches(folders: Sequence[Path], queue: JobQueue) -> list[SearchRecord]:
     """Everything about the searches, with one question to Slurm. Of one that is unreadable, why."""
     ids = {folder: newest_job(folder, []) for folder in folders}
     jobs = queue.jobs(job_id for job_id in ids.values() if job_id is not None)
     return [_read(folder, ids[folder], jobs) for folder in folders]
 
 
-def _read(folder: Path, job_id: str | None, jobs: dict[str, Job]) -> SearchRecord:
+def _read(folder: Path, job_id: str | None, jobs: dict[str, SlurmJob]) -> SearchRecord:
     journal = folder / JOURNAL_FILE
     is_written_here = _is_locked(journal)
     asked, known, has_ended, fault = 0, 0, False, None

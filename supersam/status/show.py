@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from supersam.cluster.slurm.queue import Queue
+from supersam.cluster.slurm.jobs import JobQueue
 from supersam.config import StatusRun, UserError
 from supersam.config.files import SEARCH_FILE
 from supersam.config.io import print_error
@@ -36,7 +36,7 @@ _COLUMNS = ("RUN", "STATE", "STEP", "OF", "IMAGES/S", "LEFT", "MIOU", "TRY", "JO
 
 def show(options: StatusRun) -> int:
     """Do what the command line asks for. Returns the exit code."""
-    queue = Queue()
+    queue = JobQueue()
     try:
         with ends_with_reader():
             shown = _show(options, queue)
@@ -49,7 +49,7 @@ def show(options: StatusRun) -> int:
     return 0
 
 
-def _show(options: StatusRun, queue: Queue) -> Sequence[RunRecord | SearchRecord]:
+def _show(options: StatusRun, queue: JobQueue) -> Sequence[RunRecord | SearchRecord]:
     """Returns what was shown."""
     folder = options.folder
     if folder is None:
@@ -73,7 +73,7 @@ def _show(options: StatusRun, queue: Queue) -> Sequence[RunRecord | SearchRecord
     return [record]
 
 
-def _show_all(options: StatusRun, queue: Queue) -> Sequence[RunRecord | SearchRecord]:
+def _show_all(options: StatusRun, queue: JobQueue) -> Sequence[RunRecord | SearchRecord]:
     records = read_records(find_runs(options.root), queue)
     searches = read_searches(find_searches(options.root), queue)
     if options.json_:
@@ -246,7 +246,7 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
 
 
-def _follow(record: RunRecord, rank: int, queue: Queue) -> None:
+def _follow(record: RunRecord, rank: int, queue: JobQueue) -> None:
     """Print the rank's newest log file as it grows; a newer file takes over. Ends with the run."""
     folder = record.folder
     tail: LogTail | None = None

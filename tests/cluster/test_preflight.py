@@ -2,13 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from supersam.cluster import submit
+from supersam.cluster.launcher import submit
 from supersam.cluster.preflight import (
     check_memory,
     check_partition,
     check_run,
     describe_batch,
-    describe_submission,
+    describe_ranked_run,
 )
 from supersam.config import ClusterConfig, TrainRun
 from supersam.runs.folder import prepare_run_folder
@@ -113,7 +113,7 @@ def test_what_is_known_at_once_is_shown_before_a_steps_memory(monkeypatch, tmp_p
     values = {"data": {"source": "synthetic"}, "run": tmp_path / "run", "dry_run": True}
     shown: list[str] = []
     with pytest.raises(AskedError):
-        describe_submission(TrainRun.model_validate(values), "inline", shown.append)
+        describe_ranked_run(TrainRun.model_validate(values), "inline", shown.append)
     text = "\n".join(shown)
     for known in ("name: demo", "search space: ", "largest: ", "a checkpoint: ", " is writable"):
         assert known in text

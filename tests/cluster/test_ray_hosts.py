@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from supersam.cluster.search.ray_host import choose_ports, ray_command, read_meeting
+from supersam.cluster.search.ray_host import choose_ports, ray_command, read_head_address
 from supersam.config import UserError
 from supersam.search.ray.address import RayAddress, ray_environment, require_short
 
@@ -45,18 +45,18 @@ def test_ray_is_told_everything_it_would_guess():
 
 def test_a_head_that_never_appears_is_reported(tmp_path):
     with pytest.raises(UserError, match="did not appear within 0.3 s"):
-        read_meeting(tmp_path / "ray" / "1-0.json", deadline_s=0.3)
+        read_head_address(tmp_path / "ray" / "1-0.json", deadline_s=0.3)
 
 
 def test_the_token_is_for_the_user_alone(tmp_path):
-    from supersam.cluster.search.ray_host import _write_meeting
+    from supersam.cluster.search.ray_host import write_head_address
 
     with socket.socket() as server:
         server.bind((HOST, 0))
         server.listen()
         found = RayAddress(f"{HOST}:{server.getsockname()[1]}", "ss-1", "secret")
-        _write_meeting(tmp_path / "ray" / "1-0.json", found)
-        assert read_meeting(tmp_path / "ray" / "1-0.json") == found
+        write_head_address(tmp_path / "ray" / "1-0.json", found)
+        assert read_head_address(tmp_path / "ray" / "1-0.json") == found
     assert stat.S_IMODE((tmp_path / "ray" / "1-0.json").stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "ray").stat().st_mode) == 0o700
     assert ray_environment("secret")["RAY_AUTH_TOKEN"] == "secret"

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from supersam.cluster.rendezvous import clear_rendezvous, free_port, join_step
-from supersam.cluster.slurm.supervisor_lease import wait_for_silence, write_beat
+from supersam.cluster.slurm.supervisor_lease import renew_lease, wait_for_expiry
 from supersam.config import UserError
 
 
@@ -50,10 +50,10 @@ def test_an_earlier_meeting_is_forgotten(tmp_path):
 
 
 def test_a_beat_puts_off_the_silence(tmp_path):
-    write_beat(tmp_path)
+    renew_lease(tmp_path)
     began = time.monotonic()
-    later = threading.Timer(0.5, write_beat, [tmp_path])
+    later = threading.Timer(0.5, renew_lease, [tmp_path])
     later.start()
-    wait_for_silence(tmp_path, poll_s=0.02, silence_s=1.0)
+    wait_for_expiry(tmp_path, poll_s=0.02, expire_s=1.0)
     assert time.monotonic() - began >= 0.5 + 1.0
     later.join()

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from supersam.cluster import submit
 from supersam.cluster.follow_up import run_follow_up, script_text
 from supersam.cluster.follow_up_process import main
+from supersam.cluster.launcher import submit
 from supersam.cluster.slurm.script import sbatch_text
 from supersam.config import ClusterConfig, TrainRun
 

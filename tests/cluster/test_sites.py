@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from supersam.cluster.slurm.queue import Queue
+from supersam.cluster.slurm.jobs import JobQueue
 from tests.cluster.handle import PROJECT, DevCluster, wait_for
 from tests.cluster.tiny_run import status, why
 from tests.cluster.training import (
@@ -113,7 +113,7 @@ def test_accounting_answers_for_a_job_that_slurm_forgot(
         return failed_job not in accounting_cluster.run(listing).split()
 
     wait_for(forgotten, 180, what="slurmctld forgetting the job")
-    assert Queue().jobs([failed_job])[failed_job].state == "FAILED"
+    assert JobQueue().jobs([failed_job])[failed_job].state == "FAILED"
     detail = json.loads(status(folder, "--json", env=accounting_cluster.env).stdout)
     assert detail["job"]["state"] == "FAILED"
     assert "Slurm says FAILED" in why(folder, accounting_cluster.env)["text"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from supersam.cluster import submit
+from supersam.cluster.launcher import submit
 from supersam.cluster.search.job import submit_search
 from supersam.config import SearchRun, TrainRun
 from supersam.runs.folder import prepare_run_folder

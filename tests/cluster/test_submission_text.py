@@ -5,15 +5,13 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from supersam.cluster.batch import legal_node_counts, require_legal_world
+from supersam.cluster.ranked_run import legal_node_counts, require_legal_world
 from supersam.cluster.slurm.commands import (
     clean_environment,
-    job_facts,
     outside_allocation,
     own_job_id,
-    parse_job,
 )
-from supersam.cluster.slurm.queue import Job
+from supersam.cluster.slurm.jobs import SlurmJob, parse_job, read_job
 from supersam.cluster.slurm.script import sbatch_text, shell_safe_path
 from supersam.config import ClusterConfig, TrainRun, UserError
 from supersam.config.cluster import minutes
@@ -128,19 +126,19 @@ def test_only_world_sizes_that_divide_the_batch_are_legal():
         require_legal_world(run, 4)
 
 
-def test_the_facts_of_a_job_are_read_from_what_slurm_prints():
+def test_the_job_of_a_job_are_read_from_what_slurm_prints():
     line = (
         "JobId=3 JobName=x JobState=PENDING Reason=BeginTime Dependency=(null) Restarts=2 "
         "RunTime=00:10:00 TimeLimit=1-00:20:00 PreemptTime=None"
     )
-    facts = parse_job(line)
-    assert (facts.restarts, facts.is_active, facts.waits_for_begin_time, facts.preempted) == (
+    job = parse_job(line)
+    assert (job.restarts, job.is_active, job.waits_for_begin_time, job.preempted) == (
         2,
         True,
         True,
         False,
     )
-    assert facts.time_left_s == 86400 + 600
+    assert job.time_left_s == 86400 + 600
     assert parse_job(line.replace("1-00:20:00", "UNLIMITED")).time_left_s == float("inf")
 
 
@@ -154,7 +152,7 @@ def test_the_facts_of_a_job_are_read_from_what_slurm_prints():
 def test_a_job_that_is_told_of_its_time_limit_is_not_over(state, is_active):
     """Who follows it would leave, and another of its kind could be submitted."""
     assert parse_job(f"JobId=3 JobState={state} Reason=None").is_active == is_active
-    assert Job("3", state, "", "n1", "").is_active == is_active
+    assert SlurmJob("3", state, "", "n1", "").is_active == is_active
 
 
 def test_an_element_of_an_array_is_not_the_array(monkeypatch):
@@ -169,8 +167,8 @@ def test_an_element_of_an_array_is_not_the_array(monkeypatch):
 def test_an_array_is_active_while_one_of_its_elements_is(monkeypatch):
     lines = ["JobId=8 JobState=COMPLETED Reason=None", "JobId=7 JobState=RUNNING Reason=None"]
     monkeypatch.setattr(
-        "supersam.cluster.slurm.commands.run_command", lambda *_: "\n".join(lines) + "\n"
+        "supersam.cluster.slurm.jobs.run_command", lambda *_: "\n".join(lines) + "\n"
     )
-    facts = job_facts("7")
-    assert facts is not None
-    assert facts.is_active
+    job = read_job("7")
+    assert job is not None
+    assert job.is_active

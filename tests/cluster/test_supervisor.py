@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from supersam.cluster.slurm import srun as steps
+from supersam.cluster.slurm import srun
 from supersam.cluster.slurm.commands import (
     KilledCommandError,
     SlurmError,
@@ -19,7 +19,7 @@ from supersam.cluster.slurm.commands import (
     requeue,
     retry_slurm,
 )
-from supersam.cluster.slurm.submit import wait_for_end
+from supersam.cluster.slurm.follow import wait_for_end
 from supersam.cluster.slurm.supervisor import _Job
 from supersam.config import TrainRun, UserError
 from supersam.runs.attempts import read_attempts, start_attempt
@@ -37,10 +37,10 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm: Install) -> Iter
     run = TrainRun.model_validate({"run": tmp_path / "run", "data": data, "cluster": cluster})
     prepare_run_folder(run)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setattr(steps, "GRACE_S", 0)
+    monkeypatch.setattr(srun, "GRACE_S", 0)
     slurm("squeue", "echo n[1-2]")
     slurm("scontrol", f'[ "$1" = show ] && echo n1 n2 || echo "$@" >> {tmp_path}/asked')
-    slurm("sbatch", f"echo usher >> {tmp_path}/asked")
+    slurm("sbatch", f"echo release >> {tmp_path}/asked")
     signals = (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT)
     before = [signal.getsignal(number) for number in signals]
     yield _Job(run.folder)
@@ -54,7 +54,7 @@ def test_an_allocation_with_a_dead_host_goes_back_into_the_queue(
     """Slurm may hand out a host before it knows that it is dead: no attempt, and no fault."""
     slurm("sinfo", "echo n1 allocated; echo n2 down*")
     assert job._attempt_all() == 1
-    assert (tmp_path / "asked").read_text().splitlines() == ["usher", "requeue 7"]
+    assert (tmp_path / "asked").read_text().splitlines() == ["release", "requeue 7"]
     assert read_attempts(job.folder) == []
 
 

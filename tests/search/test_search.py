@@ -442,8 +442,8 @@ def test_a_job_gives_its_signals_to_its_search(run, tmp_path, monkeypatch):
 
     monkeypatch.setenv("SLURM_SUBMIT_DIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(search_job, "_hosts_of_ray", hosts)
-    monkeypatch.setattr(search_job, "read_meeting", lambda meeting: None)
+    monkeypatch.setattr(search_job, "ray_on_all_hosts", hosts)
+    monkeypatch.setattr(search_job, "read_head_address", lambda meeting: None)
     with pytest.raises(SystemExit) as ended:
         search_job.SearchSupervisor(str(asked.folder), str(tmp_path))()
     assert ended.value.code == 128 + signal.SIGTERM

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from supersam.cluster.slurm.queue import Queue
+from supersam.cluster.slurm.jobs import JobQueue
 from supersam.search.sweep import compare, expand, format_sweep, read_progress, volume_curves
 from supersam.status.search import read_searches
 from tests.search.tiny_search import search, tiny_search
@@ -58,7 +58,7 @@ def test_searches_are_compared_in_one_table(run, tmp_path):
     assert [row["trials"] for row in saved] == [4, 4]
     table = list(csv.DictReader((asked.folder / "sweep.csv").open()))
     assert [row["seed"] for row in table] == ["0", "1"]
-    told = read_searches([one.folder for one in searches[:2]], Queue())
+    told = read_searches([one.folder for one in searches[:2]], JobQueue())
     for row, status in zip(rows, told, strict=True):
         assert (row.trials, row.front, row.best_miou) == (
             status.trials,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from supersam.cluster.slurm.queue import Job, Queue
+from supersam.cluster.slurm.jobs import JobQueue, SlurmJob
 from supersam.health.heartbeat import Heartbeat
 from supersam.health.watchdog import HangReport
 from supersam.runs.attempts import AttemptEvent, end_attempt, start_attempt
@@ -54,7 +54,7 @@ def run_ranks(folder: Path, *works: str) -> None:
 
 
 def why(folder: Path) -> tuple[str, str]:
-    said = explain(read_record(folder, Queue()))
+    said = explain(read_record(folder, JobQueue()))
     assert "\n" not in said.text
     return said.kind, said.text
 
@@ -143,7 +143,7 @@ def test_before_rank_0_gives_a_sign_the_last_attempts_word_is_not_this_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_ranks(tmp_path, "heart.enter('stopped')")
-    monkeypatch.setattr(Queue, "jobs", lambda *_: {"7": Job("7", "RUNNING", "", "n1", "")})
+    monkeypatch.setattr(JobQueue, "jobs", lambda *_: {"7": SlurmJob("7", "RUNNING", nodes="n1")})
     start_attempt(tmp_path, job_id="7", hosts=["n1"], world_size=1)
     assert why(tmp_path) == ("running", "running: step 2 of 10 (20 %), starting")
 
@@ -152,7 +152,7 @@ def test_before_rank_0_gives_a_sign_the_last_attempts_word_is_not_this_ones(
 def lost_record(tmp_path: Path) -> RunRecord:
     """A run whose ranks n0 and n1 vanished on other hosts a while ago."""
     run_ranks(tmp_path, "os.kill(os.getpid(), 9)", "os.kill(os.getpid(), 9)")
-    record = read_record(tmp_path, Queue())
+    record = read_record(tmp_path, JobQueue())
     away = [replace(b, host=f"n{b.rank}", time=b.time - 3600 + b.rank) for b in record.beats]
     return replace(record, beats=away, job_id="7")
 
@@ -165,7 +165,7 @@ def event(attempt: int, kind: str, reason: str | None = None, step: int = 0) -> 
 
 
 def test_a_job_that_was_cancelled_without_a_word_is_no_open_attempt(lost_record: RunRecord) -> None:
-    job = Job("7", "CANCELLED", "", "n[0-1]", "")
+    job = SlurmJob("7", "CANCELLED", "", "n[0-1]", "")
     record = replace(lost_record, job=job, events=[event(1, "start")])
     said = explain(record)
     assert (said.kind, said.text.partition("; ")[2]) == ("cancelled", "saved at step 2")
@@ -175,7 +175,7 @@ def test_a_job_that_was_cancelled_without_a_word_is_no_open_attempt(lost_record:
 
 
 def test_slurm_knows_better_than_silence(lost_record: RunRecord) -> None:
-    job = Job("7", "OUT_OF_MEMORY", "", "n[0-1]", "")
+    job = SlurmJob("7", "OUT_OF_MEMORY", "", "n[0-1]", "")
     said = explain(replace(lost_record, job=job))
     assert said.kind == "out of memory"
     assert said.text.startswith("out of memory on n[0-1]: Slurm says OUT_OF_MEMORY of job 7")
@@ -234,9 +234,9 @@ def test_history_tells_what_earlier_attempts_went_through(lost_record: RunRecord
         event(2, "end", "preempted", 420),
         event(3, "start", step=420),
     ]
-    running = replace(lost_record, events=events, job=Job("7", "RUNNING", "", "n[0-1]", ""))
+    running = replace(lost_record, events=events, job=SlurmJob("7", "RUNNING", "", "n[0-1]", ""))
     assert explain(running).text.endswith("; preempted twice and resumed at step 420")
-    waiting = Job("7", "PENDING", "Resources", "", "2026-01-01T10:00:00")
+    waiting = SlurmJob("7", "PENDING", "Resources", "", "2026-01-01T10:00:00")
     pending = explain(replace(running, events=events[:4], job=waiting, saved_step=420))
     assert pending.text == (
         "in the queue as job 7: pending, reason Resources, expected start 2026-01-01T10:00:00; "
@@ -252,7 +252,7 @@ def test_a_stall_is_explained_by_whom_the_watchdog_named(lost_record: RunRecord)
 
 def test_a_running_process_of_another_program_is_not_taken_for_the_run(tmp_path: Path) -> None:
     run_ranks(tmp_path, "os.kill(os.getpid(), 9)")
-    record = read_record(tmp_path, Queue())
+    record = read_record(tmp_path, JobQueue())
     reused = [replace(beat, pid=os.getpid()) for beat in record.beats]
     assert replace(record, beats=reused).state == "lost"
 
@@ -261,11 +261,11 @@ def test_a_rank_killed_elsewhere_is_at_work_no_more_though_its_beat_is_fresh(
     tmp_path: Path,
 ) -> None:
     run_ranks(tmp_path, *["os.kill(os.getpid(), 9)"] * 2)
-    seen = read_record(tmp_path, Queue())
+    seen = read_record(tmp_path, JobQueue())
     beats = [replace(beat, host="elsewhere", time=time.time()) for beat in seen.beats]
     begun = replace(seen, beats=beats, events=[event(1, "start")], job_id="7")
     assert begun.state == "running"
-    over = Job("7", "OUT_OF_MEMORY", "", "elsewhere", "")
+    over = SlurmJob("7", "OUT_OF_MEMORY", "", "elsewhere", "")
     for ended in (
         replace(begun, job=over),
         replace(begun, events=[event(1, "start"), event(1, "end", "failed")]),

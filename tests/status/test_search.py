@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from supersam.cluster.slurm.queue import Job, Queue
+from supersam.cluster.slurm.jobs import JobQueue, SlurmJob
 from supersam.config import StatusRun
 from supersam.search.journal import Journal
 from supersam.search.pareto import write_front
@@ -41,10 +41,10 @@ def write_search(folder: Path, **results: object) -> None:
 
 
 def read(folder: Path, job_state: str | None = None) -> SearchRecord:
-    queue = Queue()
+    queue = JobQueue()
     if job_state is not None:
         (folder / "job.json").write_text('{"job_id": "7", "submitted": 1}', encoding="utf-8")
-        queue.jobs = lambda ids: {i: Job(i, job_state, "", "n1", "") for i in ids}
+        queue.jobs = lambda ids: {i: SlurmJob(i, job_state, "", "n1", "") for i in ids}
     return read_searches([folder], queue)[0]
 
 

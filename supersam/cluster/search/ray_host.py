@@ -1,8 +1,8 @@
 """One host of a search's Ray, as a task of a Slurm step: its ports, its folder, its start and end.
 
-`python -m supersam.cluster.search.ray_host MEETING HEAD` runs on every host of the step; the host
-named HEAD starts the head and writes to the file MEETING where it is, the others join it. The Ray
-ends when that file is removed; nothing of it is left on the host.
+`python -m supersam.cluster.search.ray_host FILE HEAD` runs on every host of the step; the host
+named HEAD starts the head and writes to FILE where it is, the others join it. The Ray
+ends when FILE is removed; nothing of it is left on the host.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pathlib import Path
 from supersam.config import UserError
 from supersam.config.io import print_error
 from supersam.runtime.atomic import atomic_file
+from supersam.runtime.waiting import wait_until
 from supersam.search.ray.address import (
     OBJECT_STORE_BYTES,
     RayAddress,
@@ -95,22 +96,25 @@ def ray_command(
     ]
 
 
-def read_meeting(meeting: Path, *, deadline_s: float = DEADLINE_S) -> RayAddress:
-    """Where the head is, once it listens. Raises UserError after `deadline_s`."""
-    deadline = time.monotonic() + deadline_s
-    while time.monotonic() < deadline:
-        if _is_there(meeting):
-            found = RayAddress(**json.loads(meeting.read_text(encoding="utf-8")))
-            if _listens(found.address):
-                return found
-        time.sleep(_POLL_S)
-    raise UserError(
-        f"the head of the search's Ray did not appear within {deadline_s:g} s ({meeting}); see "
-        "its log, and whether all nodes share this folder"
-    )
+def read_head_address(address_file: Path, *, deadline_s: float = DEADLINE_S) -> RayAddress:
+    """Return where the head is, once it listens. Raises UserError after `deadline_s`."""
+
+    def look() -> RayAddress | None:
+        if not _is_there(address_file):
+            return None
+        found = RayAddress(**json.loads(address_file.read_text(encoding="utf-8")))
+        return found if _listens(found.address) else None
+
+    found = wait_until(look, timeout_s=deadline_s, poll_s=_POLL_S)
+    if found is None:
+        raise UserError(
+            f"the head of the search's Ray did not appear within {deadline_s:g} s "
+            f"({address_file}); see its log, and whether all nodes share this folder"
+        )
+    return found
 
 
-def serve(meeting: Path, *, is_head: bool, key: str) -> int:
+def serve(address_file: Path, *, is_head: bool, key: str) -> int:
     """Start Ray on this host and stay until it ends or this task is told to end."""
     ip = socket.gethostbyname(socket.gethostname())
     tag = f"ss-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
@@ -122,26 +126,26 @@ def serve(meeting: Path, *, is_head: bool, key: str) -> int:
             ports = choose_ports(count, host=ip, key=f"{key}/{start}")
             if is_head:
                 found = RayAddress(f"{ip}:{ports[0]}", tag, token)
-                _write_meeting(meeting, found)
+                write_head_address(address_file, found)
             else:
-                found = read_meeting(meeting)
+                found = read_head_address(address_file)
             command = ray_command(
                 ports, ip=ip, folder=folder, tag=tag, head=None if is_head else found.address
             )
             print(f"{socket.gethostname()}: ports {ports[0]}-{ports[-1]}, folder {folder}")
-            code = _run_while(command, ray_environment(found.token), meeting=meeting)
+            code = _run_while(command, ray_environment(found.token), address_file=address_file)
             if code == 0:
                 return 0
             print(f"{socket.gethostname()}: ray start ended with {code}", file=sys.stderr)
         return 1
 
 
-def _run_while(command: Sequence[str], environment: dict[str, str], *, meeting: Path) -> int:
-    """Run until the file `meeting` is gone, and leave no process behind. Returns the exit code."""
+def _run_while(command: Sequence[str], environment: dict[str, str], *, address_file: Path) -> int:
+    """Run until `address_file` is gone, and leave no process behind. Returns the exit code."""
     child = subprocess.Popen(command, env=os.environ | environment, start_new_session=True)
     try:
         while child.poll() is None:
-            if not _is_there(meeting):
+            if not _is_there(address_file):
                 child.send_signal(signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(_END_S)
@@ -154,9 +158,9 @@ def _run_while(command: Sequence[str], environment: dict[str, str], *, meeting: 
         child.wait()
 
 
-def _is_there(meeting: Path) -> bool:
+def _is_there(address_file: Path) -> bool:
     with contextlib.suppress(OSError):
-        return meeting.name in os.listdir(meeting.parent)  # makes NFS look again
+        return address_file.name in os.listdir(address_file.parent)  # makes NFS look again
     return False
 
 
@@ -184,10 +188,10 @@ def _ending_on_signals() -> Iterator[None]:
     yield
 
 
-def _write_meeting(meeting: Path, found: RayAddress) -> None:
-    """For this user alone: it holds the token."""
-    meeting.parent.mkdir(mode=0o700, exist_ok=True)
-    with atomic_file(meeting) as temporary:
+def write_head_address(address_file: Path, found: RayAddress) -> None:
+    """Write where the head is, readable by this user alone: the file holds the token."""
+    address_file.parent.mkdir(mode=0o700, exist_ok=True)
+    with atomic_file(address_file) as temporary:
         temporary.touch(mode=0o600)
         temporary.write_text(json.dumps(asdict(found)), encoding="utf-8")
 
@@ -216,13 +220,13 @@ def _listens(address: str) -> bool:
         return False
 
 
-def main(meeting: Path, head: str) -> int:
+def main(address_file: Path, head: str) -> int:
     """Serve as the host that Slurm says this is. Returns the exit code."""
     names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")
     key = "-".join(os.environ.get(name, "0") for name in names)
     is_head = os.environ.get("SLURMD_NODENAME", socket.gethostname()) == head
     try:
-        return serve(meeting, is_head=is_head, key=key)
+        return serve(address_file, is_head=is_head, key=key)
     except UserError as fault:
         return print_error(fault)
 

@@ -1,18 +1,18 @@
-"""Hosts that a job does without: ranks hung on them lately, and others can be had."""
+"""Which hosts a job leaves out: those on which ranks hung lately, where enough others are left."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from supersam.cluster.ranked_run import RankedRun
 from supersam.cluster.slurm import commands as slurm
-from supersam.cluster.tasks import Task
 from supersam.health.bad_hosts import suspects
 
 _NARROWING = ("nodelist=", "reservation=", "nodefile=")
 
 
-def hosts_to_avoid(run: Task, partition: str | None) -> list[str]:
-    """Hosts of the partition (None: the default one) that `run` should leave out, and can."""
+def hosts_to_avoid(run: RankedRun, partition: str | None) -> list[str]:
+    """List hosts of the partition (None: the default) that `run` should leave out, and can."""
     hung = suspects(run.folder)
     if not hung or _is_narrowed(run):
         return []
@@ -24,17 +24,17 @@ def hosts_to_avoid(run: Task, partition: str | None) -> list[str]:
 
 
 def choose_avoided(hung: Collection[str], there: Sequence[str], *, needed: int) -> list[str]:
-    """Those of `there` that hung; none where the others are fewer than `needed`."""
+    """List those of `there` that hung; none where the others are fewer than `needed`."""
     avoided = [host for host in there if host in hung]
     return avoided if len(there) - len(avoided) >= needed else []
 
 
 def merge_hosts(excluded: str | None, avoided: Sequence[str]) -> str:
-    """A host list of what the user excludes and what is avoided."""
+    """Join what the user excludes and what is avoided to one host list."""
     return ",".join([*([] if excluded is None else [excluded]), *avoided])
 
 
-def _is_narrowed(run: Task) -> bool:
-    """Whether not every host of the partition would do: then what suffices is not known here."""
+def _is_narrowed(run: RankedRun) -> bool:
+    """Whether the job takes only some hosts of the partition: which, is not known here."""
     narrowing = [option for option in run.cluster.sbatch if option.startswith(_NARROWING)]
     return run.cluster.constraint is not None or bool(narrowing)

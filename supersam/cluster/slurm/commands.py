@@ -1,4 +1,7 @@
-"""Slurm's commands and what they tell, each with a limit on its time. No submitit, no torch."""
+"""Slurm's commands, each with a limit on its time: what hosts there are, what is done to a job.
+
+What Slurm says of jobs is in `jobs`. No submitit, no torch.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 from supersam.config import UserError
+from supersam.runtime.waiting import growing_pauses
 
 logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
@@ -23,14 +26,6 @@ _ANSWER_S = 600  # for a controller that is down to come back
 # What an enclosing allocation leaves behind would bind a new job to its cores, nodes and step.
 _INHERITED = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "PMI_", "PMI2_", "PMIX_")
 _KEPT = ("SLURM_CONF",)
-ENDED = frozenset(
-    {
-        *("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"),
-        *("DEADLINE", "OUT_OF_MEMORY", "REVOKED"),
-    }
-)
-"""States of a job that is over. In any other, also in one that later Slurms may name, it runs or
-waits: as for a moment in SIGNALING while it is told of its time limit."""
 _LOST = ("down", "drain", "fail", "not_responding", "unknown")
 
 
@@ -45,34 +40,8 @@ class KilledCommandError(SlurmError):
     """
 
 
-@dataclass(frozen=True)
-class JobFacts:
-    """What Slurm says of a job now."""
-
-    state: str
-    """PENDING, RUNNING, COMPLETING, CANCELLED, ..."""
-    reason: str
-    """Why it waits; `None` while it runs."""
-    restarts: int
-    """How often it was requeued."""
-    preempted: bool
-    """Whether a job of higher priority is taking its place."""
-    time_left_s: float
-    """Until its time limit; infinite without one."""
-
-    @property
-    def is_active(self) -> bool:
-        """Whether it runs, waits or is about to do so."""
-        return self.state not in ENDED
-
-    @property
-    def waits_for_begin_time(self) -> bool:
-        """Whether it was requeued and waits only for the time that Slurm makes it wait."""
-        return self.state == "PENDING" and self.reason == "BeginTime" and self.restarts > 0
-
-
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """`environment` without what an enclosing Slurm job has set."""
+    """Return `environment` without what an enclosing Slurm job has set."""
     return {
         name: value
         for name, value in environment.items()
@@ -93,13 +62,21 @@ def outside_allocation() -> Iterator[None]:
 
 
 def run_command(*words: str, timeout_s: float = _TIMEOUT_S, stdin: str = "") -> str:
-    """What a command of Slurm prints. Raises SlurmError with its message where it fails."""
+    """Run a command of Slurm and return what it prints. Raises SlurmError with its message."""
     try:
         done = subprocess.run(
-            words, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False
+            words,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
         )
     except FileNotFoundError:
         raise SlurmError(f"there is no {words[0]} on this machine") from None
+    except OSError as fault:
+        raise SlurmError(f"{words[0]}: {fault}") from fault
     except subprocess.TimeoutExpired:
         raise SlurmError(f"{words[0]} gave no answer within {timeout_s:g} s") from None
     if done.returncode < 0:
@@ -111,25 +88,23 @@ def run_command(*words: str, timeout_s: float = _TIMEOUT_S, stdin: str = "") -> 
 
 
 def retry_slurm(ask: Callable[[], Answer]) -> Answer:
-    """The answer of Slurm, also where its controller is away for some minutes."""
-    deadline, pause_s = time.monotonic() + _ANSWER_S, 1.0
+    """Return the answer of `ask`, asking again while the controller is away, for ten minutes."""
+    deadline, pauses = time.monotonic() + _ANSWER_S, growing_pauses(1.0, 15.0)
     while True:
         try:
             return ask()
+        except KilledCommandError:
+            time.sleep(0.2)
         except SlurmError as fault:
             if time.monotonic() > deadline:
                 raise
-            if isinstance(fault, KilledCommandError):
-                time.sleep(0.2)
-                continue
             logger.warning("Slurm does not answer (%s); asking again", fault)
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, 15.0)
+            time.sleep(next(pauses))
 
 
 @contextlib.contextmanager
 def slurm_errors_to_user() -> Iterator[None]:
-    """For a command that a user waits for: Slurm's silence is a message, not a traceback."""
+    """Turn a SlurmError of the block into a UserError, for commands that a user waits for."""
     try:
         yield
     except SlurmError as fault:
@@ -137,7 +112,7 @@ def slurm_errors_to_user() -> Iterator[None]:
 
 
 def missing_slurm() -> str | None:
-    """What keeps this machine from submitting to Slurm; None where nothing does."""
+    """Say what keeps this machine from submitting to Slurm; None where nothing does."""
     if shutil.which("sbatch") is None or shutil.which("scontrol") is None:
         return "there is no sbatch on this machine"
     try:
@@ -147,23 +122,8 @@ def missing_slurm() -> str | None:
     return None
 
 
-def job_facts(job_id: str) -> JobFacts | None:
-    """The state of a job; None where Slurm has forgotten it. Raises SlurmError without answer.
-
-    Of a whole array, an element that is still active where there is one.
-    """
-    try:
-        text = run_command("scontrol", "show", "job", "--oneliner", job_id)
-    except SlurmError as fault:
-        if "Invalid job id" in str(fault):
-            return None
-        raise
-    elements = [parse_job(line) for line in text.splitlines() if line.strip()]
-    return next((facts for facts in elements if facts.is_active), elements[-1])
-
-
 def own_job_id() -> str:
-    """This process's job, as Slurm's commands take it.
+    """Return the id of this process's job, as Slurm's commands take it.
 
     The last element of an array has the array's own number, by which commands mean all of it.
     """
@@ -172,35 +132,23 @@ def own_job_id() -> str:
 
 
 def whole_job(job_id: str) -> str:
-    """The array of an array's element; else the job itself."""
+    """Return the array of an array's element; else the job itself."""
     return job_id.partition("_")[0]
 
 
-def parse_job(text: str) -> JobFacts:
-    """The facts in a line of `scontrol show job --oneliner`."""
-    fields = dict(word.split("=", 1) for word in text.split() if "=" in word)
-    return JobFacts(
-        state=fields["JobState"],
-        reason=fields.get("Reason", "None"),
-        restarts=int(fields.get("Restarts", 0)),
-        preempted=fields.get("PreemptTime", "None") not in ("None", "N/A"),
-        time_left_s=_seconds(fields.get("TimeLimit", "")) - _seconds(fields.get("RunTime", "")),
-    )
-
-
 def job_hosts(job_id: str) -> list[str]:
-    """The hosts of a job's allocation now, in Slurm's order."""
+    """List the hosts of a job's allocation now, in Slurm's order."""
     compact = run_command("squeue", "--noheader", "--jobs", job_id, "--format=%N").strip()
     return expand_hosts(compact)
 
 
 def expand_hosts(expression: str) -> list[str]:
-    """The names in a host list such as n[1-3,7]."""
+    """List the names in a host list such as n[1-3,7]."""
     return run_command("scontrol", "show", "hostnames", expression).split()
 
 
 def partition_hosts(partition: str | None) -> list[str]:
-    """The hosts of a partition, of the default one for None, that are not down or drained."""
+    """List the hosts of a partition (None: the default) that are neither down nor drained."""
     listing = run_command("sinfo", "--noheader", "--Node", "--format=%R|%P|%N|%T")
     rows = [line.split("|") for line in listing.splitlines() if line.count("|") == 3]
     names = None if partition is None else set(partition.split(","))
@@ -212,7 +160,7 @@ def partition_hosts(partition: str | None) -> list[str]:
 
 
 def lost_hosts(hosts: list[str]) -> list[str]:
-    """Those of `hosts` that Slurm finds down or silent."""
+    """List those of `hosts` that Slurm finds down or silent."""
     if not hosts:
         return []
     listing = run_command(
@@ -220,6 +168,12 @@ def lost_hosts(hosts: list[str]) -> list[str]:
     )
     states = dict(line.split(maxsplit=1) for line in listing.splitlines())
     return [host for host in hosts if _is_lost(states.get(host, "unknown"))]
+
+
+def cancel_job(job_id: str, *, gently: bool) -> None:
+    """End a job. gently: its batch step is told to save and end by itself."""
+    how = ("--batch", "--signal=USR2") if gently else ()
+    run_command("scancel", *how, job_id)
 
 
 def requeue(job_id: str) -> None:
@@ -246,15 +200,3 @@ def _signal_name(number: int) -> str:
 
 def _is_lost(state: str) -> bool:
     return state.endswith("*") or state.lower().startswith(_LOST)
-
-
-def _seconds(text: str) -> float:
-    """Of D-HH:MM:SS; infinite for UNLIMITED and for what is no time."""
-    days, _, clock = text.rpartition("-")
-    parts = clock.split(":")
-    if not all(part.isdigit() for part in parts) or not (days or "0").isdigit():
-        return float("inf")
-    seconds = 0.0
-    for part in parts:
-        seconds = seconds * 60 + int(part)
-    return seconds + int(days or 0) * 86400

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from supersam.cluster.slurm.srun import GRACE_S
-from supersam.cluster.slurm.supervisor_lease import write_beat
+from supersam.cluster.slurm.supervisor_lease import renew_lease
 from supersam.config import WatchdogConfig
 from supersam.config.files import STALL_FILE
 from supersam.health.records import Beat, read_beats
@@ -77,7 +77,7 @@ class HangMonitor:
 
     def _can_write(self) -> bool:
         try:
-            write_beat(self._folder)
+            renew_lease(self._folder)
         except OSError:
             return False
         return True

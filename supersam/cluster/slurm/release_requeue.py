@@ -2,8 +2,8 @@
 
 That can be done only while the job is in the queue, when no process of it is left; one left behind
 on a node would break the rules of every site. So the supervisor, before it gives up its place,
-submits an usher: a job of one core and seconds. Where the site refuses it, or has no room for it,
-the job waits its time; `--wait`, or the command of the run once more, ends it too.
+submits a job of one core and seconds that does it. Where the site refuses that job, or has no room
+for it, the run waits its time; `--wait`, or the command of the run once more, ends the wait too.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import contextlib
 import logging
 import shlex
 import sys
-import time
 
+from supersam.cluster.ranked_run import RankedRun
 from supersam.cluster.slurm import commands as slurm
-from supersam.cluster.tasks import Task
+from supersam.cluster.slurm.jobs import read_job
+from supersam.runtime.waiting import wait_until
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +26,11 @@ _LIMIT_MIN = 2
 _DEADLINE_MIN = 4  # one that found no room by then is of no use
 
 
-def send_usher(run: Task, job_id: str, restarts: int) -> None:
-    """Submit the usher of a job that was requeued `restarts` times and is about to be again."""
+def submit_release(run: RankedRun, job_id: str, restarts: int) -> None:
+    """Submit the job that releases `job_id`, which is about to be requeued.
+
+    restarts: how often it was requeued before.
+    """
     folder = run.folder.absolute()
     command = [sys.executable, "-u", "-m", __name__, job_id, str(restarts)]
     code = shlex.quote(str(folder / "code"))
@@ -37,32 +41,34 @@ def send_usher(run: Task, job_id: str, restarts: int) -> None:
     site = {"partition": cluster.partition, "account": cluster.account, "qos": cluster.qos}
     options = [
         *(f"--{name}={value}" for name, value in site.items() if value is not None),
-        f"--job-name={run.name}-usher",
+        f"--job-name={run.name}-release",
         *("--ntasks=1", "--cpus-per-task=1", "--mem=256M", "--no-requeue"),
         *(f"--time={_LIMIT_MIN}", f"--deadline=now+{_DEADLINE_MIN}minutes"),
-        *(f"--output={folder / 'logs' / 'usher.log'}", "--open-mode=append"),
+        *(f"--output={folder / 'logs' / 'release.log'}", "--open-mode=append"),
     ]
     try:
         with slurm.outside_allocation():
             slurm.run_command("sbatch", *options, stdin=script)
     except slurm.SlurmError as fault:
-        logger.warning("no usher (%s): the job waits as long as Slurm makes it wait", fault)
+        logger.warning("no job to release this one (%s): it waits as long as Slurm says", fault)
 
 
-def usher(job_id: str, restarts: int) -> None:
+def release_when_requeued(job_id: str, restarts: int) -> None:
     """Wait until the job is in the queue again, and let it start."""
-    deadline = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < deadline:
+
+    def is_done() -> bool:
         with contextlib.suppress(slurm.SlurmError):  # a controller that is busy: again
-            facts = slurm.job_facts(job_id)
-            if facts is None or not facts.is_active:
-                return
-            if facts.restarts > restarts and facts.state != "COMPLETING":
-                if facts.waits_for_begin_time:
+            job = read_job(job_id)
+            if job is None or not job.is_active:
+                return True
+            if job.restarts > restarts and job.state != "COMPLETING":
+                if job.waits_for_begin_time:
                     slurm.end_begin_time_wait(job_id)
-                return
-        time.sleep(_POLL_S)
+                return True
+        return False
+
+    wait_until(is_done, timeout_s=_PATIENCE_S, poll_s=_POLL_S)
 
 
 if __name__ == "__main__":
-    usher(sys.argv[1], int(sys.argv[2]))
+    release_when_requeued(sys.argv[1], int(sys.argv[2]))

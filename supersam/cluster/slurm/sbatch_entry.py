@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from supersam.cluster.batch import require_legal_world
+from supersam.cluster.ranked_run import require_legal_world
 from supersam.cluster.slurm.supervisor import Supervisor
 from supersam.cluster.snapshot import snapshot_code
 from supersam.config import DEMO, TrainRun, UserError, parse_cli

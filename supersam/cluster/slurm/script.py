@@ -1,4 +1,4 @@
-"""What Slurm is asked for: a run as the parameters of submitit, and the script they make."""
+"""What Slurm is asked for: a run as parameters of submitit, and the script that they make."""
 
 from __future__ import annotations
 
@@ -7,25 +7,46 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import submitit
 from submitit.slurm.slurm import _make_sbatch_string  # the only way to see a script without Slurm
 
-from supersam.cluster.tasks import Task
-from supersam.config import ClusterConfig, UserError
+from supersam.cluster.ranked_run import RankedRun
+from supersam.config import ClusterConfig, SearchClusterConfig, SearchRun, UserError
 from supersam.config.cluster import minutes
 from supersam.config.files import JOB_FOLDER
 
 
-def sbatch_parameters(run: Task) -> dict[str, Any]:
-    """The parameters of submitit's Slurm executor for `run`."""
+def sbatch_parameters(run: RankedRun) -> dict[str, Any]:
+    """Return the parameters of submitit's Slurm executor for a training or a design."""
     nodes = (run.cluster.nodes or 1) + run.cluster.spare_nodes
     return {**batch_parameters(run.name, run.cluster, run.folder), "nodes": nodes, **_tasks(run)}
 
 
-def batch_parameters(name: str, cluster: ClusterConfig, folder: Path) -> dict[str, Any]:
-    """What a job of ours asks for, whatever it does, but its nodes and tasks.
+def search_parameters(run: SearchRun) -> dict[str, Any]:
+    """Return the parameters of submitit's Slurm executor for a search.
 
-    folder: the job's code and pickles are there.
+    Without --no-kill: where a host is lost the job is requeued, and the journal goes on. With it, a
+    job whose batch host is lost would stand still until its time is over. And never a range of
+    nodes, of which Slurm grants the fewest: `min_nodes` is for hosts that do not join.
+    """
+    cluster = with_all_nodes(run)
+    evaluators = cluster.evaluators_per_node or cluster.gpus_per_node or 1
+    return {
+        **batch_parameters(run.name, cluster, run.folder),
+        "nodes": cluster.nodes or 1,
+        "ntasks_per_node": 1,
+        "cpus_per_task": evaluators * (cluster.cpus_per_task or 1),
+    }
+
+
+def with_all_nodes(run: SearchRun) -> SearchClusterConfig:
+    """Return the search's place as Slurm is asked for it; see `search_parameters`."""
+    return run.cluster.model_copy(update={"min_nodes": None})
+
+
+def batch_parameters(name: str, cluster: ClusterConfig, folder: Path) -> dict[str, Any]:
+    """Return the submitit parameters common to all jobs; the caller adds nodes and tasks.
+
+    folder: holds the job's code and pickles.
     """
     return {
         "job_name": name,
@@ -46,13 +67,13 @@ def batch_parameters(name: str, cluster: ClusterConfig, folder: Path) -> dict[st
     }
 
 
-def sbatch_text(run: Task) -> str:
-    """The script that would be submitted for `run`, without Slurm."""
+def sbatch_text(run: RankedRun) -> str:
+    """Return the script that would be submitted for `run`, without Slurm."""
     return submitit_script(sbatch_parameters(run), run.folder)
 
 
 def submitit_script(parameters: dict[str, Any], folder: Path) -> str:
-    """The script of a job with these parameters of submitit, its code and pickles in `folder`."""
+    """Return the script of a job with these parameters; its code and pickles are in `folder`."""
     place = shell_safe_path(folder) / JOB_FOLDER
     command = f"{supervisor_python()} -u -m submitit.core._submit {shlex.quote(str(place))}"
     return str(_make_sbatch_string(command=command, folder=place, **parameters))
@@ -66,33 +87,24 @@ def script(
     setup: list[str],
     options: dict[str, str],
 ) -> str:
-    """The script of a job that runs `command`, its output in `folder`, with sbatch `options`."""
+    """Return the script of a job that runs `command`. folder: takes its output."""
     additional = parameters["additional_parameters"] | options
     parameters = parameters | {"setup": setup, "additional_parameters": additional}
     return str(_make_sbatch_string(command=f"exec {command}", folder=folder, **parameters))
 
 
-def build_executor(run: Task) -> submitit.SlurmExecutor:
-    """The executor of submitit for `run`; its folder exists."""
-    executor = submitit.SlurmExecutor(
-        run.folder.absolute() / JOB_FOLDER, python=supervisor_python()
-    )
-    executor.update_parameters(**sbatch_parameters(run))
-    return executor
-
-
 def supervisor_python() -> str:
-    """The batch script's Python, in the place of its shell: signals to the script reach it."""
+    """Return the batch script's Python; it replaces the shell, so that signals reach it."""
     return f"exec {shlex.quote(sys.executable)}"
 
 
-def cores_per_rank(run: Task) -> int:
-    """Cores of each rank: what was asked for, else one for it and one for each loader worker."""
+def cores_per_rank(run: RankedRun) -> int:
+    """Return the cores of a rank: as configured, else one for it and one per loader worker."""
     return run.cluster.cpus_per_task or run.loader_workers + 1
 
 
 def shell_safe_path(path: Path) -> Path:
-    """`path` absolute. Raises UserError where Slurm or a script would read more than a path."""
+    """Return `path` absolute. Raises UserError where a script would read it as more than a path."""
     path = path.absolute()
     odd = sorted(
         {char for char in str(path) if not char.isprintable() or char in "'\"\\$`%!#~&;<>|*?"}
@@ -102,7 +114,7 @@ def shell_safe_path(path: Path) -> Path:
     return path
 
 
-def _tasks(run: Task) -> dict[str, int]:
+def _tasks(run: RankedRun) -> dict[str, int]:
     each, cores = run.cluster.ranks_per_node, cores_per_rank(run)
     if run.cluster.min_nodes is None:
         return {"ntasks_per_node": each, "cpus_per_task": cores}
@@ -111,7 +123,7 @@ def _tasks(run: Task) -> dict[str, int]:
 
 
 def setup_lines(folder: Path) -> list[str]:
-    """The batch script's commands before Python; the job's code and pickles are in `folder`."""
+    """Return the batch script's commands before Python. folder: holds the job's code."""
     job_folder, code = shlex.quote(str(folder / JOB_FOLDER)), shlex.quote(str(folder / "code"))
     return [
         "trap '' USR2 TERM  # until Python is up and takes them",
@@ -128,7 +140,7 @@ def setup_lines(folder: Path) -> list[str]:
 
 
 def extra_options(cluster: ClusterConfig) -> dict[str, Any]:
-    """Options of sbatch that submitit has no name for."""
+    """Return the options of sbatch that submitit has no name for."""
     options: dict[str, Any] = dict(option.split("=", 1) for option in cluster.sbatch)
     options = {key: True if value == "true" else value for key, value in options.items()}
     # B: the supervisor alone gets the notice, and passes it on.

@@ -1,4 +1,4 @@
-"""The steps of a Slurm job, in srun's words: the ranks, the sentinels, a look from every node."""
+"""The steps of a Slurm job as lines of srun: ranks, lease watchers, a look from each node."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from supersam.cluster.ranked_run import RankedRun
 from supersam.cluster.slurm.script import cores_per_rank
-from supersam.cluster.tasks import Task
 from supersam.runtime.atomic import write_bytes
 
 GRACE_S = 30
@@ -31,8 +31,8 @@ echo "$SLURMD_NODENAME"
 """
 
 
-def rank_step(run: Task, hosts: Sequence[str], *, attempt: int) -> list[str]:
-    """The ranks of an attempt, in the run's folder."""
+def rank_step(run: RankedRun, hosts: Sequence[str], *, attempt: int) -> list[str]:
+    """Return the step with the ranks of an attempt."""
     folder, each = run.folder, run.cluster.ranks_per_node
     return [
         *_srun_on(hosts, each),
@@ -42,19 +42,19 @@ def rank_step(run: Task, hosts: Sequence[str], *, attempt: int) -> list[str]:
         f"--wait={GRACE_S}",
         "--kill-on-bad-exit=0",  # ranks that saved end one by one; --wait bounds it
         "--unbuffered",
-        f"--chdir={folder / 'code'}",  # the job goes back; see sbatch.py
+        f"--chdir={folder / 'code'}",  # `python -m` takes this code
         f"--output={folder / 'logs' / f'task-%5t.attempt-{attempt:03d}.log'}",
         *(sys.executable, "-u", "-m", "supersam.cluster.rank", str(folder)),
     ]
 
 
-def sentinel_step(run: Task, hosts: Sequence[str], *, job_id: str) -> list[str]:
-    """One sentinel on each host, see `orphans`."""
+def lease_watch_step(run: RankedRun, hosts: Sequence[str], *, job_id: str) -> list[str]:
+    """Return the step with one watcher per host, see `supervisor_lease`."""
     return [
         *_srun_on(hosts, 1),
         *("--no-kill", *_BESIDE),
         f"--chdir={run.folder / 'code'}",
-        f"--output={run.folder / 'logs' / 'sentinel-%t.log'}",
+        f"--output={run.folder / 'logs' / 'lease-%t.log'}",
         *(
             sys.executable,
             "-u",
@@ -67,7 +67,7 @@ def sentinel_step(run: Task, hosts: Sequence[str], *, job_id: str) -> list[str]:
 
 
 def hosts_that_miss(folder: Path, hosts: Sequence[str]) -> list[str]:
-    """Those of `hosts` that do not see what this host writes to `folder`."""
+    """List those of `hosts` that do not see what this host writes to `folder`."""
     token = secrets.token_hex(8)
     write_bytes(folder / _TOKEN, token.encode())
     look = ["sh", "-c", _LOOK, "look", str(folder / _TOKEN), token]
@@ -86,7 +86,7 @@ def hosts_that_miss(folder: Path, hosts: Sequence[str]) -> list[str]:
 
 
 def end_step(step: subprocess.Popen[bytes]) -> None:
-    """End a step's tasks for certain, stopped ones too."""
+    """End all tasks of a step, stopped ones too."""
     step.terminate()  # srun then kills its tasks
     try:
         step.wait(_END_S)
@@ -96,7 +96,7 @@ def end_step(step: subprocess.Popen[bytes]) -> None:
 
 
 def step_environment() -> dict[str, str]:
-    """This process's environment, for a step on fewer hosts than the allocation began with."""
+    """Return this process's environment for a step on fewer hosts than the allocation had."""
     stale = {f"SLURM_{name}" for name in _STALE} | set(_STALE_JOB)
     return {name: value for name, value in os.environ.items() if name not in stale}
 
@@ -105,7 +105,7 @@ _BESIDE = ("--overlap", "--mem=0", "--cpus-per-task=1")  # takes nothing from th
 
 
 def _srun_on(hosts: Sequence[str], each: int) -> list[str]:
-    """The beginning of a step with `each` tasks on every host."""
+    """Return the first words of a step with `each` tasks on every host."""
     return [
         "srun",
         f"--nodes={len(hosts)}",

@@ -14,14 +14,14 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from supersam.cluster.batch import legal_node_counts
+from supersam.cluster.ranked_run import legal_node_counts, load_ranked_run
 from supersam.cluster.rendezvous import clear_rendezvous
 from supersam.cluster.slurm import commands as slurm
-from supersam.cluster.slurm import srun as steps
+from supersam.cluster.slurm import srun
 from supersam.cluster.slurm.avoided_hosts import hosts_to_avoid, merge_hosts
 from supersam.cluster.slurm.hang_monitor import HangMonitor
-from supersam.cluster.slurm.queue import Queue
-from supersam.cluster.slurm.release_requeue import send_usher
+from supersam.cluster.slurm.jobs import JobQueue, SlurmJob, read_job
+from supersam.cluster.slurm.release_requeue import submit_release
 from supersam.cluster.slurm.restart_policy import (
     Action,
     Ending,
@@ -29,8 +29,7 @@ from supersam.cluster.slurm.restart_policy import (
     pick_hosts,
     reason_of_state,
 )
-from supersam.cluster.slurm.supervisor_lease import start_beating
-from supersam.cluster.tasks import load_task
+from supersam.cluster.slurm.supervisor_lease import keep_lease
 from supersam.config import UserError
 from supersam.config.io import USAGE_ERROR, print_error
 from supersam.health.bad_hosts import suspects
@@ -79,7 +78,7 @@ class _Job:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.run = load_task(folder)
+        self.run = load_ranked_run(folder)
         self.id = os.environ["SLURM_JOB_ID"]
         self.restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
         self.notice = False  # USR2: save, your time or your place ends
@@ -95,19 +94,19 @@ class _Job:
         self._require_shared_folder(hosts)
         if not self.run.cluster.may_lose_nodes:
             return self._attempt_all()
-        start_beating(self.folder)
-        sentinels = subprocess.Popen(
-            steps.sentinel_step(self.run, hosts, job_id=self.id),
-            env=steps.step_environment(),
+        keep_lease(self.folder)
+        watchers = subprocess.Popen(
+            srun.lease_watch_step(self.run, hosts, job_id=self.id),
+            env=srun.step_environment(),
             stderr=subprocess.DEVNULL,  # that it is ended at the end would read as a fault
         )
         try:
             return self._attempt_all()
         finally:
-            sentinels.terminate()
+            watchers.terminate()
 
     def _require_shared_folder(self, hosts: list[str]) -> None:
-        missing = steps.hosts_that_miss(self.folder, hosts)
+        missing = srun.hosts_that_miss(self.folder, hosts)
         if missing:
             names = ",".join(missing)
             raise UserError(
@@ -151,7 +150,7 @@ class _Job:
         events = read_attempts(self.folder)
         former = events[-1].job_id if events else None
         if former is not None and former != self.id:  # nothing requeues a job under another number
-            job = Queue().jobs([former]).get(former)
+            job = JobQueue().jobs([former]).get(former)
             return reason_of_state(None if job is None else job.state)
         hosts = sorted(set(events[-1].hosts)) if events else []
         return "node failure" if slurm.retry_slurm(lambda: slurm.lost_hosts(hosts)) else "requeued"
@@ -170,9 +169,9 @@ class _Job:
     def _run_ranks(self, started: AttemptEvent, hosts: list[str]) -> int | None:
         """Start the ranks and wait for them. Returns the exit code; None where nobody saw one."""
         clear_rendezvous(self.folder)
-        vigil = HangMonitor(self.folder, self.run.watchdog)
-        command = steps.rank_step(self.run, hosts, attempt=started.attempt)
-        step = subprocess.Popen(command, env=steps.step_environment())
+        monitor = HangMonitor(self.folder, self.run.watchdog)
+        command = srun.rank_step(self.run, hosts, attempt=started.attempt)
+        step = subprocess.Popen(command, env=srun.step_environment())
         save_until: float | None = None
         while step.poll() is None:
             time.sleep(_POLL_S)
@@ -183,8 +182,8 @@ class _Job:
             if save_until is not None and time.monotonic() > save_until and not self.ending:
                 logger.error("the ranks are stuck: they did not save in time")
                 return None
-            if vigil.detects_hang():
-                steps.end_step(step)
+            if monitor.detects_hang():
+                srun.end_step(step)
                 return STALLED
         code = 128 - step.returncode if step.returncode < 0 else step.returncode
         # srun also ends with 0 when Slurm ended the step under it; the last checkpoint is proof.
@@ -192,8 +191,8 @@ class _Job:
         return code if code != 0 or done else None
 
     def _inspect(self, code: int | None, hosts: list[str]) -> Ending:
-        facts = slurm.retry_slurm(lambda: slurm.job_facts(self.id))
-        requeued = facts is not None and facts.restarts > self.restarts
+        job = slurm.retry_slurm(lambda: read_job(self.id))
+        requeued = job is not None and job.restarts > self.restarts
         blamed = blame(self.folder) if code == STALLED else None
         return Ending(
             exit_code=code,
@@ -203,13 +202,13 @@ class _Job:
             if code != 0
             else (),
             noticed=self.notice,
-            preempted=facts is not None and self._is_preempted(facts),
+            preempted=job is not None and self._is_preempted(job),
             blamed_host=None if blamed is None else blamed.host,
         )
 
-    def _is_preempted(self, facts: slurm.JobFacts) -> bool:
-        early = facts.time_left_s > self.run.cluster.signal_delay_s + 60
-        return facts.preempted or (self.notice and early)  # Slurm may not say who needs the place
+    def _is_preempted(self, job: SlurmJob) -> bool:
+        early = job.time_left_s > self.run.cluster.signal_delay_s + 60
+        return job.preempted or (self.notice and early)  # Slurm may not say who needs the place
 
     def _decide(self, started: AttemptEvent, ending: Ending) -> Action:
         stalled = attempts_without_progress(read_attempts(self.folder), self.id)
@@ -243,7 +242,7 @@ class _Job:
 
     def _requeue(self) -> int:
         avoided = self._avoided()
-        send_usher(self.run, self.id, self.restarts)
+        submit_release(self.run, self.id, self.restarts)
         self.ending = False
         slurm.retry_slurm(lambda: slurm.requeue(self.id))
         if avoided:  # only now, as Slurm takes it of no running job
@@ -251,14 +250,14 @@ class _Job:
             hosts = merge_hosts(self.run.cluster.exclude, avoided)
             slurm.retry_slurm(lambda: slurm.exclude_hosts(self.id, hosts))
         # An exit before Slurm's TERM would be the job's own; to stay after it costs KillWait.
-        leave_at = time.monotonic() + steps.GRACE_S
+        leave_at = time.monotonic() + srun.GRACE_S
         while not self.ending and time.monotonic() < leave_at:
             time.sleep(_POLL_S)
         return 1
 
     def _exit(self, ending: Ending) -> int:
         if ending.requeued and ending.reason == "node failure":  # by Slurm, which leaves a moment
-            send_usher(self.run, self.id, self.restarts)
+            submit_release(self.run, self.id, self.restarts)
         return ending.exit_code if ending.exit_code in (0, USAGE_ERROR) else 1
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -110,7 +110,7 @@ def test_a_full_disk_is_no_evidence(scene: Scene, monkeypatch: pytest.MonkeyPatc
     def fail(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("supersam.cluster.slurm.hang_monitor.write_beat", fail)
+    monkeypatch.setattr("supersam.cluster.slurm.hang_monitor.renew_lease", fail)
     assert not scene.pass_time(10 * LIMIT_S)
     assert blame(scene.folder) is None
 

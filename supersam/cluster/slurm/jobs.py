@@ -1,0 +1,155 @@
+"""What Slurm says of jobs, as one record: from scontrol, or for many jobs from squeue and sacct.
+
+`read_job` raises where Slurm does not answer. `JobQueue` never does: it works without Slurm,
+without accounting and with the controller down, and turns what is wrong into one note.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import inf
+
+from supersam.cluster.slurm.commands import SlurmError, run_command
+
+ENDED = frozenset(
+    {
+        *("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"),
+        *("DEADLINE", "OUT_OF_MEMORY", "REVOKED"),
+    }
+)
+"""States of a job that is over. In any other, also in one that later Slurms may name, it runs or
+waits: as for a moment in SIGNALING while it is told of its time limit."""
+WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"})
+_SQUEUE = "%i|%T|%r|%N|%S"
+_SACCT = "JobID,State,Reason,NodeList,Start"
+_NOTHING = ("None", "N/A", "Unknown", "(null)", "None assigned")
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """One job as Slurm knows it."""
+
+    job_id: str
+    state: str
+    """Slurm's word: PENDING, RUNNING, COMPLETING, OUT_OF_MEMORY, ..."""
+    reason: str = ""
+    """Why it waits or ended, Slurm's word; empty where there is none."""
+    nodes: str = ""
+    """Slurm's node list."""
+    start: str = ""
+    """When it began or is expected to; empty where unknown."""
+    restarts: int = 0
+    """How often it was requeued; only `read_job` knows, as it does the fields that follow."""
+    preempted: bool = False
+    """Whether a job of higher priority is taking its place."""
+    time_left_s: float = inf
+    """Until its time limit; infinite without one."""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it runs, waits, or will by itself."""
+        return self.state not in ENDED
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is still, or again, in the queue."""
+        return self.state in WAITING
+
+    @property
+    def waits_for_begin_time(self) -> bool:
+        """Whether it was requeued and waits only for the time that Slurm makes it wait."""
+        return self.state == "PENDING" and self.reason == "BeginTime" and self.restarts > 0
+
+
+def read_job(job_id: str) -> SlurmJob | None:
+    """Ask the controller for a job; None where it has forgotten it. Raises SlurmError.
+
+    Of a whole array, an element that is still active where there is one.
+    """
+    try:
+        text = run_command("scontrol", "show", "job", "--oneliner", job_id)
+    except SlurmError as fault:
+        if "Invalid job id" in str(fault):
+            return None
+        raise
+    elements = [parse_job(line) for line in text.splitlines() if line.strip()]
+    return next((job for job in elements if job.is_active), elements[-1])
+
+
+def parse_job(text: str) -> SlurmJob:
+    """Read a line of `scontrol show job --oneliner`."""
+    fields = dict(word.split("=", 1) for word in text.split() if "=" in word)
+    return SlurmJob(
+        job_id=fields.get("JobId", ""),
+        state=fields["JobState"],
+        reason=_word(fields.get("Reason", "")),
+        nodes=_word(fields.get("NodeList", "")),
+        start=_word(fields.get("StartTime", "")),
+        restarts=int(fields.get("Restarts", 0)),
+        preempted=_word(fields.get("PreemptTime", "")) != "",
+        time_left_s=_seconds(fields.get("TimeLimit", "")) - _seconds(fields.get("RunTime", "")),
+    )
+
+
+class JobQueue:
+    """Asks Slurm for many jobs at once, and stops asking a part of it that does not answer."""
+
+    def __init__(self, *, timeout_s: float = 5.0) -> None:
+        self._timeout_s = timeout_s
+        self.note: str | None = None
+        """What the user should know of the answers; one line."""
+
+    def jobs(self, job_ids: Iterable[str]) -> dict[str, SlurmJob]:
+        """Return the jobs that Slurm knows, by id."""
+        wanted = sorted(set(job_ids))
+        if not wanted:
+            return {}
+        if shutil.which("squeue") is None:
+            self.note = "there is no Slurm here (no squeue): this is what the run wrote itself"
+            return {}
+        names = ",".join(wanted)
+        fields = ["--array", "--states=all", f"--format={_SQUEUE}"]  # a line for each element
+        found = self._ask("squeue", "--noheader", f"--jobs={names}", *fields)
+        missing = [job_id for job_id in wanted if job_id not in found]
+        return found | self._account(missing)
+
+    def _account(self, job_ids: list[str]) -> dict[str, SlurmJob]:
+        """Ask the accounting, which remembers what the controller has forgotten."""
+        if not job_ids or shutil.which("sacct") is None:
+            return {}
+        table = ["--noheader", "--parsable2", "--allocations", f"--format={_SACCT}"]
+        return self._ask("sacct", *table, f"--jobs={','.join(job_ids)}")
+
+    def _ask(self, *command: str) -> dict[str, SlurmJob]:
+        try:
+            text = run_command(*command, timeout_s=self._timeout_s)
+        except SlurmError as fault:
+            if command[0] == "squeue" and "Invalid job id" not in str(fault):  # forgotten
+                self.note = f"Slurm does not answer ({fault}): this is what the run wrote itself"
+            return {}
+        jobs = [_parse_row(line) for line in text.splitlines() if line.count("|") >= 4]
+        return {job.job_id: job for job in jobs}
+
+
+def _parse_row(line: str) -> SlurmJob:
+    job_id, state, reason, nodes, start = line.split("|")[:5]
+    word = state.split()[0]  # "CANCELLED by 1000"
+    return SlurmJob(job_id, word, reason=_word(reason), nodes=_word(nodes), start=_word(start))
+
+
+def _word(text: str) -> str:
+    return "" if text in _NOTHING else text
+
+
+def _seconds(text: str) -> float:
+    """Read D-HH:MM:SS; infinite for UNLIMITED and for what is not a time."""
+    days, _, clock = text.rpartition("-")
+    parts = clock.split(":")
+    if not all(part.isdigit() for part in parts) or not (days or "0").isdigit():
+        return inf
+    seconds = 0.0
+    for part in parts:
+        seconds = seconds * 60 + int(part)
+    return seconds + int(days or 0) * 86400
