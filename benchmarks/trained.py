@@ -21,7 +21,7 @@ from supersam.design.calibration import load_calibration
 from supersam.evaluation import SubnetPredictor, evaluate
 from supersam.model import SamSupernet
 from supersam.model.losses import subnet_loss
-from supersam.runs.folder import git_commit
+from supersam.runs.provenance import git_commit
 from supersam.runs.supernet import build_supernet
 from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World

@@ -1,13 +1,29 @@
-"""Names of the files and folders in a run's, a search's and a design's folder, each stated once.
+"""Names of the files and folders in the folder of a run, search or design, each stated once.
 
 The names are a contract: old folders stay readable, and other people's scripts rely on them.
 """
+
+from __future__ import annotations
+
+from pathlib import Path
 
 # A run's folder.
 RUN_FILE = "run.yaml"
 """The resolved run."""
 SPACE_FILE = "space.yaml"
 """The search space in force."""
+SUBNET_FILE = "subnet.json"
+"""Where a run trains one subnet alone: that subnet."""
+CHECKPOINTS = "checkpoints"
+"""Folder of the checkpoints, `step-000300` each."""
+LOGS = "logs"
+"""Folder of the logs, one a rank and attempt."""
+RESULTS = "results"
+"""Folder of evaluations (a file each) and searches (a folder each)."""
+DATA = "data"
+"""Folder of the shards that the run generated for itself."""
+METRICS_FILE = "metrics.jsonl"
+"""The scalars of the curves, a line for each step that wrote some."""
 TENSORBOARD = "tensorboard"
 """Folder of the curves; made when all is loaded and the first step begins."""
 HEARTBEATS = "heartbeats"
@@ -32,6 +48,10 @@ JOB_FILE = "job.json"
 """The job's id and when it was submitted."""
 JOB_FOLDER = "slurm"
 """Folder of its user alone: submitit's scripts and pickles, and the batch log."""
+CODE = "code"
+"""The package as it was at submission: later edits do not change a queued job."""
+COMMIT_FILE = "COMMIT"
+"""Beside that copy: the commit that it was copied from."""
 
 # A search's folder.
 SEARCH_YAML = "search.yaml"
@@ -45,3 +65,23 @@ PARETO_CSV = "pareto.csv"
 REPORT_FILE = "report.html"
 SWEEP_YAML = "sweep.yaml"
 """In a sweep's folder: what was asked for."""
+SWEEP_JSON = "sweep.json"
+SWEEP_CSV = "sweep.csv"
+"""The searches of a sweep in a table."""
+FIGURES = "figures"
+"""Folder of the figures of a design or a report."""
+
+# A design's folder, beside `RUN_FILE`.
+EVIDENCE_FILE = "evidence.json"
+"""Every number that the space rests on."""
+DESIGN_WEIGHTS = "weights.safetensors"
+"""The weights with the most important units first."""
+DESIGN_CONFIG = "train.yaml"
+"""Trains with that space and those weights."""
+DESIGN_CACHE = "cache"
+"""Folder of what was measured: nothing is measured twice."""
+
+
+def batch_log(folder: Path, job_id: str) -> Path:
+    """The log of a Slurm job's batch step, below the folder of its run or search."""
+    return folder / JOB_FOLDER / f"{job_id}_0_log.out"

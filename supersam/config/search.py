@@ -14,6 +14,7 @@ import tyro
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from supersam.config.cluster import ClusterConfig, Plain, SlurmTime
+from supersam.config.files import RESULTS
 from supersam.config.sections import Fraction, Section
 
 Flat = tyro.conf.arg(name="")
@@ -267,7 +268,7 @@ class SearchRun(Section):
     @property
     def folder(self) -> Path:
         """The search's folder."""
-        return self.out if self.out is not None else self.run / "results" / self.name
+        return self.out if self.out is not None else self.run / RESULTS / self.name
 
     @property
     def chunk_size(self) -> int:

@@ -20,7 +20,7 @@ from supersam.design import FunctionProbe, Sensitivity, UnitScores, prioritize_p
 from supersam.design.calibration import digest_batches
 from supersam.design.figures import draw_figures
 from supersam.model import SamSupernet, extract_subnet
-from supersam.runs.folder import git_commit, provenance, versions
+from supersam.runs.provenance import git_commit, provenance_comment, versions
 from supersam.runtime.atomic import atomic_file, write_bytes, write_json
 from supersam.runtime.device import peak_memory_gib
 from supersam.runtime.tensors import save_tensors
@@ -53,7 +53,7 @@ def prepare_design_folder(run: DesignRun) -> None:
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
         (run.folder / PROGRESS_FILE).unlink(missing_ok=True)
-        write_bytes(run.folder / RUN_FILE, f"{provenance()}{dump_run(run)}".encode())
+        write_bytes(run.folder / RUN_FILE, f"{provenance_comment()}{dump_run(run)}".encode())
     except OSError as fault:
         raise UserError(f"cannot write to {run.folder}: {fault}") from fault
 

@@ -21,13 +21,18 @@ from supersam.evaluation import EvalResult, SamModelPredictor, SubnetPredictor, 
 from supersam.export.check import check_images, max_difference
 from supersam.export.checkpoint import CARD, CARD_JSON
 from supersam.export.finetune import finetune, prepare_finetune
+from supersam.export.latency import describe_latency
 from supersam.export.model_card import ModelCard, card_text
 from supersam.export.onnx import Parity, export_onnx
 from supersam.export.plan import ExportPlan, is_there, plan_export
-from supersam.export.provenance import describe_latency, describe_start, describe_training_data
 from supersam.export.writer import export_subnet
 from supersam.model import SamSupernet
-from supersam.runs.folder import git_commit, versions
+from supersam.runs.provenance import (
+    describe_start,
+    describe_training_data,
+    git_commit,
+    versions,
+)
 from supersam.runs.supernet import load_supernet
 from supersam.runs.weights import find_weights
 from supersam.runtime.atomic import write_bytes

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from supersam.config import ExportRun, TrainRun, UserError
-from supersam.config.files import SPACE_FILE
+from supersam.config.files import SPACE_FILE, SUBNET_FILE
 from supersam.data.shards import open_held_out
 from supersam.export.checkpoint import CARD_JSON, ENCODER_ONNX
 from supersam.export.finetune import peak_rate
 from supersam.export.model_card import Identity
 from supersam.export.onnx import require_onnx
 from supersam.export.writer import damaged_files, require_free
-from supersam.runs.folder import SUBNET, validation_folders
+from supersam.runs.folder import validation_folders
+from supersam.runs.provenance import weights_id
+from supersam.runs.seen_data import SeenData, seen_in_training
 from supersam.runs.subnet_reference import find_subnet
 from supersam.runs.weights import WeightSource, find_weights, read_run
-from supersam.search.inputs import SeenData, seen_in_training, weights_id
 from supersam.space import SearchSpace, SubnetSpec, read_space, read_subnet, resolve_shape
 
 logger = logging.getLogger(__name__)
@@ -52,10 +53,10 @@ def plan_export(run: ExportRun) -> ExportPlan:
         raise UserError(f"{run.run} has no space.yaml; its training has not begun")
     space = read_space(run.run / SPACE_FILE, resolve_shape(train_run.model))
     spec = find_subnet(run.subnet, space, run=run.run)
-    if train_run.sandwich.only is not None and spec != read_subnet(run.run / SUBNET, space):
+    if train_run.sandwich.only is not None and spec != read_subnet(run.run / SUBNET_FILE, space):
         raise UserError(
             f"{run.run} trained one subnet alone, and {run.subnet} is another; name that one: "
-            f"--subnet {run.run / SUBNET}"
+            f"--subnet {run.run / SUBNET_FILE}"
         )
     source = find_weights(train_run, run.checkpoint)
     data = tuple(run.data or validation_folders(train_run))

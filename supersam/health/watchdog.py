@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from supersam.config import WatchdogConfig
-from supersam.config.files import STALL_FILE
+from supersam.config.files import LOGS, STALL_FILE
 from supersam.health.bad_hosts import Strike, add_strike
 from supersam.health.heartbeat import Heartbeat
 from supersam.health.records import Beat, read_beats
@@ -142,7 +142,7 @@ class Watchdog:
         os._exit(STALLED)  # the main thread cannot be asked
 
     def _dump_stacks(self) -> None:
-        path = self._heart.folder / "logs" / f"stacks-{self._heart.rank:05d}.txt"
+        path = self._heart.folder / LOGS / f"stacks-{self._heart.rank:05d}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             moment = time.strftime("%Y-%m-%d %H:%M:%S")

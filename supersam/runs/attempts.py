@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from supersam.config.files import ATTEMPTS_FILE, CANCEL_FILE, PROGRESS_FILE
+from supersam.config.files import ATTEMPTS_FILE, CANCEL_FILE, HEARTBEATS, LOGS, PROGRESS_FILE
 from supersam.health.records import saved_step
 from supersam.health.watchdog import STALLED
 from supersam.runtime.jsonl import append_jsonl, read_jsonl
@@ -141,7 +141,7 @@ def _ended(
 
 
 def _last_sign_of_life(folder: Path, started: AttemptEvent) -> float:
-    files = [*folder.glob("logs/*"), *folder.glob("heartbeats/*"), folder / PROGRESS_FILE]
+    files = [*folder.glob(f"{LOGS}/*"), *folder.glob(f"{HEARTBEATS}/*"), folder / PROGRESS_FILE]
     times = [file.stat().st_mtime for file in files if file.exists()]
     return max([started.time, *times])
 

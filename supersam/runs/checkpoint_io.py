@@ -1,7 +1,7 @@
 """Checkpoints that are complete or absent, verified, and free of the world size that wrote them.
 
 A checkpoint is a folder `step-000300`: tensors by name in safetensors files, one pair for each
-rank that wrote, and `CHECKPOINT_MANIFEST.json` with the hash of every file and everything else that resuming
+rank that wrote, and `MANIFEST.json` with the hash of every file and everything else that resuming
 needs. Each rank writes a part of the weights and its own share of the optimizer's moments, so that
 nothing is exchanged. It is written beside its place and renamed into it when every rank has
 finished.

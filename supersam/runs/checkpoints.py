@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from supersam.config.files import CHECKPOINT_MANIFEST, PROGRESS_FILE
 from supersam.config import UserError
+from supersam.config.files import CHECKPOINT_MANIFEST, CHECKPOINTS, PROGRESS_FILE
 from supersam.runtime.atomic import file_sha256
 from supersam.health.records import saved_step
 
@@ -60,7 +60,7 @@ class SavedCheckpoints:
     def __init__(self, folder: Path) -> None:
         """folder: the run's folder; its checkpoints are in its `checkpoints`."""
         self._run = folder
-        self._folder = folder / "checkpoints"
+        self._folder = folder / CHECKPOINTS
 
     def latest(self) -> tuple[Path, Manifest] | None:
         """The newest checkpoint whose files are all as they were written; None in a new run.

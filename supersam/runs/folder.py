@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import subprocess
 from pathlib import Path
 from typing import Any
 
-from supersam.config.files import CHECKPOINT_MANIFEST, RUN_FILE, SPACE_FILE
-from supersam import __version__
+from supersam.config.files import (
+    CHECKPOINT_MANIFEST,
+    CHECKPOINTS,
+    DATA,
+    RUN_FILE,
+    SPACE_FILE,
+    SUBNET_FILE,
+)
 from supersam.config import TrainRun, UserError, dump_run, load_run
 from supersam.data.manifest import read_manifest
 from supersam.runs.subnet_reference import find_subnet
 from supersam.runtime.atomic import write_bytes, write_json
 from supersam.health.records import saved_step
+from supersam.runs.provenance import provenance_comment
 from supersam.space import (
     SearchSpace,
     SubnetSpec,
@@ -24,11 +29,6 @@ from supersam.space import (
     space_yaml,
     subnet_cost,
 )
-
-COMMIT = "COMMIT"
-"""File beside a copied package: the commit that it was copied from."""
-SUBNET = "subnet.json"
-"""In the folder of a run that trains one subnet alone: that subnet."""
 
 # What a resumed run may change: where it runs, how often it reports, how long it is.
 _CHANGEABLE = ("run", "dry_run", "cluster", "checkpoint", "watchdog", "optim.steps", "data.workers")
@@ -49,10 +49,10 @@ def prepare_run_folder(run: TrainRun) -> SearchSpace:
     run = _settled(run, _saved(folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(folder / RUN_FILE, f"{provenance()}{dump_run(run)}".encode())
+        write_bytes(folder / RUN_FILE, f"{provenance_comment()}{dump_run(run)}".encode())
         write_bytes(folder / SPACE_FILE, space_yaml(space).encode())
         if only is not None:
-            write_json(folder / SUBNET, only.to_dict())
+            write_json(folder / SUBNET_FILE, only.to_dict())
     except OSError as fault:
         raise UserError(f"cannot write to {folder}: {fault}") from fault
     return space
@@ -76,8 +76,8 @@ def check_run_folder(run: TrainRun) -> tuple[SearchSpace, SubnetSpec | None]:
     if saved is not None:
         _require_same(saved, _settled(run, saved), folder)
         space = read_space(folder / SPACE_FILE, space.shape)
-        if only is not None and only != read_subnet(folder / SUBNET, space):
-            raise UserError(f"{folder} trains another subnet, {folder / SUBNET}")
+        if only is not None and only != read_subnet(folder / SUBNET_FILE, space):
+            raise UserError(f"{folder} trains another subnet, {folder / SUBNET_FILE}")
     elif folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no run; choose another --run DIR")
     return space, only
@@ -117,7 +117,7 @@ def _require_start(run: TrainRun) -> None:
     if not start.exists():
         raise UserError(f"--model.checkpoint {start} does not exist")
     is_checkpoint = not start.is_dir() or (start / CHECKPOINT_MANIFEST).is_file()
-    if not is_checkpoint and not list(start.glob(f"checkpoints/step-*/{CHECKPOINT_MANIFEST}")):
+    if not is_checkpoint and not list(start.glob(f"{CHECKPOINTS}/step-*/{CHECKPOINT_MANIFEST}")):
         raise UserError(
             f"--model.checkpoint {start} is a folder without checkpoints of a run; train that "
             "first, or name a file"
@@ -135,32 +135,7 @@ def _require_start(run: TrainRun) -> None:
 
 def validation_folders(run: TrainRun) -> list[Path]:
     """Where the held-out shards of a run are."""
-    return list(run.data.val) if run.data.source == "shards" else [run.folder / "data" / "val"]
-
-
-def versions() -> dict[str, str]:
-    """Versions of this software and of what its numbers depend on."""
-    names = ("torch", "deepspeed", "segment-anything", "numpy", "h5py")
-    return {"supersam": __version__, **{n: importlib.metadata.version(n) for n in names}}
-
-
-def git_commit() -> str:
-    """The commit of the code that runs, with a mark for uncommitted changes."""
-    copied_from = Path(__file__).parents[2] / COMMIT
-    if copied_from.is_file():
-        return copied_from.read_text(encoding="utf-8").strip()
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.strip() or "unknown"
-
-
-def provenance() -> str:
-    """Comment lines for a YAML file: commit and versions."""
-    lines = [f"git commit: {git_commit()}", *(f"{n} {v}" for n, v in versions().items())]
-    return "".join(f"# {line}\n" for line in lines)
+    return list(run.data.val) if run.data.source == "shards" else [run.folder / DATA / "val"]
 
 
 def _require_same(saved: TrainRun, asked: TrainRun, folder: Path) -> None:

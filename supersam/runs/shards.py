@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from supersam.config import SourceConfig, SyntheticConfig, TrainRun, UserError
+from supersam.config.files import DATA
 from supersam.data.convert import convert
 from supersam.data.partition import SampleOrder
 from supersam.data.shards import ShardReader, open_held_out
@@ -16,7 +17,7 @@ def prepare_data(run: TrainRun) -> tuple[list[Path], list[Path]]:
     """Folders of the training and validation shards; generated ones are made where missing."""
     if run.data.source == "shards":
         return list(run.data.train), list(run.data.val)
-    train = run.folder / "data" / "train"
+    train = run.folder / DATA / "train"
     convert(_synthetic_source(run.data.synthetic_train), train)
     (val,) = validation_folders(run)
     convert(_synthetic_source(run.data.synthetic_val), val)

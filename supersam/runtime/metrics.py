@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from supersam.config.files import TENSORBOARD
+from supersam.config.files import METRICS_FILE, TENSORBOARD
 from supersam.runtime.atomic import write_bytes
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class MetricWriter:
             return
         from torch.utils.tensorboard import SummaryWriter  # slow to import; rank 0 only
 
-        self._lines = folder / "metrics.jsonl"
+        self._lines = folder / METRICS_FILE
         _drop_later_lines(self._lines, first_step)
         self._board = SummaryWriter(
             str(folder / TENSORBOARD), purge_step=first_step or None, flush_secs=_FLUSH_S

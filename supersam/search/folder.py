@@ -9,7 +9,7 @@ from typing import Any
 
 from supersam.config import SearchRun, UserError, dump_run, load_run
 from supersam.config.files import JOURNAL_FILE, SEARCH_FILE, SEARCH_YAML
-from supersam.runs.folder import git_commit, versions
+from supersam.runs.provenance import git_commit, versions
 from supersam.runtime.atomic import write_bytes, write_json
 from supersam.search.inputs import SearchInputs
 from supersam.search.journal import read_journal

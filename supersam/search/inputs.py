@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from supersam.config import SearchRun, TrainRun, UserError
 from supersam.config.files import SPACE_FILE
-from supersam.data.identity import shared_sources
 from supersam.data.manifest import read_manifest
-from supersam.data.shards import ShardReader
 from supersam.runs.folder import validation_folders
+from supersam.runs.provenance import weights_id
+from supersam.runs.seen_data import SeenData, data_id, seen_in_training
 from supersam.runs.weights import WeightSource, find_weights, read_run
 from supersam.search.costs import require_feasible
 from supersam.search.searchers import Problem, build_searcher
 from supersam.space import SearchSpace, read_space, resolve_shape
-
-
-@dataclass(frozen=True)
-class SeenData:
-    """Whether training looked at the evaluation images."""
-
-    seen: bool | None
-    """Whether any evaluation image is in a training set; None where that is unknown."""
-    detail: str
-    """What was found, in words."""
 
 
 @dataclass(frozen=True)
@@ -93,34 +80,3 @@ def _require_distinct(folders: tuple[Path, ...]) -> None:
                 f"the evaluation data name {folders[place]} twice, so that its images would count "
                 "double; name each folder once"
             )
-
-
-def seen_in_training(run: TrainRun, source: WeightSource, folders: tuple[Path, ...]) -> SeenData:
-    """Compare the evaluation's images with the training's, whole sets first, then image by image.
-
-    Where shards of an old version do not hold their images' content, names decide.
-    """
-    trained_on = [] if source.manifest is None else source.manifest.data
-    readers = [ShardReader(folder) for folder in folders]
-    same = [str(f) for f, r in zip(folders, readers, strict=True) if r.fingerprint in trained_on]
-    if same:
-        return SeenData(True, f"{', '.join(same)} is a training set of this run")
-    train = list(run.data.train) if run.data.source == "shards" else [run.folder / "data" / "train"]
-    missing = [str(folder) for folder in train if not folder.is_dir()]
-    if missing:
-        return SeenData(None, f"training set {', '.join(missing)} is not here to compare with")
-    shared = shared_sources(readers, [ShardReader(folder) for folder in train])
-    found = f"{shared.images} evaluation images are in the training sets, compared {shared.how}"
-    return SeenData(shared.images > 0, found)
-
-
-def data_id(folders: Sequence[Path]) -> str:
-    """16 hex digits of the content of the evaluation shards."""
-    prints = [ShardReader(path).fingerprint for path in folders]
-    return hashlib.sha256("".join(prints).encode()).hexdigest()[:16]
-
-
-def weights_id(files: dict[str, str]) -> str:
-    """16 hex digits of a checkpoint's weights, from its manifest's hashes of files."""
-    weights = {name: digest for name, digest in files.items() if name.startswith("weights-")}
-    return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()[:16]

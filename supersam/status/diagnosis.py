@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from supersam.config.files import LOGS
 from supersam.health.records import Beat, Fault
 from supersam.status.logs import Finding, cause_of, find_signs, is_echo
 from supersam.status.run import RunRecord
@@ -200,7 +201,7 @@ def _last_start(record: RunRecord) -> float:
 
 
 def _logs(record: RunRecord) -> Path:
-    return record.folder / "logs"
+    return record.folder / LOGS
 
 
 def _short(where: str) -> str:

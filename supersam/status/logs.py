@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from supersam.config.files import JOB_FOLDER
+from supersam.config.files import JOB_FOLDER, LOGS
 from supersam.runtime.tail import read_tail
 
 _FILES = 64
@@ -88,7 +88,7 @@ def log_rank(path: Path) -> int | None:
 
 def _newest(folder: Path, since: float) -> list[Path]:
     dated = []
-    for path in (*(folder / "logs").rglob("*"), *(folder / JOB_FOLDER).glob("*")):
+    for path in (*(folder / LOGS).rglob("*"), *(folder / JOB_FOLDER).glob("*")):
         if path.suffix in (".log", ".out", ".err") and path.is_file():
             dated.append((path.stat().st_mtime, path))
     return [path for when, path in sorted(dated, reverse=True)[:_FILES] if when >= since]

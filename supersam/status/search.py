@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from supersam.cluster.slurm.jobs import JobQueue, SlurmJob
-from supersam.config.files import JOURNAL_FILE, PARETO_JSON, REPORT_FILE, SEARCH_FILE
+from supersam.config.files import (
+    JOURNAL_FILE,
+    LOGS,
+    PARETO_JSON,
+    REPORT_FILE,
+    RESULTS,
+    SEARCH_FILE,
+    batch_log,
+)
 from supersam.runtime.jsonl import read_jsonl
 from supersam.runtime.tail import read_tail
 from supersam.status.run import newest_job
@@ -93,7 +101,10 @@ class SearchRecord:
 
 def find_searches(root: Path) -> list[Path]:
     """Folders of the searches of the runs below `root`, also those of sweeps; the newest last."""
-    files = [*root.glob(f"*/results/*/{SEARCH_FILE}"), *root.glob(f"*/results/*/*/{SEARCH_FILE}")]
+    files = [
+        *root.glob(f"*/{RESULTS}/*/{SEARCH_FILE}"),
+        *root.glob(f"*/{RESULTS}/*/*/{SEARCH_FILE}"),
+    ]
     return [file.parent for file in sorted(files, key=lambda path: path.stat().st_mtime)]
 
 
@@ -169,8 +180,7 @@ def _last_fault(log: Path) -> str | None:
 
 def _find_log(folder: Path, job_id: str | None, *, is_here: bool) -> Path | None:
     """A job's log lies with the search, its sweep or its run; that of this machine with it."""
-    by_job = job_id is not None and not is_here
-    homes = [folder, *folder.absolute().parents[:2]] if by_job else []
-    logs = [home / "slurm" / f"{job_id}_0_log.out" for home in homes]
-    logs.append(folder / "logs" / "search.log")
+    homes = [] if is_here else [folder, *folder.absolute().parents[:2]]
+    logs = [] if job_id is None else [batch_log(home, job_id) for home in homes]
+    logs.append(folder / LOGS / "search.log")
     return next((log for log in logs if log.is_file()), None)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from supersam.config import StatusRun, UserError
+from supersam.config.files import LOGS
 from supersam.status.search import SearchRecord
 from supersam.status.table import ago, aligned, number
 
@@ -30,7 +31,7 @@ def show_search(search: SearchRecord, options: StatusRun) -> None:
         how = f"scancel {search.job_id}" if on_slurm else "end its command with Ctrl-C"
         raise UserError(f"{search.folder} is a search: {how}; nothing that it found is lost")
     if options.follow:
-        log = search.log or search.folder / "logs"
+        log = search.log or search.folder / LOGS
         raise UserError(f"{search.folder} is a search: follow it with tail -f {log}")
     if options.json_:
         print(json.dumps(search_summary(search)))

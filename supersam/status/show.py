@@ -12,7 +12,7 @@ from typing import Any
 
 from supersam.cluster.slurm.jobs import JobQueue
 from supersam.config import StatusRun, UserError
-from supersam.config.files import SEARCH_FILE
+from supersam.config.files import CHECKPOINTS, LOGS, SEARCH_FILE
 from supersam.config.io import print_error
 from supersam.health.bad_hosts import count_strikes
 from supersam.health.records import Beat
@@ -243,7 +243,7 @@ def _seen(record: RunRecord) -> float | None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted((folder / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
+    return sorted((folder / CHECKPOINTS).glob("step-*"), key=lambda path: int(path.name[5:]))
 
 
 def _follow(record: RunRecord, rank: int, queue: JobQueue) -> None:
@@ -268,5 +268,5 @@ def _follow(record: RunRecord, rank: int, queue: JobQueue) -> None:
 
 
 def _newest_log(folder: Path, rank: int) -> Path | None:
-    named = [p for p in (folder / "logs").rglob("*.log") if log_rank(p) == rank]
+    named = [p for p in (folder / LOGS).rglob("*.log") if log_rank(p) == rank]
     return max(named, key=lambda path: (path.stat().st_mtime, path.name), default=None)

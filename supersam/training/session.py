@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from supersam.config import TrainRun, UserError, dump_run
-from supersam.config.files import SPACE_FILE
+from supersam.config.files import SPACE_FILE, SUBNET_FILE
 from supersam.data.dataset import EvalDataset, ShardDataset
 from supersam.data.loader import TrainLoader, build_eval_loader, build_loader
 from supersam.health.heartbeat import Heartbeat
@@ -18,7 +18,7 @@ from supersam.health.watchdog import Watchdog
 from supersam.model import SamSupernet
 from supersam.runs.checkpoint_io import CheckpointManager, read_average, read_moments
 from supersam.runs.checkpoints import Manifest, TrainState
-from supersam.runs.folder import SUBNET, git_commit, versions
+from supersam.runs.provenance import git_commit, versions
 from supersam.runs.shards import build_order, open_data
 from supersam.runs.supernet import build_supernet, restore_supernet
 from supersam.runs.weights import read_run
@@ -225,7 +225,7 @@ class _Session:
 
 
 def _build_sandwich(run: TrainRun, space: SearchSpace) -> SandwichSampler:
-    only = None if run.sandwich.only is None else read_subnet(run.folder / SUBNET, space)
+    only = None if run.sandwich.only is None else read_subnet(run.folder / SUBNET_FILE, space)
     in_force = read_run(run.folder)  # a longer run begins its sandwich where the first one did
     return SandwichSampler(
         space,

@@ -2,8 +2,9 @@
 
 import time
 
-from supersam.export.provenance import describe_latency, describe_start, describe_training_data
+from supersam.export.latency import describe_latency
 from supersam.model import extract_subnet
+from supersam.runs.provenance import describe_start, describe_training_data
 from supersam.runs.weights import WeightSource
 
 

@@ -2,8 +2,8 @@
 
 from supersam.config import SourceConfig, TrainRun
 from supersam.data.convert import convert
+from supersam.runs.seen_data import seen_in_training
 from supersam.runs.weights import WeightSource
-from supersam.search.inputs import seen_in_training
 from tests.data.folders import make_sa1b
 
 
