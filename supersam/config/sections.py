@@ -148,12 +148,30 @@ class LossConfig(Section):
     """Weight of the best of the three multimask outputs; the single mask has weight 1."""
     iou_weight: float = Field(0.1, ge=0)
     """Weight of the squared error of the predicted IoU."""
+    label_weight: float = Field(1.0, ge=0)
+    """Weight of all of the above, which compare with annotated masks; 0 learns from `teacher`
+    alone."""
     distill: bool = False
-    """Smaller subnets also learn from the largest one of the same step (in-place)."""
+    """Smaller subnets also learn from the largest one of the same step (in-place); with `teacher`,
+    all of them learn from that instead."""
+    teacher: Path | None = None
+    """Another model of the family, frozen, from which every subnet also learns: its image
+    embedding, all its masks and its IoU estimates. A file in the format of `sam_vit_b_01ec64.pth`,
+    or the folder of a run or of one of its checkpoints; of any size."""
     distill_embedding_weight: float = Field(1.0, ge=0)
-    """Weight of the squared error of the image embedding against the largest subnet's."""
+    """Weight of the squared error of the image embedding against the teacher's."""
     distill_mask_weight: float = Field(1.0, ge=0)
-    """Weight of how far the single mask is from the largest subnet's, in [0, 1]."""
+    """Weight of how far the masks are from the teacher's, in [0, 1]: of the single mask, and of a
+    frozen teacher's other masks by `multimask_weight`."""
+
+    @model_validator(mode="after")
+    def _learns_from_something(self) -> LossConfig:
+        if self.label_weight == 0 and self.teacher is None:
+            raise ValueError(
+                "--loss.label-weight 0 leaves the largest subnet nothing to learn from; name a "
+                "frozen teacher with --loss.teacher CHECKPOINT"
+            )
+        return self
 
 
 class EngineConfig(Section):

@@ -15,8 +15,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from supersam.config import DesignRun, LossConfig, ModelConfig, TrainRun, UserError, load_run
-from supersam.config.files import RUN_FILE
+from supersam.config import DesignRun, LossConfig, ModelConfig, UserError
 from supersam.data.sample import Batch
 from supersam.data.shards import ShardReader
 from supersam.design import ScoreLoss, scan_sensitivity
@@ -26,14 +25,13 @@ from supersam.design.designer import design_space
 from supersam.design.files import Evidence, write_design
 from supersam.design.scores import embedding_loss
 from supersam.design.sensitivity import cache_content
-from supersam.model import Prediction, SamSupernet, load_sam
+from supersam.model import Prediction, SamSupernet
 from supersam.model.losses import subnet_loss
-from supersam.model.sam import infer_model, infer_shape, read_checkpoint
-from supersam.runs.supernet import build_supernet
+from supersam.runs.supernet import load_model
 from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World, barrier, close_world, init_world, share_cores
 from supersam.runtime.logging import setup_logging
-from supersam.space import SHAPES, describe_shape, published_space, resolve_shape
+from supersam.space import SHAPES, describe_shape
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -74,16 +72,12 @@ def design(run: DesignRun) -> None:
 
 
 def load_start(run: DesignRun) -> Start:
-    """The weights that `run.checkpoint` names, as a supernet, and what is known of them."""
-    if run.checkpoint.is_dir():
-        start = _start_from_run(run)
+    """Load the weights that `run.checkpoint` names as a supernet, and what is known of them."""
+    supernet, trained = load_model(run.checkpoint)
+    if trained is None:
+        start = Start(supernet, describe_shape(supernet.space.shape), None)
     else:
-        state = read_checkpoint(run.checkpoint)
-        shape = infer_shape(state)
-        if shape is None:
-            raise UserError(f"checkpoint {run.checkpoint} is {infer_model(state)}")
-        sam = load_sam(shape, run.checkpoint)
-        start = Start(SamSupernet(sam, published_space(shape)), describe_shape(shape), None)
+        start = Start(supernet, trained.model, trained.data.augment.crop_px)
     found = start.supernet.space.shape
     if run.model is not None and run.model not in SHAPES:
         raise UserError(f"--model {run.model!r} is not one of {', '.join(SHAPES)}; or leave it out")
@@ -124,19 +118,6 @@ def gather_evidence(
     )
     space = design_space(supernet.space.shape, scores, sensitivity, run.limits)
     return Evidence(scores, sensitivity, space, seconds, num_measured=len(cache) - before)
-
-
-def _start_from_run(run: DesignRun) -> Start:
-    folder = run.checkpoint
-    if not (folder / RUN_FILE).is_file():
-        raise UserError(
-            f"checkpoint {folder} is no run: it has no run.yaml; name a folder of runs/"
-        )
-    trained = load_run(TrainRun, folder / RUN_FILE)
-    model = trained.model.model_copy(update={"checkpoint": folder})
-    space = published_space(resolve_shape(model))
-    supernet = build_supernet(trained.model_copy(update={"model": model}), space)
-    return Start(supernet, trained.model, trained.data.augment.crop_px)
 
 
 def _load_calibration(run: DesignRun, start: Start) -> list[Batch]:

@@ -35,7 +35,11 @@ class LossTerms:
 def subnet_loss(
     prediction: Prediction, batch: Batch, config: LossConfig, *, teacher: Prediction | None
 ) -> LossTerms:
-    """The loss of one subnet; `teacher` is the largest subnet's prediction of the same batch."""
+    """Compute the loss of one subnet.
+
+    teacher: the prediction of the same batch by the frozen teacher that `config` names, or else by
+    the largest subnet; None for a subnet that learns from the annotated masks alone.
+    """
     target = batch.masks.float() / 255.0
     losses = _per_mask(config)(prediction.masks, target[:, :, None])  # (B, N, 4)
     best = losses[..., 1:].min(dim=-1).values
@@ -45,22 +49,41 @@ def subnet_loss(
     error = (prediction.ious - mask_iou(prediction.masks, target[:, :, None])).square()
     iou = mean_over_objects(error.mean(dim=-1), batch.valid)
 
-    total = mask + config.iou_weight * iou
+    total = config.label_weight * (mask + config.iou_weight * iou)
     if teacher is None:
         return LossTerms(total=total, mask=mask, iou=iou, distill=None)
-    distill = distillation_loss(prediction, teacher, batch, config)
+    compare = distillation_loss if config.teacher is None else teacher_loss
+    distill = compare(prediction, teacher, batch, config)
     return LossTerms(total=total + distill, mask=mask, iou=iou, distill=distill)
 
 
 def distillation_loss(
     student: Prediction, teacher: Prediction, batch: Batch, config: LossConfig
 ) -> Tensor:
-    """How far a subnet is from the largest one in image embedding and single mask; 0 if not."""
+    """Measure how far a subnet is from the largest one in image embedding and single mask."""
     embedding = F.mse_loss(student.embedding.float(), teacher.embedding.float().detach())
     masks = disagreement(student.masks[:, :, 0], teacher.masks[:, :, 0].detach())
     return (
         config.distill_embedding_weight * embedding
         + config.distill_mask_weight * mean_over_objects(masks, batch.valid)
+    )
+
+
+def teacher_loss(
+    student: Prediction, teacher: Prediction, batch: Batch, config: LossConfig
+) -> Tensor:
+    """Measure how far a subnet is from a frozen teacher in all that both predict.
+
+    That is the image embedding, the four masks and the IoU estimates. No annotation is used.
+    """
+    embedding = F.mse_loss(student.embedding.float(), teacher.embedding.float())
+    apart = disagreement(student.masks, teacher.masks)  # (B, N, 4)
+    masks = apart[..., 0] + config.multimask_weight * apart[..., 1:].mean(dim=-1)
+    ious = (student.ious - teacher.ious).square().mean(dim=-1)
+    return (
+        config.distill_embedding_weight * embedding
+        + config.distill_mask_weight * mean_over_objects(masks, batch.valid)
+        + config.iou_weight * mean_over_objects(ious, batch.valid)
     )
 
 

@@ -73,6 +73,8 @@ def check_run_folder(run: TrainRun) -> tuple[SearchSpace, SubnetSpec | None]:
             run.sandwich.only, space, run=_run_of_start(run), option="--sandwich.only"
         )
     saved = _saved(folder)
+    if saved is None:
+        _require_use_of_distillation(run)
     if saved is not None:
         _require_same(saved, _settled(run, saved), folder)
         space = read_space(folder / SPACE_FILE, space.shape)
@@ -87,6 +89,14 @@ def _saved(folder: Path) -> TrainRun | None:
     """What was asked for when the folder was made; None for a new one."""
     file = folder / RUN_FILE
     return load_run(TrainRun, file) if file.exists() else None
+
+
+def _require_use_of_distillation(run: TrainRun) -> None:
+    if run.loss.distill and run.sandwich.only is not None and run.loss.teacher is None:
+        raise UserError(
+            "--loss.distill with --sandwich.only: one subnet alone has no larger one to learn from; "
+            "name a frozen teacher with --loss.teacher CHECKPOINT, or leave --loss.distill out"
+        )
 
 
 def _settled(run: TrainRun, saved: TrainRun | None) -> TrainRun:
@@ -110,7 +120,12 @@ def _run_of_start(run: TrainRun) -> Path | None:
 
 
 def _require_start(run: TrainRun) -> None:
-    """Once a run has a checkpoint of its own, what it began from may be gone."""
+    """Raise where a teacher or what the run begins from is missing.
+
+    Once a run has a checkpoint of its own, what it began from may be gone.
+    """
+    if run.loss.teacher is not None and not run.loss.teacher.exists():
+        raise UserError(f"--loss.teacher {run.loss.teacher} does not exist")
     start = run.model.checkpoint
     if start is None or saved_step(run.folder) > 0:
         return

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from supersam.config.files import CHECKPOINT_MANIFEST
-from supersam.config import TrainRun, UserError
+from supersam.config.files import CHECKPOINT_MANIFEST, RUN_FILE
+from supersam.config import TrainRun, UserError, load_run
 from supersam.model import SamSupernet, load_sam
-from supersam.model.sam import build_sam
-from supersam.space import SearchSpace
+from supersam.model.sam import build_sam, infer_model, infer_shape, read_checkpoint
+from supersam.space import SearchSpace, published_space, resolve_shape
 from supersam.runs.checkpoint_io import read_average, read_weights
 from supersam.runs.checkpoints import Manifest, SavedCheckpoints, verify
 from supersam.runs.weights import WeightSource
@@ -25,6 +25,30 @@ def load_supernet(run: TrainRun, space: SearchSpace, source: WeightSource) -> Sa
     if source.path is None or source.manifest is None:
         return build_supernet(run, space).eval()
     return _restored(run, space, _weights_to_use(source.path, source.manifest)).eval()
+
+
+def load_model(checkpoint: Path) -> tuple[SamSupernet, TrainRun | None]:
+    """Load the whole model that a checkpoint holds, in evaluation mode, and the run it comes from.
+
+    checkpoint: a file in the format of `sam_vit_b_01ec64.pth`, whose run is None, or the folder of
+    a run or of one of its checkpoints. Raises UserError for anything else.
+    """
+    if not checkpoint.is_dir():
+        state = read_checkpoint(checkpoint)
+        shape = infer_shape(state)
+        if shape is None:
+            raise UserError(f"checkpoint {checkpoint} is {infer_model(state)}")
+        return SamSupernet(load_sam(shape, checkpoint), published_space(shape)), None
+    is_checkpoint = (checkpoint / CHECKPOINT_MANIFEST).is_file()
+    file = (checkpoint.parent.parent if is_checkpoint else checkpoint) / RUN_FILE
+    if not file.is_file():
+        raise UserError(
+            f"checkpoint {checkpoint} is not a run: it has no run.yaml; name a folder of runs/"
+        )
+    run = load_run(TrainRun, file)
+    model = run.model.model_copy(update={"checkpoint": checkpoint})
+    space = published_space(resolve_shape(model))
+    return build_supernet(run.model_copy(update={"model": model}), space).eval(), run
 
 
 def build_supernet(run: TrainRun, space: SearchSpace) -> SamSupernet:

@@ -20,7 +20,7 @@ from supersam.runs.checkpoint_io import CheckpointManager, read_average, read_mo
 from supersam.runs.checkpoints import Manifest, TrainState
 from supersam.runs.provenance import git_commit, versions
 from supersam.runs.shards import build_order, open_data
-from supersam.runs.supernet import build_supernet, restore_supernet
+from supersam.runs.supernet import build_supernet, load_model, restore_supernet
 from supersam.runs.weights import read_run
 from supersam.runtime.device import choose_device, computes_bf16, peak_memory_gib
 from supersam.runtime.distributed import World, close_world, init_world, share_cores
@@ -32,6 +32,7 @@ from supersam.space import SearchSpace, read_space, read_subnet, resolve_shape
 from supersam.training.engine import Engine, freeze_untrained, trainable_parameters
 from supersam.training.prioritizer import Prioritizer
 from supersam.training.sandwich import SandwichSampler
+from supersam.training.teacher import FrozenTeacher
 from supersam.training.telemetry import Telemetry
 from supersam.training.trainer import InterruptedRunError, Trainer
 from supersam.training.validation import Validator
@@ -124,6 +125,7 @@ class _Session:
             sandwich=self.sandwich,
             telemetry=telemetry,
             heart=self.heart,
+            teacher=self._build_teacher(),
             validator=validator,
             prioritizer=self._build_prioritizer(supernet, engine),
             save=lambda: self._save(supernet, engine, state),
@@ -153,6 +155,12 @@ class _Session:
         )
         self.heart.saved(state.step)
         logger.info("saved %s", path)
+
+    def _build_teacher(self) -> FrozenTeacher | None:
+        if self.run.loss.teacher is None:
+            return None
+        model, _ = load_model(self.run.loss.teacher)
+        return FrozenTeacher(model.to(self.device), self.space.shape)
 
     def _build_prioritizer(self, supernet: SamSupernet, engine: Engine) -> Prioritizer | None:
         if self.run.prioritize.when == "off":

@@ -1,8 +1,8 @@
 """What a training step will need of a device's memory, before there is a device.
 
 The real model takes a real step on fake tensors, which have shapes and no numbers; every storage is
-counted from its making to its end. Not counted are the allocator's gaps, what a kernel takes for
-itself, and the driver's context: about a gigabyte on a GPU.
+counted from its making to its end. Not counted are a frozen teacher, the allocator's gaps, what a
+kernel takes for itself, and the driver's context: about a gigabyte on a GPU.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from supersam.runtime.signals import StopFlag
 from supersam.training.engine import Engine
 from supersam.training.prioritizer import Prioritizer
 from supersam.training.sandwich import SandwichSampler
+from supersam.training.teacher import FrozenTeacher
 from supersam.training.telemetry import Telemetry
 from supersam.training.validation import Validator
 
@@ -52,6 +53,7 @@ class Trainer:
         sandwich: SandwichSampler,
         telemetry: Telemetry,
         heart: Heartbeat,
+        teacher: FrozenTeacher | None,
         validator: Validator | None,
         prioritizer: Prioritizer | None,
         save: Callable[[], None],
@@ -66,6 +68,7 @@ class Trainer:
         self.sandwich = sandwich
         self.telemetry = telemetry
         self.heart = heart
+        self.teacher = teacher
         self.validator = validator
         self.prioritizer = prioritizer
         self.save = save
@@ -149,9 +152,9 @@ class Trainer:
         device. Returns the losses by metric name, detached scalars.
         """
         losses: dict[str, Tensor] = {}
-        teacher: Prediction | None = None
         subnets = self.sandwich.draw(step)
         with self._autocast():
+            teacher = None if self.teacher is None else self.teacher.predict(batch)
             prefix = self.supernet.begin(batch.images, batch.sizes, subnets)
         for slot, subnet in zip(self.sandwich.slots(step), subnets, strict=True):
             with self.supernet.activated(subnet), self._autocast():

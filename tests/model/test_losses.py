@@ -1,6 +1,8 @@
 """Losses against plain references, and what they must not depend on."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -241,3 +243,29 @@ def test_the_teacher_gets_no_gradient():
     subnet_loss(prediction, batch, LossConfig(distill=True), teacher=teacher).total.backward()
     assert prediction.masks.grad is not None
     assert all(tensor.grad is None for tensor in vars(teacher).values())
+
+
+def test_a_frozen_teacher_is_followed_in_all_masks_and_estimates():
+    """In-place distillation compares the single mask alone."""
+    prediction, batch = random_case()
+    config = LossConfig(teacher=Path("teacher.pth"))
+    same = subnet_loss(prediction, batch, config, teacher=prediction)
+    assert float(same.distill) == 0.0
+    masks = prediction.masks.clone()
+    masks[:, :, 2] += 1.0
+    other = replace(prediction, masks=masks)
+    assert float(subnet_loss(prediction, batch, config, teacher=other).distill) > 1e-3
+    in_place = subnet_loss(prediction, batch, LossConfig(distill=True), teacher=other)
+    assert float(in_place.distill) == 0.0
+    other = replace(prediction, ious=prediction.ious + 1.0)
+    expected = pytest.approx(config.iou_weight, rel=1e-5)
+    assert float(subnet_loss(prediction, batch, config, teacher=other).distill) == expected
+
+
+def test_without_label_weight_the_teacher_alone_is_learned_from():
+    prediction, batch = random_case()
+    config = LossConfig(teacher=Path("teacher.pth"), label_weight=0.0)
+    other = replace(prediction, masks=prediction.masks + 0.5)
+    terms = subnet_loss(prediction, batch, config, teacher=other)
+    assert float(terms.total) == float(terms.distill) > 0
+    assert float(terms.mask) > 0

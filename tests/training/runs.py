@@ -81,6 +81,7 @@ def build_trainer(run: TrainRun, world: World, space: SearchSpace) -> Trainer:
             MetricWriter(None), world, every=1000, steps=100, first_step=0, heart=heart
         ),
         heart=heart,
+        teacher=None,
         validator=None,
         prioritizer=None,
         save=lambda: None,
