@@ -1,6 +1,6 @@
 """Time and memory of a design, by its parts, at a model's real sizes: random weights and images.
 
-python benchmarks/design_cost.py --model vit_b --images 1 --parts hash wanda measure prioritize
+python -m benchmarks.design_cost --model vit_b --images 1 --parts hash wanda measure prioritize
 
 Seconds by the clock and of a CPU (the same on a busy machine; on a GPU only the clock counts).
 On a CPU each part is measured in a process of its own, so that its peak memory is its own; on a GPU
@@ -16,12 +16,14 @@ import time
 from pathlib import Path
 
 import torch
-from trained import provenance, task_loss
 
+from benchmarks.in_turn import ROOT, provenance
+from supersam.config import LossConfig
 from supersam.data.sample import LABEL_BOX_MAX, LABEL_BOX_MIN, Batch
 from supersam.design import FunctionProbe, RemovalMeter, prioritize_parameters, score_units
 from supersam.design.sensitivity import cache_content
 from supersam.model import SamSupernet, load_sam
+from supersam.model.losses import subnet_loss
 from supersam.runtime.device import choose_device
 from supersam.space import SHAPES, published_space
 
@@ -40,9 +42,9 @@ def main():
             keep(args, rows)
     else:
         for part in args.parts:
-            command = [sys.executable, __file__, "--model", args.model, "--device", args.device]
-            command += ["--images", str(args.images), "--part", part]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            command = [sys.executable, "-m", "benchmarks.design_cost", "--model", args.model]
+            command += ["--device", args.device, "--images", str(args.images), "--part", part]
+            done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
             rows |= json.loads(done.stdout.splitlines()[-1])["parts"]
             print(part, rows[part], file=sys.stderr, flush=True)
             keep(args, rows)
@@ -97,6 +99,10 @@ def perform(part, supernet, batches):
     else:
         score_units(supernet, batches, score=part, loss=task_loss)
     return None
+
+
+def task_loss(prediction, batch):
+    return subnet_loss(prediction, batch, LossConfig(), teacher=None).total
 
 
 def random_batch(side, *, seed, prompts=8):

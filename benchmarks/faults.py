@@ -1,6 +1,6 @@
 """Seconds that faults cost a training on Slurm: the fault, its notice, the next step.
 
-python benchmarks/faults.py [--quick] [--hosts 8]
+python -m benchmarks.faults [--quick] [--hosts 8]
 
 Starts a cluster of its own with slurm/devcluster (root), trains the demo's model on it, and breaks
 things: a rank is killed, a rank is stopped, Slurm gives notice, the time limit comes, a host loses

@@ -1,7 +1,7 @@
 """What one GPU makes of SuperSAM, in under ten minutes: measured beside predicted.
 
-python benchmarks/gpu.py [--models vit_b vit_l vit_h] [--only PART ...] [--json FILE] [--gate]
-python benchmarks/gpu.py --toy          the same at toy size, also without a GPU
+python -m benchmarks.gpu [--models vit_b vit_l vit_h] [--only PART ...] [--json FILE] [--gate]
+python -m benchmarks.gpu --toy          the same at toy size, also without a GPU
 
 ceilings    the device's own: a bf16 matmul of 8192^3 on random numbers, a copy of 4 GiB
 encoder     largest and smallest subnet, forward and forward + backward: attention eager, sdpa,
@@ -18,15 +18,16 @@ that fails, for memory or a kernel that does not exist, says so in its row. With
 
 import argparse
 import json
+import statistics
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from gpu_device import Device, ceilings
-from in_turn import print_record
-from step_memory import random_batch
 
+from benchmarks.in_turn import print_record
+from benchmarks.step_memory import random_batch
 from supersam.config import LossConfig
 from supersam.model import SamSupernet
 from supersam.model.losses import subnet_loss
@@ -258,6 +259,57 @@ def misses(results):
         best = max(r.get("share_of_ceiling", 0) for n, r in rows.items() if "largest" in n)
         if best < SHARE_TARGETS[name]:
             yield f"{name}: encoder below {SHARE_TARGETS[name]:.0%} of the ceiling"
+
+
+class Device:
+    """The device that is measured, and its clock."""
+
+    def __init__(self, toy):
+        self.is_gpu = torch.cuda.is_available()
+        if not self.is_gpu and not toy:
+            raise SystemExit("no GPU is visible; --toy runs every part at toy size on the CPU")
+        self.device = torch.device("cuda" if self.is_gpu else "cpu")
+
+    def median_ms(self, call, rounds):
+        """Median of `rounds` calls after two unmeasured ones."""
+        for _ in range(2):
+            call()
+        return statistics.median(self._ms(call) for _ in range(rounds))
+
+    def _ms(self, call):
+        if not self.is_gpu:
+            started = time.perf_counter()
+            call()
+            return (time.perf_counter() - started) * 1e3
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    def fresh(self):
+        """Forget what was allocated, and its peak."""
+        if self.is_gpu:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak_gib(self):
+        return torch.cuda.max_memory_allocated() / 2**30 if self.is_gpu else None
+
+
+def ceilings(device, args):
+    """TFLOP/s of a large matmul and TB/s of a large copy (read and written bytes)."""
+    n, bytes_ = (256, 2**20) if args.toy else (8192, 2**32)
+    a, b = (torch.randn(n, n, device=device.device, dtype=torch.bfloat16) for _ in range(2))
+    matmul_ms = device.median_ms(lambda: a @ b, args.rounds)
+    source = torch.empty(bytes_, dtype=torch.uint8, device=device.device)
+    target = torch.empty_like(source)
+    copy_ms = device.median_ms(lambda: target.copy_(source), args.rounds)
+    found = {"tflops": 2 * n**3 / matmul_ms / 1e9, "tb_per_s": 2 * bytes_ / copy_ms / 1e9}
+    print(f"ceilings: {found['tflops']:.1f} TFLOP/s bf16, {found['tb_per_s']:.2f} TB/s")
+    return found
 
 
 def parse_args():

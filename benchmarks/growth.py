@@ -1,12 +1,13 @@
-"""How a sandwich step grows: time and memory over prompts, images and depth; bytes sent over ranks.
+"""How a sandwich step grows: over prompts, images and depth; bytes sent over ranks and subnets.
 
-python benchmarks/growth.py [--repeats 3] [--quick] [--gate]
+python -m benchmarks.growth [--repeats 3] [--quick] [--gate]
 
 Time is this process's CPU time of largest, smallest and a random subnet, forward and backward, of
 vit_t; memory the live tensors at the peak of the largest subnet's. Bytes sent are what one rank
-hands to collectives in one optimizer step of a small model with ZeRO-1, over real gloo processes.
-With --gate, exits with 1 where doubling a size more than doubles the memory, or a rank's bytes grow
-with the number of ranks by more than a tenth from 2 on.
+hands to collectives in one optimizer step of a small model with ZeRO-1, over real gloo processes;
+backward passes must hand over nothing: one reduction a sandwich, not one a subnet. With --gate,
+exits with 1 where doubling a size more than doubles the memory, a rank's bytes grow with the number
+of ranks by more than a tenth from 2 on, or with the number of random subnets at all.
 """
 
 import argparse
@@ -21,9 +22,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from in_turn import print_record
-from step_memory import peak_mib, random_batch
 
+from benchmarks.in_turn import print_record
+from benchmarks.step_memory import peak_mib, random_batch
 from supersam.config import EngineConfig, LossConfig, OptimConfig, SpaceConfig
 from supersam.model import SamSupernet, load_sam
 from supersam.model.losses import subnet_loss
@@ -47,12 +48,14 @@ def main():
         "images": {n: step_cost(args, images=n, prompts=8) for n in images},
         "depth": {n: step_cost(args, images=1, prompts=8, depth=n) for n in (3, 6, 12)},
         "ranks": {n: bytes_sent(n) for n in ((1, 2) if args.quick else (1, 2, 4, 8))},
+        "subnets": {n: bytes_sent(2, random_subnets=n) for n in (0, 1, 4)},
     }
     for name in ("prompts", "images", "depth"):
         for size, cost in results[name].items():
             print(f"{name:8}{size:4}{cost['cpu_s']:10.3f} CPU s{cost['peak_mib']:10.1f} MiB")
-    for size, sent in results["ranks"].items():
-        print(f"{'ranks':8}{size:4}{sent / 2**20:10.2f} MiB handed to collectives by a rank")
+    for name in ("ranks", "subnets"):
+        for size, sent in results[name].items():
+            print(f"{name:8}{size:4}{sent / 2**20:10.2f} MiB handed to collectives by a rank")
     print_record("growth", results)
     missed = list(gates(results))
     if args.gate and missed:
@@ -71,6 +74,8 @@ def gates(results):
     for size, sent in results["ranks"].items():
         if size > 2 and sent > 1.1 * results["ranks"][2]:
             yield f"bytes of {size} ranks"
+    if len(set(results["subnets"].values())) > 1:
+        yield "bytes over random subnets"
 
 
 def step_cost(args, *, images, prompts, depth=12):
@@ -99,14 +104,14 @@ def step_seconds(supernet, batch, subnets):
     return time.process_time() - started
 
 
-def bytes_sent(ranks):
+def bytes_sent(ranks, random_subnets=1):
     """Bytes that a rank hands to collectives in its second step, counted in real processes."""
     context = get_context("fork")
     answers = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store"
         processes = [
-            context.Process(target=count_bytes, args=(rank, ranks, store, answers))
+            context.Process(target=count_bytes, args=(rank, ranks, random_subnets, store, answers))
             for rank in range(ranks)
         ]
         for process in processes:
@@ -119,7 +124,7 @@ def bytes_sent(ranks):
         return max(answers.get() for _ in processes)
 
 
-def count_bytes(rank, ranks, store, answers):
+def count_bytes(rank, ranks, random_subnets, store, answers):
     """One rank: two steps of the engine, the bytes of the second to `answers`."""
     from supersam.training.engine import Engine
 
@@ -130,7 +135,7 @@ def count_bytes(rank, ranks, store, answers):
     optim = OptimConfig(global_batch=ranks)
     engine = Engine(supernet, optim, EngineConfig(), world_size=ranks)
     batch = random_batch(1, 2, SMALL.image_size)
-    subnets = SandwichSampler(space, seed=0, random_subnets=1).draw(0)
+    subnets = SandwichSampler(space, seed=0, random_subnets=random_subnets).draw(0)
     sent = count_collectives()
     for _ in range(2):
         sent.clear()
@@ -138,6 +143,7 @@ def count_bytes(rank, ranks, store, answers):
             with supernet.activated(subnet):
                 prediction = supernet(batch.images, batch.sizes, batch.points, batch.labels)
             engine.backward(subnet_loss(prediction, batch, LossConfig(), teacher=None).total)
+        assert not sent, "a backward pass exchanged something"
         engine.step()
     answers.put(sum(sent))
     dist.destroy_process_group()

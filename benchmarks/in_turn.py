@@ -57,6 +57,11 @@ def print_ratios(rows, sides):
 
 def print_record(name, results):
     """One line of JSON: the results, and where and how they came about."""
+    print(json.dumps({name: results, **provenance()}))
+
+
+def provenance():
+    """Where and how a result came about."""
     place = {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": commit(),
@@ -68,7 +73,7 @@ def print_record(name, results):
     }
     if torch.cuda.is_available():
         place["gpu"] = torch.cuda.get_device_name()
-    print(json.dumps({name: results, **place}))
+    return place
 
 
 def commit():

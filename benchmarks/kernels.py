@@ -1,17 +1,25 @@
-"""How the fused attention kernels are best cut up, on this GPU or, compiled only, on none.
+"""The model's own kernels: how attention is best cut up, and what the mask decoder's save.
 
-python benchmarks/attention_tiles.py [--shapes NAME ...] [--json FILE]     on a GPU
-python benchmarks/attention_tiles.py --compile-for 90 [80 ...] [--gate]    without one
+python -m benchmarks.kernels attention [--shapes NAME ...] [--json FILE]     on a GPU
+python -m benchmarks.kernels attention --compile-for 90 [80 ...] [--gate]    without one
+python -m benchmarks.kernels decoder [--grid 16] [--images 2] [--prompts 8] [--repeats 8]
+python -m benchmarks.kernels decoder --traffic [--grid 64] [--images 16]
 
-On a GPU: the ms of each kernel with the tiles in use beside the five best of all candidates, then
-forward and forward + backward of in_kernel beside sdpa, with the memory each needs on top. Without:
-registers, bytes spilled and shared memory of the kernels in use, as NVIDIA's assembler counts them
-for compute capabilities such as 80 (A100) and 90 (H100, H200); with --gate, exits with 1 where one
-spills or asks for more shared memory than a block may have.
+attention, on a GPU: the ms of each kernel with the tiles in use beside the five best of all
+candidates, then forward and forward + backward of in_kernel beside sdpa, with the memory each needs
+on top. Without: registers, bytes spilled and shared memory of the kernels in use, as NVIDIA's
+assembler counts them for compute capabilities such as 80 (A100) and 90 (H100, H200); with --gate,
+exits with 1 where one spills or asks for more shared memory than a block may have.
+
+decoder: segment-anything's operations against fused and folded ones, in turn: forward and backward
+of all masks, forward alone, and the single mask alone, on a CPU in float32. With --traffic nothing
+is computed: the GB that the operations of a forward and backward pass read and write in bfloat16
+are added up, each on its own, as a GPU executes them that is not compiled for.
 """
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -25,15 +33,26 @@ from pathlib import Path
 
 import torch
 import triton
-from in_turn import print_record
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.in_turn import CLOCKS, compare, print_ratios, print_record, time_in_turn
+from supersam.model import load_sam
 from supersam.model.attention import KERNELS
+from supersam.model.decoder import decode_masks, decode_single_masks
 from supersam.model.kernels import attention as triton_kernels
 from supersam.model.kernels import positions as triton_positions
+from supersam.model.kernels.decoder import EXACT, FOLDED, FUSED
 from supersam.model.kernels.launch import TILES, Tiles, constants, cut, term_cut, tiles_of
 from supersam.model.kernels.shapes import pitch
+from supersam.model.sam import build_sam
+from supersam.runtime.memory import keep_freed_memory
+from supersam.space import SHAPES as MODELS
+
+DECODERS = {"exact": EXACT, "fused": FUSED, "folded": FOLDED}
 
 GRID = 64
 SHAPES = {  # side of a window, heads, channels of a head, images
@@ -59,6 +78,10 @@ SHARED_LIMIT = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 
 def main():
     args = parse_args()
+    return attention(args) if args.question == "attention" else decoder(args)
+
+
+def attention(args):
     if args.compile_for:
         results = {f"sm_{arch}": compiled_for(arch, args) for arch in args.compile_for}
         faults = [fault for rows in results.values() for fault in rows["faults"]]
@@ -266,14 +289,100 @@ def median_ms(call, rounds):
     return statistics.median(times)
 
 
+def decoder(args):
+    torch.set_num_threads(1)
+    if args.traffic:
+        gigabytes = {name: traffic(kernels, args) / 1e9 for name, kernels in DECODERS.items()}
+        for name, each in gigabytes.items():
+            print(f"{name:8}{each:8.1f} GB")
+        print_record("decoder_traffic", gigabytes)
+        return 0
+    keep_freed_memory()
+    seconds = time_in_turn(decodings(args), args.repeats, clock=args.clock)
+    rows = {
+        name: compare(seconds[f"{name.split(',')[0]}, exact"], each)
+        for name, each in seconds.items()
+        if not name.endswith("exact")
+    }
+    rows["single, folded"] = compare(seconds["infer, exact"], seconds["single, folded"])
+    print_ratios(rows, ("exact", "other"))
+    print_record("decoder", rows)
+    return 0
+
+
+def decodings(args):
+    sam = load_sam("vit_t")
+    sam.prompt_encoder.image_embedding_size = (args.grid, args.grid)
+    modules = sam.mask_decoder, sam.prompt_encoder
+    embedding = torch.randn(args.images, 256, args.grid, args.grid, requires_grad=True)
+    tokens = torch.randn(args.images, args.prompts, 2, 256, requires_grad=True)
+    side = 4 * args.grid
+    weights = torch.randn(args.images, args.prompts, 4, side, side)
+
+    def train(kernels):
+        masks, ious = decode_masks(*modules, embedding, tokens, kernels=kernels)
+        ((masks * weights).sum() + ious.sum()).backward()
+
+    @torch.no_grad()
+    def infer(kernels, decode=decode_masks):
+        decode(*modules, embedding, tokens, kernels=kernels)
+
+    calls = {f"train, {name}": lambda k=kernels: train(k) for name, kernels in DECODERS.items()}
+    calls |= {f"infer, {name}": lambda k=kernels: infer(k) for name, kernels in DECODERS.items()}
+    for name, kernels in (("exact", EXACT), ("folded", FOLDED)):
+        calls[f"single, {name}"] = lambda k=kernels: infer(k, decode_single_masks)
+    return calls
+
+
+def traffic(kernels, args):
+    """Bytes that all operations of a forward and backward pass read and write in bfloat16."""
+    with FakeTensorMode(allow_non_fake_inputs=True), _Traffic() as counted:
+        sam = build_sam(MODELS["vit_t"])
+        sam.prompt_encoder.image_embedding_size = (args.grid, args.grid)
+        embedding = torch.empty(args.images, 256, args.grid, args.grid, requires_grad=True)
+        tokens = torch.empty(args.images, args.prompts, 2, 256)
+        counted.bytes = 0  # of the pass alone
+        with torch.autocast("cpu", torch.bfloat16):
+            masks, ious = decode_masks(
+                sam.mask_decoder, sam.prompt_encoder, embedding, tokens, kernels=kernels
+            )
+        (masks.sum() + ious.sum()).backward()
+    return counted.bytes
+
+
+class _Traffic(TorchDispatchMode):
+    """Adds up the bytes of what operations are given and give; views cost nothing."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view and func.namespace == "aten":
+            for value in tree_leaves((args, kwargs, result)):
+                if isinstance(value, torch.Tensor):
+                    sides = zip(value.shape, value.stride(), strict=True)
+                    count = math.prod(size for size, stride in sides if stride)  # not repeated
+                    self.bytes += count * value.element_size()
+        return result
+
+
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument("--compile-for", nargs="+", type=int, metavar="CAPABILITY")
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
-    parser.add_argument("--json", type=Path, help="write the results there, too")
-    parser.add_argument("--gate", action="store_true", help="exit with 1 where a kernel spills")
+    questions = parser.add_subparsers(dest="question", required=True)
+    tiles = questions.add_parser("attention")
+    tiles.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    tiles.add_argument("--compile-for", nargs="+", type=int, metavar="CAPABILITY")
+    tiles.add_argument("--rounds", type=int, default=12)
+    tiles.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
+    tiles.add_argument("--json", type=Path, help="write the results there, too")
+    tiles.add_argument("--gate", action="store_true", help="exit with 1 where a kernel spills")
+    masks = questions.add_parser("decoder")
+    masks.add_argument("--grid", type=int, default=16, help="tokens along a side of the image")
+    masks.add_argument("--images", type=int, default=2)
+    masks.add_argument("--prompts", type=int, default=8)
+    masks.add_argument("--repeats", type=int, default=8)
+    masks.add_argument("--traffic", action="store_true")
+    masks.add_argument("--clock", choices=CLOCKS, default="cpu")
     return parser.parse_args()
 
 

@@ -1,34 +1,42 @@
 """What a search costs beside the model, and what it saves against the published way.
 
-python benchmarks/search.py sharing   --run RUN   prefix sharing alone: with against without
-python benchmarks/search.py loop      --run RUN   subnets a minute against the published way
-python benchmarks/search.py overhead  --run RUN   Tune's time per trial, where the model takes none
-python benchmarks/search.py ranking   --run RUN   Kendall tau of IoU on logits and on originals
+python -m benchmarks.search sharing   --run RUN   prefix sharing alone: with against without
+python -m benchmarks.search loop      --run RUN   subnets a minute against the published way
+python -m benchmarks.search overhead  --run RUN   Tune's time per trial, where the model takes none
+python -m benchmarks.search ranking   --run RUN   Kendall tau of IoU on logits and on originals
 
-Each prints a table and, last, one line of JSON.
+Each prints a table and, last, one line of JSON. `overhead` sleeps in the place of the model: on a
+Ray of this machine, or, as the batch step of a Slurm job, on a Ray over all its hosts:
+
+sbatch --nodes=4 --ntasks-per-node=1 --cpus-per-task=1 --wrap "python -m benchmarks.search ..."
 """
 
 import argparse
-import json
+import contextlib
 import os
-import platform
+import socket
 import statistics
 import sys
 import tempfile
 import time
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from loader import write_loose
-from published_evaluation import PublishedSearch
-from search_overhead import measure_overhead
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.in_turn import print_record
+from benchmarks.loader import write_loose
+from benchmarks.published import PublishedSearch
+from supersam.cluster.search.ray_host import read_head_address
+from supersam.cluster.search.supervisor import ray_on_all_hosts
+from supersam.cluster.snapshot import snapshot_code
 from supersam.config import SearchRun
 from supersam.data.shards import ShardReader
 from supersam.model import extract_subnet
+from supersam.runtime.signals import StopFlag
 from supersam.search.ask_tell import cut_chunks
 from supersam.search.evaluator import (
     Chunk,
@@ -38,10 +46,15 @@ from supersam.search.evaluator import (
 )
 from supersam.search.images import chosen_images
 from supersam.search.inputs import find_inputs
-from supersam.search.journal import trial_key
+from supersam.search.journal import Journal, Trial, trial_key
+from supersam.search.plan import SearchPlan
 from supersam.search.predictor import kendall_tau
 from supersam.search.prefix import PrefixCache, cache_bytes, encode_each
+from supersam.search.ray.session import joined_ray, local_ray
 from supersam.search.searchers.evolution import breed
+
+SLEEP_S = 1.0
+STARTED = time.perf_counter()
 
 
 def main():
@@ -49,8 +62,7 @@ def main():
     torch.set_num_threads(args.threads)
     report = {"sharing": sharing, "loop": loop, "overhead": overhead, "ranking": ranking}
     result = report[args.question](args)
-    where = {"machine": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()}
-    print(json.dumps({f"search_{args.question}": result, **where}))
+    print_record(f"search_{args.question}", result)
 
 
 def sharing(args):
@@ -188,9 +200,98 @@ def scores(objective, specs, stage):
 
 
 def overhead(args):
-    """What Ray Tune adds to a one-second trial; see search_overhead.py."""
+    """The share of an evaluator's time between chunks, and seconds until the first result."""
     asked, basis, _ = prepare(args, load=False)
-    return measure_overhead(asked, basis)
+    times = []
+    # every host sees the run's folder
+    with tempfile.TemporaryDirectory(dir=asked.run) as folder, ray_here(asked, Path(folder)):
+        from supersam.search.tuner import evaluate_on_ray  # Ray reads its environment only once
+
+        journal = Journal(Path(folder) / "journal.jsonl")
+        evaluate_on_ray(
+            asked,
+            basis.source,
+            SearchPlan(asked, basis, journal),
+            stop=StopFlag(),
+            on_trials=lambda new: times.append(time.perf_counter()),
+            evaluator=sleeping_evaluator(),
+        )
+    spans = [(t.host, t.metrics["begin_s"], t.metrics["end_s"]) for t in journal]
+    gaps, busy = idle_time({span for span in spans if span[1] > min(s[2] for s in spans)})
+    first = times[0] - STARTED
+    evaluators = len({host for host, _, _ in spans})
+    hosts = len({host.rpartition("/")[0] for host, _, _ in spans})
+    print(f"{len(journal)} trials of {SLEEP_S:g} s, {evaluators} evaluators on {hosts} host(s)")
+    print(f"overhead {100 * gaps / busy:.2f} %; first result after {first:.1f} s")
+    return {
+        "overhead": gaps / busy,
+        "first_result_s": first,
+        "trials": len(journal),
+        "hosts": hosts,
+    }
+
+
+@contextlib.contextmanager
+def ray_here(asked, folder):
+    """This process has joined a Ray."""
+    if "SLURM_JOB_ID" not in os.environ:
+        with local_ray(asked):
+            yield
+        return
+    snapshot_code(folder)
+    nodes = int(os.environ["SLURM_JOB_NUM_NODES"])
+    with (
+        ray_on_all_hosts(folder, folder) as meeting,
+        joined_ray(partial(read_head_address, meeting), nodes=(nodes, nodes)),
+    ):
+        yield
+
+
+def idle_time(chunks):
+    """Seconds between the chunks of each evaluator, and in them."""
+    gaps = busy = 0.0
+    for host in {host for host, _, _ in chunks}:
+        mine = sorted((begin, end) for h, begin, end in chunks if h == host)
+        busy += sum(end - begin for begin, end in mine)
+        gaps += sum(after[0] - before[1] for before, after in pairwise(mine))
+    return gaps, busy
+
+
+def sleeping_evaluator():
+    """An evaluator whose trials take a second each and no processor."""
+    from supersam.search.tuner import Evaluator
+
+    class Sleeping(Evaluator):
+        def setup(self, config, desk, asked, source, evaluators, place):
+            self._desk = desk
+
+        def evaluate(self, chunk):
+            begin = time.time()
+            time.sleep(SLEEP_S * len(chunk.requests))
+            end = time.time()
+            return [made_up_trial(job, begin, end) for job in chunk.requests]
+
+    return Sleeping
+
+
+def made_up_trial(job, begin, end):
+    widths = sum(job.spec.mlp_widths)
+    return Trial(
+        **{name: getattr(job, name) for name in ("key", "spec", "stage", "searcher")},
+        **{name: getattr(job, name) for name in ("batch", "index")},
+        status="complete",
+        metrics={
+            "miou": 1 - 1 / (1 + widths),
+            "params_m": widths / 1e3,
+            "begin_s": begin,
+            "end_s": end,
+        },
+        num_images=1,
+        num_objects=1,
+        seconds=SLEEP_S,
+        step=0,
+        host=f"{socket.gethostname()}/{os.getpid()}",
+    )
 
 
 def prepare(args, load=True):

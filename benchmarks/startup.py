@@ -1,6 +1,6 @@
 """Seconds that `--help` of each launch script takes, in a fresh process: by the clock and of a CPU.
 
-python benchmarks/startup.py [--repeats 5] [--gate]
+python -m benchmarks.startup [--repeats 5] [--gate]
 
 Prints a table and, last, one line of JSON. With --gate, a median above one second exits with 1.
 """

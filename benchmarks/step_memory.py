@@ -1,7 +1,7 @@
 """Peak memory of a sandwich step against the largest subnet's step alone, and against predictions.
 
-python benchmarks/step_memory.py
-python benchmarks/step_memory.py --compare vit_b:8:in_kernel vit_b:8:sdpa:recomputed [--json FILE]
+python -m benchmarks.step_memory
+python -m benchmarks.step_memory --compare vit_b:8:in_kernel vit_b:8:sdpa:recomputed [--json FILE]
 
 With --compare, on a GPU: for each MODEL:IMAGES:ATTENTION[:recomputed], in bf16, with an optimizer's
 state, what `--dry-run` predicts beside `torch.cuda.max_memory_allocated` of two sandwich steps.
@@ -19,9 +19,9 @@ import sys
 from pathlib import Path
 
 import torch
-from in_turn import print_record
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.in_turn import print_record
 from supersam.config import LossConfig, SpaceConfig, TrainRun
 from supersam.data.sample import Batch
 from supersam.model import SamSupernet, load_sam

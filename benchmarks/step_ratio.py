@@ -1,6 +1,6 @@
 """A sandwich step of SuperSAM against the published way, and against plain segment-anything.
 
-python benchmarks/step_ratio.py [--repeats 8] [--quick] [--threads 2] [--clock wall] [--gate]
+python -m benchmarks.step_ratio [--repeats 8] [--quick] [--threads 2] [--clock wall] [--gate]
 
 `published`: both train the largest, the smallest and a random subnet of the same small model (192
 channels, 12 layers, 3 heads, 256 px, windows of 8) on the same images; benchmarks/published.py says
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from in_turn import CLOCKS, compare, print_ratios, print_record, time_in_turn
-from published import LR, PublishedStep
 
+from benchmarks.in_turn import CLOCKS, compare, print_ratios, print_record, time_in_turn
+from benchmarks.published import LR, PublishedStep
 from supersam.config import LossConfig, SpaceConfig
 from supersam.data.rle import decode_runs
 from supersam.data.sample import Batch

@@ -1,7 +1,7 @@
 """The experiments of docs/results.md that want a GPU, side by side, until a deadline.
 
-python benchmarks/gpu_experiments.py --data data --out results --minutes 5.3
-python benchmarks/gpu_experiments.py --data data --out results --smoke      two steps, any machine
+python -m experiments.gpu_experiments --data data --out results --minutes 5.3
+python -m experiments.gpu_experiments --data data --out results --smoke      two steps, any machine
 
 Models of this size leave a GPU idle between kernels, so several processes share it. Steps are
 chosen by the speed that the first training shows and the time that is left. Writes
@@ -17,10 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from in_turn import print_record
-from jobs import Job, run_jobs
 from safetensors.torch import save_file
-from trained import ROOT, load_trained
+
+from benchmarks.in_turn import print_record
+from experiments.jobs import Job, run_jobs
+from experiments.trained import ROOT, load_trained
 
 FRACTIONS = {
     "mlp": (0.25, 0.5, 0.75),
@@ -70,7 +71,7 @@ class Plan:
         cost += ["--images", 1 if smoke else 16, "--json", work / "design_cost.json"]
         cost += ["--parts", "hash", "wanda", "measure", "taylor", "magnitude", "prioritize"]
         # While the first training starts: it is over before that computes.
-        yield Job("design_cost", bench(cost), weight=0, results=work / "design_cost")
+        yield Job("design_cost", experiment(cost), weight=0, results=work / "design_cost")
         yield self.training(
             "nuclei_start", "nuclei_vit_t", 2 if smoke else 400, batch=32, lr=1e-3,
             crop=(56, 136),
@@ -98,21 +99,21 @@ class Plan:
             train = val.parent / "train"
             for dimension, fractions in FRACTIONS.items():
                 out = work / f"prefix_{name}_{dimension}"
-                command = ["prefix_miou.py", "--run", work / model, "--calibration", train]
+                command = ["prefix_miou", "--run", work / model, "--calibration", train]
                 command += ["--data", val, "--out", out, "--dimensions", dimension]
                 command += ["--fractions", *(fractions[:1] if smoke else fractions)]
                 command += ["--calibration-images", 4 if smoke else 64]
                 command += ["--images", 2 if smoke else 300, "--seeds", 2 if smoke else 5]
-                yield Job(out.name, bench(command), after=[model], results=out)
+                yield Job(out.name, experiment(command), after=[model], results=out)
             out = work / f"sensitivity_{name}"
-            command = ["sensitivity_tau.py", "--run", work / model, "--calibration", train]
+            command = ["sensitivity_tau", "--run", work / model, "--calibration", train]
             command += ["--data", val, "--out", out, "--calibration-images", 4 if smoke else 64]
             command += ["--images", 2 if smoke else 300, "--sets", 3 if smoke else 30]
             command += ["--max-removed", 1 if smoke else 4]
-            yield Job(out.name, bench(command), after=[model], results=out)
-        table = ["subnet_table.py", "--run", work / "nuclei_supernet", "--checkpoints", "last"]
+            yield Job(out.name, experiment(command), after=[model], results=out)
+        table = ["subnet_table", "--run", work / "nuclei_supernet", "--checkpoints", "last"]
         table += ["--images", 4 if smoke else 500, "--random", 1 if smoke else 5]
-        yield Job("nuclei_table", bench(table), after=["nuclei_supernet"], weight=0,
+        yield Job("nuclei_table", experiment(table), after=["nuclei_supernet"], weight=0,
                   results=work / "nuclei_supernet/results")  # fmt: skip
 
     def training(self, name, config, steps, *, batch, lr, crop, start=None, data=None, extra=()):
@@ -161,7 +162,7 @@ class Plan:
         share = self.left(0.97) / 3 - 22  # three trainings at once, three after another; scoring
         alone = 3 * self.pass_s() * SLOWER
         steps = 2 if smoke else int(max(60, min(300, share / alone)))
-        command = ["supernet_arms.py", "--start", work / "nuclei_model", "--steps", steps]
+        command = ["supernet_arms", "--start", work / "nuclei_model", "--steps", steps]
         command += ["--config", ROOT / "configs/train/nuclei_vit_t.yaml"]
         command += ["--train", self.nuclei / "train", "--data", self.nuclei / "val"]
         command += ["--out", work / "arms", "--arms", "as trained", "wanda", "distilled"]
@@ -172,16 +173,16 @@ class Plan:
         command += ["--data.augment.crop-px", 56, 72, "--data.box-jitter", 0.02]
         command += ["--checkpoint.overlay-images", 0, "--data.workers", 1 if smoke else 2]
         command += ["--engine.precision", self.precision()]
-        return bench([*command, "--optim.global-batch", 2 if smoke else 16])
+        return experiment([*command, "--optim.global-batch", 2 if smoke else 16])
 
     def rank(self):
         """Subnets of the wide supernet, trained alone."""
         smoke = self.args.smoke
-        command = ["rank_correlation.py", "--run", self.work / "wide_supernet"]
+        command = ["rank_correlation", "--run", self.work / "wide_supernet"]
         command += ["--subnets", 4 if smoke else 8, "--steps", 2 if smoke else 100]
         command += ["--lr", 2e-5, "--images", 2 if smoke else 300, "--at-once", 3]
         command += ["--options", "--data.workers", 1 if smoke else 2]
-        return bench([*command, "--engine.precision", self.precision()])
+        return experiment([*command, "--engine.precision", self.precision()])
 
     def precision(self):
         return "fp32" if self.args.smoke else "bf16"
@@ -200,9 +201,10 @@ class Plan:
         return 32 / (max(rates[len(rates) // 2 :], default=0.0) or 640.0)
 
 
-def bench(command):
-    script, *rest = command
-    return [sys.executable, ROOT / "benchmarks" / script, *rest]
+def experiment(command):
+    """The command of another experiment; its name comes first."""
+    name, *rest = command
+    return [sys.executable, "-m", f"experiments.{name}", *rest]
 
 
 def report(plan, done):

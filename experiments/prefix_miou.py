@@ -1,6 +1,6 @@
 """mIoU of prefix slices before any supernet training, by the score that ordered the units.
 
-python benchmarks/prefix_miou.py --run runs/nuclei_vit_t --calibration data/nuclei/train \
+python -m experiments.prefix_miou --run runs/nuclei_vit_t --calibration data/nuclei/train \
     --data data/nuclei/val128 --out runs/design/prefix_nuclei
 
 Each score against the order as trained, its own reverse, and random orders (mean and spread of the
@@ -14,16 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from trained import (
+
+from benchmarks.design_cost import task_loss
+from benchmarks.in_turn import provenance
+from experiments.trained import (
     HeldOut,
     Journal,
     calibration_of,
     load_trained,
-    provenance,
     table,
-    task_loss,
 )
-
 from supersam.design import prioritize_parameters, score_units
 
 SCORES = {

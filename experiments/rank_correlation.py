@@ -1,6 +1,6 @@
 """Does the supernet rank subnets as they rank after training of their own?
 
-python benchmarks/rank_correlation.py --run runs/nuclei_supernet --data data/nuclei/val \
+python -m experiments.rank_correlation --run runs/nuclei_supernet --data data/nuclei/val \
     --subnets 8 --steps 100 --lr 2e-5
 
 Trains the largest, the smallest and random subnets alone with launch/train.py, from the supernet's
@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.stats import kendalltau
-from trained import HeldOut, Journal, load_trained, provenance, table, train
 
+from benchmarks.in_turn import provenance
+from experiments.trained import HeldOut, Journal, load_trained, table, train
 from supersam.runs.folder import validation_folders
 from supersam.runs.weights import read_run
 from supersam.space import read_space, resolve_shape, subnet_cost

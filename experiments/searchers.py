@@ -1,6 +1,6 @@
 """Hypervolume of every searcher against random draws, and against the truth of a small space.
 
-python benchmarks/searchers.py --run RUN --out DIR [--space space.yaml] [--exhaustive]
+python -m experiments.searchers --run RUN --out DIR [--space space.yaml] [--exhaustive]
 
 All searches share one journal: a subnet that two of them propose is evaluated once. Interrupt it
 and start it again; nothing is evaluated twice. --space searches a part of the run's space, and

@@ -1,6 +1,6 @@
 """Does the layer scan foretell effect? Predicted against measured mIoU of random layer sets.
 
-python benchmarks/sensitivity_tau.py --run runs/nuclei_vit_t --calibration data/nuclei/train \
+python -m experiments.sensitivity_tau --run runs/nuclei_vit_t --calibration data/nuclei/train \
     --data data/nuclei/val128 --out runs/design/sensitivity_nuclei
 
 Predictions add what each layer costs alone on calibration images of the training set; measured is
@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.stats import kendalltau
-from trained import HeldOut, Journal, calibration_of, load_trained, provenance, table
 
+from benchmarks.in_turn import provenance
+from experiments.trained import HeldOut, Journal, calibration_of, load_trained, table
 from supersam.config.design import ScanConfig
 from supersam.design import scan_sensitivity
 from supersam.design.cache import EffectCache

@@ -1,6 +1,6 @@
 """mIoU of the largest, the smallest and random subnets of a run, before and after its training.
 
-python benchmarks/subnet_table.py --run runs/nuclei_vit_t --random 5 --checkpoints initial last
+python -m experiments.subnet_table --run runs/nuclei_vit_t --random 5 --checkpoints initial last
 
 Scores as launch/evaluate.py does, without the boundary IoU; on a GPU many images at a time. Writes
 results/subnet_table.json and .md into the run's folder.
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from trained import HeldOut, provenance, table
 
+from benchmarks.in_turn import provenance
+from experiments.trained import HeldOut, table
 from supersam.runs.folder import validation_folders
 from supersam.runs.supernet import load_supernet
 from supersam.runs.weights import find_weights, read_run

@@ -1,6 +1,6 @@
 """Supernet training with and without prioritization and distillation: same budget, same seeds.
 
-python benchmarks/supernet_arms.py --start runs/nuclei_vit_t \
+python -m experiments.supernet_arms --start runs/nuclei_vit_t \
     --config configs/train/nuclei_vit_t.yaml --data data/nuclei/val128 --out runs/design/arms_nuclei
 
 Every arm and seed is a training run of launch/train.py from the same weights; a stopped benchmark
@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from trained import HeldOut, Journal, load_trained, provenance, table, train
 
+from benchmarks.in_turn import provenance
+from experiments.trained import HeldOut, Journal, load_trained, table, train
 from supersam.config import SpaceConfig
 from supersam.space import build_space
 

@@ -1,9 +1,7 @@
-"""What several benchmarks of trained supernets share: loading, scoring, a journal that resumes."""
+"""What experiments with trained supernets share: loading, scoring, a journal that resumes."""
 
 import json
 import logging
-import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from supersam.config import LossConfig, TrainRun, load_run
+from supersam.config import TrainRun, load_run
 from supersam.config.design import CalibrationConfig
 from supersam.data.dataset import EvalDataset
 from supersam.data.loader import build_eval_loader
@@ -20,8 +18,6 @@ from supersam.data.shards import ShardReader
 from supersam.design.calibration import load_calibration
 from supersam.evaluation import SubnetPredictor, evaluate
 from supersam.model import SamSupernet
-from supersam.model.losses import subnet_loss
-from supersam.runs.provenance import git_commit
 from supersam.runs.supernet import build_supernet
 from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World
@@ -53,10 +49,6 @@ def calibration_of(run, folders, *, images, side, seed=0):
     """Batches of training images, cropped as the run crops them."""
     config = CalibrationConfig(images=images, batch=4, crop_px=run.data.augment.crop_px, seed=seed)
     return load_calibration([ShardReader(f) for f in folders], config, side=side)
-
-
-def task_loss(prediction, batch):
-    return subnet_loss(prediction, batch, LossConfig(), teacher=None).total
 
 
 class HeldOut:
@@ -153,19 +145,6 @@ class Journal:
                 file.write(json.dumps({"key": key, "value": self.known[key]}) + "\n")
             print(key, self.known[key], file=sys.stderr, flush=True)
         return self.known[key]
-
-
-def provenance():
-    """What every result says of how it came to be."""
-    return {
-        "command": " ".join(sys.argv),
-        "commit": git_commit(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "machine": platform.processor() or platform.machine(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "load_average": os.getloadavg(),
-    }
 
 
 def table(lines):

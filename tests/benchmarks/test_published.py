@@ -19,7 +19,7 @@ def space() -> SearchSpace:
 
 
 def published_after(space: SearchSpace, spec: SubnetSpec, images, direction):
-    from published import PublishedStep
+    from benchmarks.published import PublishedStep
 
     sam = load_sam(space.shape)
     PublishedStep(sam, space.shape).train_encoder([spec], images, direction)
@@ -28,7 +28,7 @@ def published_after(space: SearchSpace, spec: SubnetSpec, images, direction):
 
 @pytest.mark.parametrize("which", ["largest", "smallest", "random"])
 def test_the_published_step_of_one_subnet_is_one_adamw_step_of_its_slices(space, which):
-    from published import LR
+    from benchmarks.published import LR
 
     spec = space.sample(np.random.default_rng(1)) if which == "random" else getattr(space, which)()
     torch.manual_seed(0)

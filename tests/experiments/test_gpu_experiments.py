@@ -3,8 +3,8 @@
 import argparse
 
 import pytest
-from gpu_experiments import Plan
 
+from experiments.gpu_experiments import Plan
 from supersam.config import TrainRun, parse_cli
 
 

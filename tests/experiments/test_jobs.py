@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 
 import pytest
-from jobs import START_FAILED, Job, run_jobs
+
+from experiments.jobs import START_FAILED, Job, run_jobs
 
 WAIT = "import time; time.sleep(60)"
 STOPPABLE = f"import signal, sys; signal.signal(15, lambda *_: sys.exit(143)); {WAIT}"

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from trained import grouped, predict_ahead
 
+from experiments.trained import grouped, predict_ahead
 from supersam.data.sample import EvalImage
 from supersam.evaluation import SubnetPredictor
 from supersam.model import SamSupernet, load_sam

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
+from benchmarks.step_memory import peak_mib, random_batch
 from supersam.config import TrainRun, merge
 from supersam.model import SamSupernet, load_sam
 from supersam.space import build_space, resolve_shape
@@ -17,10 +16,7 @@ from supersam.training.step_memory import (
     largest_batch,
     predict_memory,
 )
-from tests.paths import ROOT
 from tests.training.runs import TINY_RUN
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
 
 
 def tiny(**engine) -> TrainRun:
@@ -32,8 +28,6 @@ def tiny(**engine) -> TrainRun:
 @pytest.mark.parametrize("images", [4])
 @pytest.mark.parametrize("recomputed", [False, True])
 def test_the_predicted_peak_is_the_real_one(images, recomputed):
-    from step_memory import peak_mib, random_batch
-
     run = tiny(checkpoint_activations=recomputed)
     shape = resolve_shape(run.model)
     space = build_space(run.space, shape)

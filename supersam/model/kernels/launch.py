@@ -57,7 +57,7 @@ TILES = {
 """By kind of attention and of GPU, then by kernel. Of Hopper one choice for heads of 64
 and 80 channels, within 4 % of the fastest of up to 36 on an H200 (windows when they were cut out
 before); of Ampere, not measured yet, the largest that NVIDIA's assembler fits into registers.
-benchmarks/attention_tiles.py shows both."""
+`python -m benchmarks.kernels attention` shows both."""
 
 _PARTS = 8
 """Programs that share the gradients of one place of a window: global attention has places enough

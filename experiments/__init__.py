@@ -1,0 +1,1 @@
+"""Questions of science, one module each: python -m experiments.subnet_table."""
