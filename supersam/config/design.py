@@ -26,12 +26,22 @@ class ImportanceConfig(Section):
     change of a loss without the unit; movement: weights that training lets grow; random: the
     control."""
     loss: Literal["task", "embedding"] = "task"
-    """Loss of taylor and movement: the training's, or the squared distance to the model's own
-    image embedding plus noise, which needs no masks."""
+    """Loss of taylor and movement: the training's, or, for taylor, the squared distance to the
+    model's own image embedding plus noise, which needs no masks."""
     dimensions: tuple[Dimension, ...] = DIMENSIONS
     """What is reordered."""
     seed: int = Field(0, ge=0)
     """Seeds the random score and the noise of the embedding loss."""
+
+    @property
+    def fault(self) -> str | None:
+        """Why these settings measure nothing; None where they do. Old runs may hold such."""
+        if self.score != "movement" or self.loss != "embedding":
+            return None
+        return (
+            "score movement with loss embedding: that loss is at its minimum before the first "
+            "step, so that only noise moves; use loss task, or score taylor"
+        )
 
 
 class PrioritizeConfig(ImportanceConfig):
@@ -44,7 +54,8 @@ class PrioritizeConfig(ImportanceConfig):
     images: PositiveInt = 32
     """Training images that the scores are measured on, the same each time."""
     batch: PositiveInt = 1
-    """Of them at a time, whatever the number of ranks: it changes the scores a little."""
+    """Of them at a time, whatever the number of ranks. movement takes one step per batch; the other
+    scores do not depend on it."""
 
 
 class CalibrationConfig(Section):

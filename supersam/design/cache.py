@@ -85,7 +85,7 @@ def cached_scores(
 
     A collective.
     """
-    what = f"1 {content} {config.score} {config.loss} {config.seed}"
+    what = f"2 {content} {config.score} {config.loss} {config.seed}"
     path = folder / f"scores-{hashlib.sha256(what.encode()).hexdigest()[:32]}.safetensors"
     known = from_first(_read_scores(path) if world.is_first else None)
     if known is not None:

@@ -60,6 +60,8 @@ def prepare_design_folder(run: DesignRun) -> None:
 
 def check_design(run: DesignRun) -> None:
     """Raise UserError as `prepare_design_folder`; write nothing."""
+    if run.importance.fault is not None:
+        raise UserError(f"--importance: {run.importance.fault}")
     images = sum(read_manifest(path).num_images for path in run.data)
     if images < run.calibration.images:
         raise UserError(

@@ -116,6 +116,12 @@ def permute_tensor(name: str, tensor: Tensor, order: UnitOrder, shape: EncoderSh
     return tensor
 
 
+def channel_axis(name: str) -> int | None:
+    """Return the axis of an encoder's tensor on which the channels lie; None where none does."""
+    key = re.sub(r"^blocks\.\d+\.", "", name)
+    return next((axis for axis, units in _AXES.get(key, {}).items() if units == "embed"), None)
+
+
 # Axis -> what lies on it, for each tensor of the encoder by its name within the encoder or layer.
 # `qkv` and `heads` are blocks of 3 x head_dim and head_dim rows or columns for each head.
 _AXES: dict[str, dict[int, str]] = {

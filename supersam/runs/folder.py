@@ -74,7 +74,7 @@ def check_run_folder(run: TrainRun) -> tuple[SearchSpace, SubnetSpec | None]:
         )
     saved = _saved(folder)
     if saved is None:
-        _require_use_of_distillation(run)
+        _require_sense(run)
     if saved is not None:
         _require_same(saved, _settled(run, saved), folder)
         space = read_space(folder / SPACE_FILE, space.shape)
@@ -91,7 +91,10 @@ def _saved(folder: Path) -> TrainRun | None:
     return load_run(TrainRun, file) if file.exists() else None
 
 
-def _require_use_of_distillation(run: TrainRun) -> None:
+def _require_sense(run: TrainRun) -> None:
+    """Raise for settings without effect. A run of an older version may have them and goes on."""
+    if run.prioritize.when != "off" and run.prioritize.fault is not None:
+        raise UserError(f"--prioritize: {run.prioritize.fault}")
     if run.loss.distill and run.sandwich.only is not None and run.loss.teacher is None:
         raise UserError(
             "--loss.distill with --sandwich.only: one subnet alone has no larger one to learn from; "

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from supersam.config.design import ScoreName
+from supersam.config.design import ImportanceConfig, ScoreName
 from supersam.design import embedding_loss, prioritize_parameters, score_units
+from supersam.design.units import channel_axis
 from supersam.model.attention import reference_attention
 from tests.design.calibration_sets import task_loss, tiny_calibration
 
@@ -19,6 +20,11 @@ SCORES = typing.get_args(ScoreName)
 @pytest.fixture(scope="module")
 def calibration(synthetic_shards):
     return tiny_calibration(synthetic_shards)
+
+
+@pytest.fixture(scope="module")
+def image(synthetic_shards):
+    return tiny_calibration(synthetic_shards, images=1, batch=1)[0]
 
 
 def same(a, b) -> bool:
@@ -81,14 +87,14 @@ def test_wanda_is_the_weights_times_the_norm_of_what_the_layer_itself_reads(
     torch.testing.assert_close(scores.heads[2], expected, rtol=1e-5, atol=0)
 
 
-def test_taylor_is_the_gradient_of_a_gate_on_the_unit(make_supernet, calibration):
-    supernet, batch, step = make_supernet(), calibration[0], 0.05
+def test_taylor_is_the_gradient_of_a_gate_on_the_unit(make_supernet, image):
+    supernet, step = make_supernet(), 0.05
     pattern = torch.randn(256, 5, 5, generator=torch.Generator().manual_seed(0))
 
     def loss(prediction, batch):
         return (prediction.embedding * pattern).sum()
 
-    scores = score_units(supernet, calibration[:1], score="taylor", loss=loss)
+    scores = score_units(supernet, [image], score="taylor", loss=loss)
     lin2 = supernet.image_encoder.blocks[0].mlp.lin2.weight
     original = lin2.detach().clone()
     unit = int(scores.mlp[0].argmax())
@@ -96,7 +102,7 @@ def test_taylor_is_the_gradient_of_a_gate_on_the_unit(make_supernet, calibration
     def with_gate(value: float) -> float:
         lin2.data[:, unit] = value * original[:, unit]
         with torch.no_grad():
-            return float((supernet.encode(batch.images, batch.sizes).double() * pattern).sum())
+            return float((supernet.encode(image.images, image.sizes).double() * pattern).sum())
 
     slope = (with_gate(1 + step) - with_gate(1 - step)) / (2 * step)
     assert float(scores.mlp[0, unit]) == pytest.approx(abs(slope), rel=0.02)
@@ -111,6 +117,73 @@ def test_the_loss_of_taylor_is_a_choice_and_the_embedding_loss_needs_no_masks(
     assert same(by_embedding, score_units(supernet, blank, score="taylor", loss=embedding_loss()))
     by_task = score_units(supernet, calibration, score="taylor", loss=task_loss)
     assert not torch.equal(by_task.mlp, by_embedding.mlp)
+
+
+def test_the_scores_of_taylor_do_not_depend_on_the_size_of_a_batch(make_supernet, synthetic_shards):
+    supernet = make_supernet()
+    apart, together = (
+        score_units(
+            supernet,
+            tiny_calibration(synthetic_shards, images=4, batch=batch),
+            score="taylor",
+            loss=task_loss,
+        )
+        for batch in (1, 4)
+    )
+    for name in ("mlp", "heads", "embed"):
+        assert torch.equal(getattr(together, name), getattr(apart, name))
+
+
+@pytest.mark.parametrize("score", ["magnitude", "wanda"])
+@pytest.mark.parametrize("what", ["gain", "writer"])
+def test_a_channel_counts_by_the_norms_gain_and_by_what_is_written_to_it(
+    make_supernet, calibration, score, what
+):
+    supernet, channel = make_supernet(), 11
+    block = supernet.image_encoder.blocks[1]
+    before = score_units(supernet, calibration, score=score).embed
+    with torch.no_grad():
+        if what == "gain":
+            block.norm2.weight[channel] *= 4
+        else:
+            block.mlp.lin2.weight[channel] *= 4
+    after = score_units(supernet, calibration, score=score).embed
+    gains = after / before
+    assert int(gains.argmax()) == channel
+    assert float(gains[channel]) > 1.05
+
+
+def test_taylor_of_a_channel_is_the_first_order_change_without_all_of_its_weights(
+    make_supernet, image
+):
+    supernet, step = make_supernet(), 1e-3
+    pattern = torch.randn(256, 5, 5, generator=torch.Generator().manual_seed(0))
+    scores = score_units(
+        supernet, [image], score="taylor", loss=lambda p, _: (p.embedding * pattern).sum()
+    )
+    channel = int(scores.embed.argmax())
+    encoder = supernet.image_encoder
+    tied = [
+        (p, axis) for n, p in encoder.named_parameters() if (axis := channel_axis(n)) is not None
+    ]
+    original = [p.detach().clone() for p, _ in tied]
+
+    def with_gate(value: float) -> float:
+        for (p, axis), whole in zip(tied, original, strict=True):
+            p.data.copy_(whole)
+            p.data.select(axis, channel).mul_(value)
+        with torch.no_grad():
+            return float((supernet.encode(image.images, image.sizes).double() * pattern).sum())
+
+    slope = (with_gate(1 + step) - with_gate(1 - step)) / (2 * step)
+    assert float(scores.embed[channel]) == pytest.approx(abs(slope), rel=0.02)
+
+
+def test_movement_away_from_the_minimum_of_its_loss_is_noise_and_refused():
+    settings = {"score": "movement", "loss": "embedding"}
+    assert "only noise moves" in str(ImportanceConfig.model_validate(settings).fault)
+    assert ImportanceConfig.model_validate(settings | {"loss": "task"}).fault is None
+    assert ImportanceConfig.model_validate(settings | {"score": "taylor"}).fault is None
 
 
 def test_movement_prefers_weights_that_training_lets_grow(make_supernet, calibration):

@@ -17,6 +17,8 @@ from supersam.space import EncoderShape
 
 Columns = dict[str, Tensor]
 """A value for each input column of each reading weight, by name: `3.mlp.lin2`, `neck.0`."""
+WRITERS = ("attn.proj", "mlp.lin2")
+"""The weights of a layer that write to the residual stream; the others read from it."""
 
 
 def reading_weights(supernet: SamSupernet) -> dict[str, Tensor]:
@@ -35,21 +37,26 @@ def reading_weights(supernet: SamSupernet) -> dict[str, Tensor]:
     return found
 
 
-def collect_units(columns: Columns, shape: EncoderShape, *, even: bool) -> UnitScores:
-    """Add up the columns of each unit.
-
-    even: scale the weights that read the channels to the same mean before adding.
-    """
+def collect_units(columns: Columns, embed: Tensor, shape: EncoderShape) -> UnitScores:
+    """Add up the columns of each MLP unit and head; `embed` holds the channels' scores already."""
     layers = range(shape.depth)
     heads = torch.stack([columns[f"{i}.attn.proj"] for i in layers])
-    reading = [columns[n] for i in layers for n in (f"{i}.attn.qkv", f"{i}.mlp.lin1")]
-    reading.append(columns["neck.0"])
-    embed = torch.stack([c / c.mean().clamp(min=1e-30) if even else c for c in reading]).sum(0)
     return UnitScores(
         mlp=torch.stack([columns[f"{i}.mlp.lin2"] for i in layers]),
         heads=heads.view(shape.depth, shape.num_heads, -1).sum(2),
         embed=embed,
     )
+
+
+def channel_score(columns: Columns, written: Columns) -> Tensor:
+    """Score each channel by the weights that read it and those that write it, (C,) float64.
+
+    columns: of the reading weights. written: a value for each output row of `proj` and `lin2`.
+    Each weight is scaled to the same mean, so that all of them count alike.
+    """
+    reading = [value for name, value in columns.items() if not name.endswith(WRITERS)]
+    parts = [*reading, *written.values()]
+    return torch.stack([part / part.mean().clamp(min=1e-30) for part in parts]).sum(0)
 
 
 def absolute_weight(weight: Tensor) -> Tensor:

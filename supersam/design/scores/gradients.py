@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor
 from supersam.data.sample import Batch
 from supersam.design.scores.columns import Columns, reading_weights
 from supersam.design.scores.measurement import ScoreLoss
+from supersam.design.units import channel_axis
 from supersam.model import Prediction, SamSupernet
 
 _NOISE = 0.01  # of SlimSAM's disturbed embedding (arXiv 2312.05284); its scale ranks nothing
@@ -32,20 +34,42 @@ def embedding_loss(seed: int = 0) -> ScoreLoss:
     return loss
 
 
-def weight_times_gradient(
-    supernet: SamSupernet, batch: Batch, loss: ScoreLoss
-) -> tuple[Columns, dict[str, Tensor]]:
-    """Return the sum of weight x gradient over each column (float64, CPU) and the gradients."""
+@dataclass(frozen=True)
+class GradientProducts:
+    """Sums of weight x gradient, float64 on the CPU, for one batch."""
+
+    columns: Columns
+    """Over each input column of each reading weight."""
+    channels: Tensor
+    """(C,), over every parameter of a channel: those that read, write, scale and shift it."""
+    gradients: dict[str, Tensor]
+    """Of the reading weights, by name."""
+
+
+def weight_times_gradient(supernet: SamSupernet, batch: Batch, loss: ScoreLoss) -> GradientProducts:
+    """Differentiate `loss` on `batch` by the weights of all units."""
     batch = batch.to(supernet.pixel_mean.device)
-    weights = reading_weights(supernet)
-    with _differentiable(weights.values()), torch.enable_grad():
-        prediction = supernet(batch.images, batch.sizes, batch.points, batch.labels)
-        gradients = torch.autograd.grad(loss(prediction, batch), list(weights.values()))
-    products = {
-        name: (weight.detach().double() * gradient.double()).flatten(1).sum(0).cpu()
-        for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
+    readers = reading_weights(supernet)
+    of_channels: dict[Tensor, int] = {
+        parameter: axis
+        for name, parameter in supernet.image_encoder.named_parameters()
+        if (axis := channel_axis(name)) is not None
     }
-    return products, dict(zip(weights, gradients, strict=True))
+    weights = list(dict.fromkeys([*readers.values(), *of_channels]))
+    with _differentiable(weights), torch.enable_grad():
+        prediction = supernet(batch.images, batch.sizes, batch.points, batch.labels)
+        found = torch.autograd.grad(loss(prediction, batch), weights)
+    gradients = dict(zip(weights, found, strict=True))
+    products = {w: w.detach().double() * gradients[w].double() for w in weights}
+    channels = [
+        products[w].movedim(axis, 0).reshape(w.shape[axis], -1).sum(1)
+        for w, axis in of_channels.items()
+    ]
+    return GradientProducts(
+        columns={name: products[w].flatten(1).sum(0).cpu() for name, w in readers.items()},
+        channels=torch.stack(channels).sum(0).cpu(),
+        gradients={name: gradients[w] for name, w in readers.items()},
+    )
 
 
 @contextmanager

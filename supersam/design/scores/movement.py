@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from supersam.design.scores.columns import Columns, collect_units, reading_weights
 from supersam.design.scores.gradients import weight_times_gradient
 from supersam.design.scores.measurement import Measurement
@@ -20,14 +22,17 @@ def score_movement(measurement: Measurement) -> UnitScores:
     weights = reading_weights(supernet)
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     moved: Columns = {}
+    channels = torch.zeros(supernet.space.shape.embed_dim, dtype=torch.float64)
     try:
         for batch in measurement.calibration:
-            products, gradients = weight_times_gradient(supernet, batch, measurement.loss)
+            found = weight_times_gradient(supernet, batch, measurement.loss)
+            channels -= found.channels
             for name, weight in weights.items():
-                moved[name] = moved.get(name, 0.0) - products[name]
-                stride = _STRIDE * weight.detach().norm() / gradients[name].norm().clamp(min=1e-30)
-                weight.data.sub_(stride * gradients[name])
+                moved[name] = moved.get(name, 0.0) - found.columns[name]
+                gradient = found.gradients[name]
+                stride = _STRIDE * weight.detach().norm() / gradient.norm().clamp(min=1e-30)
+                weight.data.sub_(stride * gradient)
     finally:
         for name, weight in weights.items():
             weight.data.copy_(before[name])
-    return collect_units(moved, supernet.space.shape, even=False)
+    return collect_units(moved, channels, supernet.space.shape)

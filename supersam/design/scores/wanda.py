@@ -12,8 +12,10 @@ from torch.overrides import TorchFunctionMode
 
 from supersam.data.sample import Batch
 from supersam.design.scores.columns import (
+    WRITERS,
     Columns,
     absolute_weight,
+    channel_score,
     collect_units,
     reading_weights,
 )
@@ -24,14 +26,18 @@ from supersam.model.elastic import ElasticAttention
 
 
 def score_wanda(measurement: Measurement) -> UnitScores:
-    """Score every unit by the weights that read it and the norm of its values. A collective."""
+    """Score every unit by the weights that read it and the norm of its values.
+
+    A channel counts also by what the weights of each layer write to it. What is read behind a layer
+    norm includes the norm's gain. A collective.
+    """
     supernet = measurement.supernet
     squares = _summed(measurement.per_batch(lambda batch: _squared_reads(supernet, batch)))
-    columns = {
-        name: absolute_weight(weight).sum(0) * squares[name].sqrt()
-        for name, weight in reading_weights(supernet).items()
-    }
-    return collect_units(columns, supernet.space.shape, even=True)
+    weights = {n: absolute_weight(weight) for n, weight in reading_weights(supernet).items()}
+    norms = {name: total.sqrt() for name, total in squares.items()}
+    columns = {name: weight.sum(0) * norms[name] for name, weight in weights.items()}
+    written = {name: weights[name] @ norms[name] for name in weights if name.endswith(WRITERS)}
+    return collect_units(columns, channel_score(columns, written), supernet.space.shape)
 
 
 def _summed(parts: Sequence[Columns]) -> Columns:
