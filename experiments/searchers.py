@@ -11,18 +11,18 @@ import argparse
 import json
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from supersam.config import SearchRun
-from supersam.search.ask_tell import AskTell
-from supersam.search.evaluator import SubnetEvaluator, prepare_process, protocol_of
+from supersam.search.evaluator import SubnetEvaluator, prepare_process
 from supersam.search.inputs import find_inputs
 from supersam.search.journal import Journal
 from supersam.search.pareto import cost_matrix, hypervolume
+from supersam.search.plan import SearchPlan
 from supersam.search.predictor import held_out_error
-from supersam.search.searchers import Problem, build_searcher
 from supersam.space import read_space
 
 MARKS = (50, 100, 200, 300)
@@ -55,17 +55,11 @@ class Study:
     def trials(self, searcher, seed, *, budget):
         """The trials of a search, in the order of their proposals."""
         asked = ask(self.args, searcher, seed, budget)
-        problem = Problem(self.space, asked.objectives, (), seed, asked.population)
-        protocol = protocol_of(asked, weights=self.basis.weights, data=self.basis.data)
-        schedule = AskTell(
-            asked, build_searcher(searcher, problem), self.journal, protocol=protocol
-        )
-        while not schedule.is_finished:
-            chunk = schedule.next_chunk()
-            self.journal.append(self.objective.evaluate(chunk))
-            schedule.advance()
-        print(f"{searcher} {seed}: {len(schedule.trials())} trials", file=sys.stderr, flush=True)
-        return schedule.trials()
+        plan = SearchPlan(asked, replace(self.basis, space=self.space), self.journal)
+        while not plan.is_finished:  # references and front too, as in a user's search
+            plan.complete(self.objective.evaluate(plan.next_chunk()))
+        print(f"{searcher} {seed}: {len(plan.trials())} trials", file=sys.stderr, flush=True)
+        return plan.trials()
 
 
 def report(args, space, searches):

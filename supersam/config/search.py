@@ -22,6 +22,7 @@ Flat = tyro.conf.arg(name="")
 SearcherName = Literal[
     "random", "nsga2", "regularized", "optuna", "opentuner", "predictor", "exhaustive"
 ]
+SamplingName = Literal["genes", "params_m", "flops_g"]
 Metric = Literal["miou", "params_m", "flops_g", "latency_ms", "peak_mem_mib"]
 LIMITABLE: tuple[str, ...] = ("params_m", "flops_g", "latency_ms", "peak_mem_mib")
 """Metrics a constraint may name: known before a subnet is evaluated on images."""
@@ -234,6 +235,10 @@ class SearchRun(Section):
     """Subnets to evaluate. The same command with a larger number goes on."""
     searcher: SearcherName = "nsga2"
     """Who proposes subnets."""
+    sampling: SamplingName = "genes"
+    """How random subnets are drawn, by the random searcher and as the first subnets of the others.
+    genes: each layer and width by itself, which hardly leaves the middle sizes; params_m, flops_g:
+    spread evenly over the sizes from the smallest to the widest."""
     objectives: tuple[Metric, ...] = ("miou", "params_m")
     """What is traded off: mIoU is maximised, everything else minimised."""
     constraint: tuple[ConstraintText, ...] = ()

@@ -9,7 +9,7 @@ arrives at the same subnets as one that was not.
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from supersam.search.journal import Journal, Trial, trial_key
 from supersam.search.pareto import Costs, cost_row
 from supersam.search.prefix import path_of
 from supersam.search.searchers import Searcher
+from supersam.space import SubnetSpec
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +48,13 @@ class AskTell:
         *,
         protocol: Mapping[str, Any],
         references: Sequence[Trial] = (),
+        earlier: Sequence[Trial] = (),
     ) -> None:
-        """protocol: what the keys are made of; references: told before the first batch."""
+        """protocol: what the keys are made of; references: told before the first batch.
+
+        earlier: trials of a version whose searchers proposed otherwise. Their batches are taken
+        as they are, and the searcher is told of them.
+        """
         self._search = search
         self._searcher = searcher
         self._journal = journal
@@ -58,6 +64,8 @@ class AskTell:
         self._chunks: deque[Chunk] = deque()
         self._is_exhausted = False
         self._rung_costs: list[list[Costs]] = [[] for _ in search.protocol.rungs]
+        self._earlier = _batches_of(earlier)
+        self._fixed = [trial.spec for trial in references] if earlier else []
         searcher.tell(references)
         self.advance()
 
@@ -93,6 +101,18 @@ class AskTell:
             elif self._num_told == len(self._batches) or not self._tell_next():
                 return
 
+    def _as_earlier(self, specs: list[SubnetSpec]) -> list[SubnetSpec]:
+        """The next batch: `specs`, or what an earlier version had proposed instead of them.
+
+        A journal does not repeat a fixed subnet that was proposed, so those fill the gaps first.
+        """
+        earlier = self._earlier.pop(len(self._batches), [])
+        if set(earlier) <= set(specs):
+            return specs
+        gaps = self._search.population - len(earlier)
+        fixed, self._fixed = self._fixed[: max(0, gaps)], self._fixed[max(0, gaps) :]
+        return list(dict.fromkeys((*earlier, *fixed, *specs)))[: self._search.population]
+
     def _tell_next(self) -> bool:
         """Tell the oldest batch if it is complete."""
         requests = self._batches[self._num_told].requests
@@ -108,7 +128,7 @@ class AskTell:
 
     def _propose(self) -> None:
         # Whole batches, so that a search that is prolonged goes on as a longer one would have.
-        specs = self._searcher.ask(self._search.population)
+        specs = self._as_earlier(self._searcher.ask(self._search.population))
         if not specs:
             self._is_exhausted = True
             logger.warning("no subnet is left to propose after %d of %d trials",
@@ -131,6 +151,14 @@ class AskTell:
         self._batches.append(_Batch(requests, seen))
         missing = [request for request in requests if request.key not in self._journal]
         self._chunks += cut_chunks(missing, self._search.chunk_size, seen=seen)
+
+
+def _batches_of(trials: Sequence[Trial]) -> dict[int, list[SubnetSpec]]:
+    """The proposals of each batch, by its number, in their order."""
+    batches: dict[int, list[SubnetSpec]] = defaultdict(list)
+    for trial in sorted(trials, key=lambda trial: (trial.batch, trial.index)):
+        batches[trial.batch].append(trial.spec)
+    return dict(batches)
 
 
 def cut_chunks(

@@ -21,7 +21,7 @@ from supersam.runtime.distributed import World
 from supersam.runtime.logging import setup_logging
 from supersam.runtime.signals import StopFlag, stop_requested
 from supersam.search.evaluator import SubnetEvaluator, prepare_process
-from supersam.search.folder import prepare_folder, write_record
+from supersam.search.folder import FORMAT, folder_format, prepare_folder, write_record
 from supersam.search.inputs import SearchInputs, find_inputs, require_searchable
 from supersam.search.journal import Journal, Status, Trial
 from supersam.search.pareto import write_front
@@ -152,7 +152,8 @@ class _Session:
         self._stop = stop
         self._started = time.time()
         known = len(journal)
-        self._plan = SearchPlan(search, inputs, journal)
+        earlier = folder_format(search.folder) < FORMAT
+        self._plan = SearchPlan(search, inputs, journal, earlier_format=earlier)
         self._tensorboard = TensorBoard(search, first_trial=len(self._plan.trials()))
         logger.info("%d subnets in the journal; %d trials asked for", known, search.trials)
 

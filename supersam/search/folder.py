@@ -14,7 +14,8 @@ from supersam.runtime.atomic import write_bytes, write_json
 from supersam.search.inputs import SearchInputs
 from supersam.search.journal import read_journal
 
-FORMAT = 1
+FORMAT = 2
+"""1: proposals of regularized evolution, NSGA-II and OpenTuner were made otherwise."""
 
 # What a second start may change: how far, how fast and where, but not what a trial means.
 _CHANGEABLE = (
@@ -93,7 +94,7 @@ def write_record(search: SearchRun, inputs: SearchInputs, results: dict[str, Any
     write_json(
         search.folder / SEARCH_FILE,
         {
-            "format": FORMAT,
+            "format": folder_format(search.folder),
             "config": search.model_dump(mode="json", by_alias=True),
             "run": str(search.run),
             "checkpoint": {
@@ -111,6 +112,13 @@ def write_record(search: SearchRun, inputs: SearchInputs, results: dict[str, Any
             **results,
         },
     )
+
+
+def folder_format(folder: Path) -> int:
+    """The format that the search of a folder began with; today's where none has begun."""
+    if not (folder / SEARCH_FILE).is_file():
+        return FORMAT
+    return int(read_record(folder)["format"])
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -21,6 +21,8 @@ Costs = NDArray[np.float64]
 
 MAXIMIZED = frozenset({"miou"})
 """Metrics of which more is better; of all others, less."""
+_BLOCK = 256
+"""Rows that are compared with a front at a time."""
 FRONT_JSON, FRONT_CSV = PARETO_JSON, PARETO_CSV
 
 
@@ -44,17 +46,22 @@ def num_dominators(costs: Costs, among: Costs) -> NDArray[np.int64]:
     return count
 
 
-def front_ranks(costs: Costs) -> NDArray[np.int64]:
-    """(N,) 0 for the non-dominated rows, 1 for those once they are taken away, and so on."""
-    ranks = np.full(len(costs), -1)
-    left = np.arange(len(costs))
-    rank = 0
-    while len(left) > 0:
-        first = num_dominators(costs[left], costs[left]) == 0
-        ranks[left[first]] = rank
-        left = left[~first]
-        rank += 1
-    return ranks
+def non_dominated(costs: Costs) -> NDArray[np.bool_]:
+    """(N,) whether no other row is as good in everything and better in something.
+
+    In lexicographic order a row is dominated only by earlier ones, and then also by one of the
+    front so far: N rows cost N times the front, not N times N.
+    """
+    order = np.lexsort(costs.T[::-1])
+    best = np.zeros(len(costs), bool)
+    front = costs[:0]
+    for first in range(0, len(order), _BLOCK):
+        block = order[first : first + _BLOCK]
+        block = block[num_dominators(costs[block], front) == 0]
+        block = block[num_dominators(costs[block], costs[block]) == 0]
+        best[block] = True
+        front = np.concatenate((front, costs[block]))
+    return best
 
 
 def crowding_distance(costs: Costs) -> NDArray[np.float64]:
@@ -77,7 +84,7 @@ def pareto_front(trials: Sequence[Trial], objectives: Sequence[str]) -> list[Tri
     complete = sorted((t for t in trials if t.status == "complete"), key=lambda t: t.key)
     costs = cost_matrix(complete, objectives)
     _, first_of_equals = np.unique(costs, axis=0, return_index=True)
-    chosen = [i for i in first_of_equals if num_dominators(costs[i : i + 1], costs)[0] == 0]
+    chosen = first_of_equals[non_dominated(costs[first_of_equals])]
     return sorted((complete[i] for i in chosen), key=lambda t: (t.metrics[objectives[-1]], t.key))
 
 
@@ -86,7 +93,7 @@ def hypervolume(costs: Costs, reference: NDArray[np.float64]) -> float:
     inside = costs[(costs < reference).all(1)]
     if len(inside) == 0:
         return 0.0
-    return _volume(inside[num_dominators(inside, inside) == 0], reference)
+    return _volume(inside[non_dominated(inside)], reference)
 
 
 def growing_volumes(costs: Costs, reference: NDArray[np.float64]) -> list[float]:

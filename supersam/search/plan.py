@@ -26,8 +26,17 @@ PRETRAINED, LARGEST, SMALLEST = "pretrained", "largest", "smallest"
 class SearchPlan:
     """What to evaluate next, from the first reference to the last subnet of the front."""
 
-    def __init__(self, search: SearchRun, inputs: SearchInputs, journal: Journal) -> None:
+    def __init__(
+        self,
+        search: SearchRun,
+        inputs: SearchInputs,
+        journal: Journal,
+        *,
+        earlier_format: bool = False,
+    ) -> None:
+        """earlier_format: whether the journal may hold proposals that are made otherwise today."""
         self._search = search
+        self._earlier = [t for t in journal if t.stage == "search"] if earlier_format else []
         self._inputs = inputs
         self._journal = journal
         self._references = self._reference_requests(final=False)
@@ -102,6 +111,7 @@ class SearchPlan:
                 self._journal,
                 protocol=self._protocol(),
                 references=[t for t in told if self._is_feasible(t)],
+                earlier=self._earlier,
             )
         self._schedule.advance()
         if self._schedule.is_finished and self._finals is None:

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from supersam.search import Trial, hypervolume, pareto_front
-from supersam.search.pareto import crowding_distance, front_ranks, growing_volumes, write_front
+from supersam.search.pareto import (
+    crowding_distance,
+    growing_volumes,
+    non_dominated,
+    num_dominators,
+    write_front,
+)
+from supersam.search.searchers.evolution import best_first
 from tests.search.trials import make_trial
 
 OBJECTIVES = ["miou", "params_m"]
@@ -25,14 +32,21 @@ def test_the_front_is_what_nothing_dominates():
     assert pareto_front([], OBJECTIVES) == []
 
 
-def test_ranks_peel_front_after_front():
-    rng = np.random.default_rng(0)
-    costs = rng.random((60, 3))
-    ranks = front_ranks(costs)
-    for row, rank in zip(costs, ranks, strict=True):
-        above = costs[ranks < rank]
-        assert rank == 0 or (above <= row).all(1).any()
-        assert not ((costs[ranks == rank] < row).all(1)).any()
+@pytest.mark.parametrize(("rows", "objectives"), [(60, 3), (700, 2), (700, 1)])
+def test_what_no_other_row_dominates(rows, objectives):
+    costs = np.random.default_rng(0).integers(0, 40, (rows, objectives)) / 40  # some are equal
+    expected = num_dominators(costs, costs) == 0
+    np.testing.assert_array_equal(non_dominated(costs), expected)
+
+
+def test_the_best_are_those_of_front_after_front():
+    costs = np.random.default_rng(0).random((60, 3))
+    order = best_first(costs, 60)
+    assert sorted(order.tolist()) == list(range(60))
+    assert best_first(costs, 7).tolist() == order[:7].tolist()
+    front = int(non_dominated(costs).sum())
+    assert non_dominated(costs)[order[:front]].all()
+    assert np.isinf(crowding_distance(costs[order[:front]])[:2]).all()
 
 
 @pytest.mark.parametrize("objectives", [1, 2, 3, 4])

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,7 @@ from supersam.search.folder import prepare_folder, read_record
 from supersam.search.inputs import find_inputs
 from supersam.search.searchers import baselines as plain
 from supersam.search.searchers.baselines import RandomSearcher
+from supersam.search.searchers.evolution import RegularizedSearcher
 from supersam.search.sweep import expand
 from tests.search.tiny_search import make_run, make_shards, search, tiny_search
 
@@ -447,3 +449,23 @@ def test_a_job_gives_its_signals_to_its_search(run, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         search_job.SearchSupervisor(str(asked.folder), str(tmp_path))()
     assert ended.value.code == 128 + signal.SIGTERM
+
+
+def test_what_an_earlier_version_proposed_is_kept_and_the_search_goes_on(
+    run, tmp_path, monkeypatch
+):
+    first = search(run, tmp_path / "s", searcher="regularized", trials=12)
+    record = read_record(first.folder) | {"format": 1}
+    (first.folder / "search.json").write_text(json.dumps(record))
+    propose = RegularizedSearcher._propose
+    monkeypatch.setattr(  # as if another version had written the journal
+        RegularizedSearcher, "_propose", lambda self, rng: propose(self, np.random.default_rng(
+            [9, *rng.integers(2**31, size=2)]))
+    )  # fmt: skip
+    monkeypatch.setattr(SubnetEvaluator, "evaluate", None)  # nothing is evaluated again
+    again = search(run, first.folder, searcher="regularized", trials=12)
+    assert numbers(again.front) == numbers(first.front)
+    monkeypatch.undo()
+    longer = search(run, first.folder, searcher="regularized", trials=16)
+    assert (longer.finished, longer.num_trials) == (True, 16)
+    assert read_record(first.folder)["format"] == 1

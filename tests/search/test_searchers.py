@@ -14,7 +14,7 @@ from supersam.search.costs import fit_limits, known_costs, require_feasible
 from supersam.search.pareto import cost_matrix
 from supersam.search.searchers import Problem, build_searcher, opentuner_bandit
 from supersam.search.searchers.baselines import iter_subnets
-from supersam.search.searchers.evolution import breed
+from supersam.search.searchers.evolution import breed, drawn_winner, splice
 from supersam.search.searchers.genes import genes_of, spec_of
 from supersam.space import EncoderShape, build_space
 from tests.search.trials import make_trial
@@ -163,3 +163,60 @@ def test_genes_are_the_subnet():
     for _ in range(50):
         spec = SPACE.sample(rng)
         assert spec_of(genes_of(spec, SPACE), SPACE) == spec
+
+
+def test_regularized_evolution_breeds_from_the_whole_front():
+    searcher = build_searcher("regularized", replace(PROBLEM, population=32))
+    rng = np.random.default_rng(0)
+    specs = list(dict.fromkeys(SPACE.sample(rng) for _ in range(200)))[:32]
+    searcher.tell([
+        replace(make_trial(i, miou=0.5 + i / 100, params_m=5 + i / 10), spec=spec)
+        for i, spec in enumerate(specs)
+    ])  # fmt: skip
+    costs = cost_matrix(searcher._alive, PROBLEM.objectives)
+    places = []
+    for _ in range(2000):
+        drawn = np.sort(rng.choice(32, 8, replace=False))
+        places.append(drawn[drawn_winner(costs[drawn], rng)])
+    middle = np.mean([8 <= place < 24 for place in places])
+    ends = np.mean([place in (0, 31) for place in places])
+    assert middle > 0.4  # half of the front has half of the children
+    assert ends < 0.1
+
+
+def test_a_child_has_the_residual_width_of_either_parent():
+    large, small = SPACE.largest(), SPACE.smallest()
+    rng = np.random.default_rng(0)
+    dims = [splice(large, small, 3, rng).embed_dim for _ in range(200)]
+    assert 60 < dims.count(small.embed_dim) < 140
+    assert set(dims) == {large.embed_dim, small.embed_dim}
+
+
+def test_opentuner_scales_costs_by_subnets_and_not_by_two_references_alone():
+    searcher = build_searcher("opentuner", PROBLEM)
+    references = [
+        replace(make_trial(0, miou=0.750, params_m=5.0), spec=SPACE.smallest()),
+        replace(make_trial(1, miou=0.754, params_m=6.0), spec=SPACE.largest()),
+    ]
+    searcher.tell(references)
+    specs = searcher.ask(8)
+    mious = np.linspace(0.74, 0.76, 8)
+    searcher.tell([
+        replace(make_trial(i, miou=m, params_m=5.5), spec=s)
+        for i, (s, m) in enumerate(zip(specs, mious, strict=True))
+    ])  # fmt: skip
+    assert searcher._span[0] == pytest.approx(0.02)
+    assert searcher._ideal[0] == pytest.approx(-0.76)
+
+
+@pytest.mark.parametrize("name", ["random", "nsga2"])
+def test_random_draws_spread_over_sizes_where_asked(name):
+    ends = [known_costs(spec, SPACE)["params_m"] for spec in (SPACE.smallest(), SPACE.largest())]
+    shares = {}
+    for sampling in ("genes", "params_m"):
+        searcher = build_searcher(name, replace(PROBLEM, sampling=sampling))
+        sizes = np.array([known_costs(s, SPACE)["params_m"] for s in searcher.ask(100)])
+        quarter = np.histogram((sizes - ends[0]) / (ends[1] - ends[0]), np.linspace(0, 1, 5))[0]
+        shares[sampling] = quarter / len(sizes)
+    assert shares["params_m"].min() > 0.1
+    assert shares["genes"].min() < 0.05

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from supersam.config import Constraint, SearchRun
+from supersam.config.search import SamplingName
 from supersam.search.costs import fit_limits, keeps_limits, known_costs
 from supersam.search.journal import Trial
-from supersam.space import SearchSpace, SubnetSpec
+from supersam.space import SearchSpace, SubnetSpec, sample_by_size
 
 Rng = np.random.Generator
 _DRAWS_EACH = 200
@@ -36,11 +37,26 @@ class Problem:
     seed: int = 0
     population: int = 32
     """Parents of an evolution, and subnets of a batch."""
+    sampling: SamplingName = "genes"
+    """How subnets are drawn at random."""
 
     @classmethod
     def of(cls, search: SearchRun, space: SearchSpace) -> Problem:
         """What `asked` is to find in `space`."""
-        return cls(space, search.objectives, search.constraints, search.seed, search.population)
+        return cls(
+            space=space,
+            objectives=search.objectives,
+            limits=search.constraints,
+            seed=search.seed,
+            population=search.population,
+            sampling=search.sampling,
+        )
+
+    def sample(self, rng: Rng) -> SubnetSpec:
+        """A random subnet of the space: its genes drawn one by one, or its size first."""
+        if self.sampling == "genes":
+            return self.space.sample(rng)
+        return sample_by_size(self.space, rng, metric=self.sampling)
 
     def is_feasible(self, spec: SubnetSpec) -> bool:
         """Whether `spec` keeps the limits that are known in closed form."""
@@ -86,8 +102,8 @@ class Searcher(ABC):
         """One draw; it may be infeasible or known."""
 
     def _draw_fitting(self, rng: Rng) -> SubnetSpec:
-        space, limits = self.problem.space, self.problem.limits
-        return fit_limits(space.sample(rng), space, limits, rng)
+        problem = self.problem
+        return fit_limits(problem.sample(rng), problem.space, problem.limits, rng)
 
 
 def complete_only(trials: Sequence[Trial]) -> list[Trial]:

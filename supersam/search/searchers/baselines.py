@@ -13,10 +13,10 @@ _MOST = 100_000
 
 
 class RandomSearcher(Searcher):
-    """Draws from the distribution that the supernet was trained for."""
+    """Random draws: gene by gene, as a supernet is trained by default, or spread over sizes."""
 
     def _propose(self, rng: Rng) -> SubnetSpec:
-        return self.problem.space.sample(rng)
+        return self.problem.sample(rng)
 
 
 class ExhaustiveSearcher(Searcher):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from supersam.search.journal import Trial
-from supersam.search.pareto import Costs, cost_matrix, crowding_distance, front_ranks
+from supersam.search.pareto import Costs, cost_matrix, crowding_distance, non_dominated
 from supersam.search.searchers.base import Problem, Rng, Searcher, complete_only
 from supersam.search.searchers.genes import gene_choices
 from supersam.space import SearchSpace, SubnetSpec
@@ -29,12 +29,12 @@ class Nsga2Searcher(Searcher):
         """Choose the next parents, best first."""
         self._known += complete_only(trials)
         costs = cost_matrix(self._known, self.problem.objectives)
-        order = best_first(costs)[: self.problem.population]
+        order = best_first(costs, self.problem.population)
         self._parents = [self._known[i].spec for i in order]
 
     def _propose(self, rng: Rng) -> SubnetSpec:
         if len(self._parents) < 2:
-            return self.problem.space.sample(rng)
+            return self.problem.sample(rng)
         return breed(self._parents, self.problem.space, rng)
 
 
@@ -52,20 +52,36 @@ class RegularizedSearcher(Searcher):
     def _propose(self, rng: Rng) -> SubnetSpec:
         space = self.problem.space
         if len(self._alive) < 2:
-            return space.sample(rng)
+            return self.problem.sample(rng)
         drawn = rng.choice(len(self._alive), min(_TOURNAMENT, len(self._alive)), replace=False)
         some = [self._alive[i] for i in drawn]
-        order = best_first(cost_matrix(some, self.problem.objectives))
-        return space.mutate(some[order[0]].spec, rng, probability=mutation_rate(space))
+        winner = drawn_winner(cost_matrix(some, self.problem.objectives), rng)
+        return space.mutate(some[winner].spec, rng, probability=mutation_rate(space))
 
 
-def best_first(costs: Costs) -> NDArray[np.int64]:
-    """(N,) places of the rows by front, then by how crowded_last they are on it."""
-    ranks = front_ranks(costs)
-    crowded_last = np.zeros(len(costs))
-    for rank in np.unique(ranks):
-        crowded_last[ranks == rank] = crowding_distance(costs[ranks == rank])
-    return np.lexsort((np.arange(len(costs)), -crowded_last, ranks))
+def drawn_winner(costs: Costs, rng: Rng) -> int:
+    """The place of a row that no other one dominates, each of them with the same chance.
+
+    Crowding does not decide: it is infinite at the ends of a front, so that the ends would win
+    every tournament that they are in, and the middle of the front would never be bred from.
+    """
+    return int(rng.choice(np.flatnonzero(non_dominated(costs))))
+
+
+def best_first(costs: Costs, count: int) -> NDArray[np.int64]:
+    """Places of the best `count` rows (fewer where there are fewer), best first.
+
+    Rows are ordered by front; on each front those with the most room around them come first.
+    """
+    order: list[int] = []
+    left = np.arange(len(costs))
+    while len(left) > 0 and len(order) < count:
+        best = non_dominated(costs[left])
+        front = left[best]
+        room = crowding_distance(costs[front])
+        order += front[np.argsort(-room, kind="stable")].tolist()
+        left = left[~best]
+    return np.array(order[:count], np.int64)
 
 
 def breed(parents: Sequence[SubnetSpec], space: SearchSpace, rng: Rng) -> SubnetSpec:
@@ -73,20 +89,24 @@ def breed(parents: Sequence[SubnetSpec], space: SearchSpace, rng: Rng) -> Subnet
     # The better of two is the one further to the front.
     first, second = (parents[int(rng.integers(len(parents), size=2).min())] for _ in range(2))
     cut = int(rng.integers(1, max(2, space.shape.depth)))  # of a single layer there is no part
-    child = splice(first, second, cut) if rng.random() < _CROSSOVER else first
+    child = splice(first, second, cut, rng) if rng.random() < _CROSSOVER else first
     return space.mutate(child, rng, probability=mutation_rate(space))
 
 
-def splice(first: SubnetSpec, second: SubnetSpec, cut: int) -> SubnetSpec:
+def splice(first: SubnetSpec, second: SubnetSpec, cut: int, rng: Rng) -> SubnetSpec:
     """One-point crossover: layers before `cut` of the first parent, the others of the second.
 
     Neighbouring layers work together and stay together; and a child shares its leading layers,
-    and so their activations, with its first parent's other children.
+    and so their activations, with its first parent's other children. The residual width belongs to
+    no layer: where the parents differ in it, it is that of either one.
     """
     genes = [gene for gene in _layers_of(first) if gene[0] < cut]
     genes += [gene for gene in _layers_of(second) if gene[0] >= cut]
     layers, widths, heads = zip(*genes, strict=True)
-    return SubnetSpec(layers, widths, heads, first.embed_dim)
+    dim = first.embed_dim
+    if second.embed_dim != dim and rng.random() < 0.5:
+        dim = second.embed_dim
+    return SubnetSpec(layers, widths, heads, dim)
 
 
 def _layers_of(spec: SubnetSpec) -> list[tuple[int, int, int]]:

@@ -32,6 +32,8 @@ from opentuner.resultsdb.models import DesiredResult, Result  # noqa: E402  as a
 logging.Formatter = _FORMATTER  # type: ignore[misc]  # a class is no variable to mypy
 
 _TUNERS = 4
+_SCALED = 16
+"""Complete trials after which the scale of the costs is settled."""
 _EMPTY_GENERATIONS = 20
 _WORST = 10.0
 """What an infeasible or hopeless subnet is said to cost; good ones are about 0 to 1."""
@@ -43,7 +45,8 @@ class OpenTunerSearcher(Searcher):
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         self._weights = weightings(len(problem.objectives))
-        self._ideal = self._span = np.zeros(0)
+        self._ideal, self._span = np.zeros(1), np.ones(1)
+        self._num_scaled = 0
         self._known: dict[SubnetSpec, Trial] = {}
         self._open: dict[SubnetSpec, tuple[int, DesiredResult]] = {}
         self._turn = 0
@@ -52,7 +55,7 @@ class OpenTunerSearcher(Searcher):
             self._tuners = [_build_tuner(problem) for _ in self._weights]
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Report each to the tuner that asked; the first ones set the scale of the costs."""
+        """Report each to the tuner that asked for it, on a scale that the first batches set."""
         self._known |= {trial.spec: trial for trial in trials}
         self._set_scale()
         with self._own_randomness():
@@ -66,7 +69,7 @@ class OpenTunerSearcher(Searcher):
         with self._own_randomness():
             request = self._next_request(number)
             if request is None:
-                return self.problem.space.sample(rng)
+                return self.problem.sample(rng)
             spec = spec_of(request.configuration.data, self.problem.space)
             if spec in self._known:
                 self._report(number, request, self._known[spec])
@@ -92,13 +95,20 @@ class OpenTunerSearcher(Searcher):
         self._tuners[number].report_result(request, Result(time=cost))
 
     def _set_scale(self) -> None:
-        """Costs of the first complete trials, the references among them, span 0 to 1."""
+        """The costs of complete trials span 0 to 1, once there are enough of them to tell.
+
+        Two references are not enough: their mIoU may differ far less than that of the subnets.
+        Afterwards the scale stays, as the tuners compare each cost with those told before.
+        """
+        if self._num_scaled >= _SCALED:
+            return
         rows = [
             cost_row(t.metrics, self.problem.objectives)
             for t in self._known.values()
             if t.status == "complete"
         ]
-        if len(self._ideal) == 0 and len(rows) >= 2:
+        if len(rows) >= 2:
+            self._num_scaled = len(rows)
             self._ideal = np.min(rows, axis=0)
             span = np.max(rows, axis=0) - self._ideal
             self._span = np.where(span > 0, span, 1.0)

@@ -39,7 +39,7 @@ class PredictorSearcher(Searcher):
 
     def _propose(self, rng: Rng) -> SubnetSpec:
         if not self._promising or rng.random() < _EXPLORE:
-            return self.problem.space.sample(rng)
+            return self.problem.sample(rng)
         return self._promising.pop(0)
 
     def _evolve(self, rng: Rng) -> list[SubnetSpec]:
@@ -48,11 +48,11 @@ class PredictorSearcher(Searcher):
         size = 4 * problem.population
         pool = list(dict.fromkeys(trial.spec for trial in self._known))
         for _ in range(_GENERATIONS):
-            parents = [pool[i] for i in best_first(self._costs(pool, models))[:size]]
+            parents = [pool[i] for i in best_first(self._costs(pool, models), size)]
             children = (breed(parents, problem.space, rng) for _ in range(size))
             fitting = (fit_limits(child, problem.space, problem.limits, rng) for child in children)
             pool = list(dict.fromkeys((*parents, *fitting)))
-        order = best_first(self._costs(pool, models))
+        order = best_first(self._costs(pool, models), len(pool))
         return [pool[i] for i in order if pool[i] not in self._proposed]
 
     def _fit(self) -> dict[str, GenePredictor]:
