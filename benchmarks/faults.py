@@ -23,7 +23,7 @@ from pathlib import Path
 from supersam.cluster.slurm import commands as slurm
 from supersam.cluster.slurm.jobs import read_job
 from supersam.cluster.slurm.submit import submitted_job
-from supersam.health.records import read_beats, read_status, saved_step
+from supersam.health.records import read_heartbeats, read_status, saved_step
 from supersam.runs.attempts import read_attempts
 
 ROOT = Path(__file__).parents[1]
@@ -209,7 +209,7 @@ def checkpoints(run):
 def kill(run, number):
     """Send rank 1 a signal."""
     at = time.time()
-    run.cluster.signal(read_beats(run.folder)[1], number)
+    run.cluster.signal(read_heartbeats(run.folder)[1], number)
     return at
 
 

@@ -1,4 +1,4 @@
-"""Hosts on which a rank hung: one file beside the runs, which share what they learn. No torch."""
+"""Hosts on which ranks hung: one file beside the runs, which share what they learn. No torch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from supersam.config.files import STRIKES_FILE
 from supersam.runtime.jsonl import append_jsonl, read_jsonl
 
 LIFE_H = 24.0
-"""A strike counts for so long: a host that keeps hanging is repaired, or named again."""
-_OF_OTHERS = 2  # one strike of another run may be that run's own fault
+"""A hang counts for this many hours: a host that keeps hanging is repaired, or named again."""
+_OF_OTHERS = 2  # a single hang of another run may be that run's own fault
 
 
 @dataclass(frozen=True)
-class Strike:
-    """A rank hung, and this host was blamed for it."""
+class HostHang:
+    """A line of `strikes.jsonl`: a rank hung, and this host was named as the cause."""
 
     time: float
     """Unix seconds."""
@@ -29,30 +29,30 @@ class Strike:
     reason: str
 
 
-def add_strike(folder: Path, strike: Strike) -> None:
-    """Record a strike of the run of `folder`."""
-    append_jsonl(_file(folder), asdict(strike))
+def record_host_hang(folder: Path, hang: HostHang) -> None:
+    """Record a hang of the run of `folder`."""
+    append_jsonl(_file(folder), asdict(hang))
 
 
-def read_strikes(folder: Path) -> list[Strike]:
-    """The strikes of the last `LIFE_H` hours, of the run of `folder` and of those beside it."""
+def read_host_hangs(folder: Path) -> list[HostHang]:
+    """Read the hangs of the last `LIFE_H` hours, of the run of `folder` and of those beside it."""
     try:
-        strikes = read_jsonl(_file(folder), lambda values: Strike(**values))
+        hangs = read_jsonl(_file(folder), lambda values: HostHang(**values))
     except OSError:
         return []
     since = time.time() - LIFE_H * 3600
-    return [strike for strike in strikes if strike.time >= since]
+    return [hang for hang in hangs if hang.time >= since]
 
 
-def count_strikes(folder: Path) -> Counter[str]:
-    """How often each host was blamed lately, over all runs."""
-    return Counter(strike.host for strike in read_strikes(folder))
+def count_host_hangs(folder: Path) -> Counter[str]:
+    """Count the recent hangs of each host, over all runs beside `folder`."""
+    return Counter(hang.host for hang in read_host_hangs(folder))
 
 
-def suspects(folder: Path) -> set[str]:
-    """Hosts to do without: blamed once by the run of `folder`, or twice by any."""
-    own = {s.host for s in read_strikes(folder) if s.run == folder.absolute().name}
-    return own | {host for host, count in count_strikes(folder).items() if count >= _OF_OTHERS}
+def bad_hosts(folder: Path) -> set[str]:
+    """Hosts to do without: they hung once in the run of `folder`, or twice in any runs."""
+    own = {hang.host for hang in read_host_hangs(folder) if hang.run == folder.absolute().name}
+    return own | {host for host, count in count_host_hangs(folder).items() if count >= _OF_OTHERS}
 
 
 def _file(folder: Path) -> Path:

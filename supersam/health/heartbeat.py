@@ -1,4 +1,4 @@
-"""Signs of life: what each rank tells of itself while it works. No collective, no torch.
+"""Heartbeats: each rank records what it does while it works. No collective, no torch.
 
 A daemon thread of every rank replaces `heartbeats/rank-00000.json` every few seconds; rank 0 also
 `status.json`. The files are small and not synced to disk: losing the last one loses nothing.
@@ -25,9 +25,9 @@ from supersam.config.files import HEARTBEATS, STATUS_FILE
 from supersam.health.records import (
     ENDED,
     AttemptTimes,
-    Beat,
     Fault,
     Phase,
+    RankHeartbeat,
     Status,
     read_status,
     saved_step,
@@ -52,9 +52,9 @@ class _Numbers:
 
 
 class Heartbeat:
-    """The trainer tells it where it is; a thread writes it down. A context manager.
+    """Write what the trainer reports to disk, from a thread. A context manager.
 
-    Leaving the context records how the rank ended: finished, or failed by which exception.
+    Leaving the context records how the rank ended: finished, or failed with which exception.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Heartbeat:
         if self.rank == 0 and (former := read_status(self.folder)) is not None:
             self._former = former.attempts
             self._numbers.miou, self._numbers.checkpoint = former.miou, former.checkpoint
-        self.beat()
+        self.write()
         self._thread.start()
         return self
 
@@ -110,35 +110,35 @@ class Heartbeat:
             self.enter("finished")
         self._over.set()
         self._thread.join()
-        self.beat()
+        self.write()
 
     def begin(self, step: int) -> None:
-        """Training goes on from `step`."""
+        """Record that training goes on from `step`."""
         with self._lock:
             self._step = self._first_step = step
-        self.mark()
+        self.note_progress()
 
-    def mark(self) -> None:
-        """A place was passed at which a rank may wait for the others, or leave them waiting."""
+    def note_progress(self) -> None:
+        """Record progress: the rank passed a point where ranks can block on each other."""
         self._marks += 1
         self._progress = time.monotonic()
 
     def end_own_work(self) -> None:
-        """This rank's own part of the step is done; what follows takes as long as the slowest."""
+        """Record that this rank's own part of the step is done; the rest waits for the slowest."""
         if self._phase == "training":
             self._work_s.append(self.seconds()["training"] - self._trained_s)
-        self.mark()
+        self.note_progress()
 
     def enter(self, phase: Phase) -> None:
-        """What is done from here on."""
+        """Record that the rank begins a phase."""
         with self._lock:
             now = time.monotonic()
             self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
             self._since, self._phase = now, phase
-        self.mark()
+        self.note_progress()
 
     def end_step(self, step: int) -> None:
-        """`step` steps are taken. The first of a process counts as its start, not as training."""
+        """Record that `step` steps are taken; a process's first step counts as its start-up."""
         if self._phase == "starting":
             self.enter("training")
         else:
@@ -147,25 +147,25 @@ class Heartbeat:
             self._trained_s = trained_s
         with self._lock:
             self._step, self._step_time = step, time.time()
-        self.mark()
+        self.note_progress()
 
     def report(self, *, losses: Mapping[str, float], images_per_s: float) -> None:
-        """The latest means of training. losses: by slot."""
+        """Record the latest means of training. losses: by slot."""
         with self._lock:
             self._numbers.losses = {slot: _finite(value) for slot, value in losses.items()}
             self._numbers.images_per_s = _finite(images_per_s)
 
     def validated(self, miou: float) -> None:
-        """The score of a validation."""
+        """Record the score of a validation."""
         self._numbers.miou = _finite(miou)
 
     def saved(self, step: int) -> None:
-        """A checkpoint of `step` is complete."""
+        """Record that the checkpoint of `step` is complete."""
         self._numbers.checkpoint = step
 
     @property
     def phase(self) -> Phase:
-        """What is being done."""
+        """The present phase."""
         return self._phase
 
     @property
@@ -175,16 +175,16 @@ class Heartbeat:
 
     @property
     def idle_s(self) -> float:
-        """Seconds since the last mark."""
+        """Seconds since the last progress."""
         return time.monotonic() - self._progress
 
     def reset_idle_timer(self) -> None:
-        """Count `idle_s` from now: the whole process was suspended."""
+        """Count `idle_s` from now, as after the whole process was suspended."""
         self._progress = time.monotonic()
 
     @property
     def median_step_s(self) -> float | None:
-        """Seconds of a training step, of the last ones; None before there are any."""
+        """Median seconds of the last training steps; None before there are any."""
         return _median(self._step_s)
 
     def seconds(self) -> dict[str, float]:
@@ -193,31 +193,31 @@ class Heartbeat:
             running = self._seconds.get(self._phase, 0.0) + time.monotonic() - self._since
             return {**self._seconds, self._phase: running}
 
-    def beat(self) -> None:
-        """Write the sign of life now. A full or absent disk is no reason to end."""
+    def write(self) -> None:
+        """Write the heartbeat now. A full or absent disk does not end the rank."""
         try:
             path = self.folder / HEARTBEATS / f"rank-{self.rank:05d}.json"
-            write_json(path, asdict(self._beat()), durable=False)
+            write_json(path, asdict(self._own_record()), durable=False)
             if self.rank == 0:
                 write_json(self.folder / STATUS_FILE, asdict(self._status()), durable=False)
         except OSError as fault:
             if not self._complained:
-                logger.warning("no heartbeat could be written: %s", fault)
+                logger.warning("the heartbeat could not be written: %s", fault)
             self._complained = True
 
     def _run(self) -> None:
         while not self._over.wait(self.interval_s):
-            self.beat()
+            self.write()
 
     def _finished_seconds(self) -> dict[str, float]:
-        """Seconds by phase, with a step that is not finished apart: it may never be."""
+        """Seconds by phase; an unfinished step is counted apart, as it may never finish."""
         seconds = self.seconds()
         trained_s = min(self._trained_s, seconds.get("training", 0.0))
         unfinished_s = seconds.pop("training", 0.0) - trained_s
         return {**seconds, "training": trained_s, "unfinished": unfinished_s}
 
-    def _beat(self) -> Beat:
-        return Beat(
+    def _own_record(self) -> RankHeartbeat:
+        return RankHeartbeat(
             rank=self.rank,
             world_size=self.world_size,
             host=socket.gethostname(),

@@ -1,4 +1,4 @@
-"""What the ranks of a run tell of themselves on disk: records and readers. No torch.
+"""The records that the ranks of a run leave on disk, and their readers. No torch.
 
 `heartbeats/rank-00000.json` of every rank and `status.json` of rank 0, which `Heartbeat` writes,
 and `progress.json` of the last checkpoint.
@@ -39,43 +39,43 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Beat:
-    """One rank's last sign of life."""
+class RankHeartbeat:
+    """A rank's last heartbeat: `heartbeats/rank-00000.json`."""
 
     rank: int
     world_size: int
     host: str
     pid: int
     started_ticks: int
-    """Start of the process, clock ticks since the host's boot; with `pid` it names the process."""
+    """When the process started, in clock ticks since the host's boot; `pid` alone is used again."""
     time: float
-    """Of this sign, Unix seconds."""
+    """Of this heartbeat, Unix seconds."""
     phase: Phase
     step: int
     """Optimizer steps taken."""
     step_time: float
-    """When the last of them ended (at first: the start), Unix seconds."""
+    """When the last step ended (at first: the start), Unix seconds."""
     median_step_s: float | None
-    """Of the last steps; None before the second one."""
+    """Median of the last steps, seconds; None before the second one."""
     median_work_s: float | None
-    """Of the part of a step before it waits for the others: a straggler's is the longest."""
+    """The same without the wait for other ranks: a straggler's is the longest."""
     marks: int
-    """Places in the program passed: the rank with the fewest is behind."""
+    """How often the rank noted progress: the rank with the lowest count is behind."""
     memory_gib: float
-    """In use by the process, or by it on its GPU."""
+    """Memory that the process has in use, on its GPU where it has one."""
     host_free_gib: float
     """Memory that the host could still give."""
     fault: Fault | None = None
 
     @property
     def has_ended(self) -> bool:
-        """Whether the rank itself said that it is over."""
+        """Whether the rank itself wrote that it has ended."""
         return self.phase in ENDED
 
 
 @dataclass(frozen=True)
 class AttemptTimes:
-    """Where the time of one attempt went, as rank 0 saw it."""
+    """How one attempt spent its time, as rank 0 measured it."""
 
     started: float
     """Unix seconds."""
@@ -85,12 +85,12 @@ class AttemptTimes:
     world_size: int
     nodes: int
     seconds: dict[str, float]
-    """By phase; `training` counts finished steps, `unfinished` the one that was not."""
+    """By phase; `training` counts finished steps, `unfinished` the step that did not finish."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """Where a run stands: `status.json`, written by rank 0."""
+    """How far a run is: `status.json`, written by rank 0."""
 
     time: float
     phase: Phase
@@ -101,7 +101,7 @@ class Status:
     eta_s: float | None
     images_per_s: float | None
     losses: dict[str, float | None]
-    """By slot of the sandwich."""
+    """Mean loss by slot of the sandwich."""
     miou: float | None
     """Of the last validation."""
     checkpoint: int | None
@@ -110,19 +110,19 @@ class Status:
     """All attempts so far, this one last."""
 
 
-def read_beats(folder: Path) -> list[Beat]:
-    """The last sign of life of each rank of the newest attempt, by rank."""
+def read_heartbeats(folder: Path) -> list[RankHeartbeat]:
+    """Read the last heartbeat of each rank of the newest attempt, in rank order."""
     beats = [
         beat
         for path in sorted((folder / HEARTBEATS).glob("rank-*.json"))
-        if (beat := _read_beat(path)) is not None
+        if (beat := _read_heartbeat(path)) is not None
     ]
     world_size = max(beats, key=lambda beat: beat.time).world_size if beats else 0
     return [beat for beat in beats if beat.rank < world_size]
 
 
 def read_status(folder: Path) -> Status | None:
-    """Where the run of `folder` stands; None where it never began."""
+    """Read how far the run of `folder` is; None where it never began."""
     values = _read(folder / STATUS_FILE)
     try:
         if values is None:
@@ -141,13 +141,13 @@ def saved_step(folder: Path) -> int:
         return 0
 
 
-def _read_beat(path: Path) -> Beat | None:
+def _read_heartbeat(path: Path) -> RankHeartbeat | None:
     values = _read(path)
     try:
         if values is None:
             return None
         fault = values.pop("fault")
-        return Beat(**values, fault=None if fault is None else Fault(**fault))
+        return RankHeartbeat(**values, fault=None if fault is None else Fault(**fault))
     except (KeyError, TypeError):  # another version's
         return None
 

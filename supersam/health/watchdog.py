@@ -1,8 +1,8 @@
-"""Ends an attempt that hangs, and says whose fault it is. No collective, no torch.
+"""End an attempt that hangs, and report which rank made the others wait. No collective, no torch.
 
 Every rank watches itself in a thread, so that it can act while its main thread waits in a
-collective. A rank that has passed no mark for too long writes the stacks of all its threads,
-reads everybody's heartbeat, names the rank that is behind, and ends with `STALLED`.
+collective. A rank without progress for too long writes the stacks of all its threads, reads the
+heartbeats of all ranks, names the rank that is behind, and ends with the exit code `STALLED`.
 """
 
 from __future__ import annotations
@@ -21,32 +21,33 @@ from types import TracebackType
 
 from supersam.config import WatchdogConfig
 from supersam.config.files import LOGS, STALL_FILE
-from supersam.health.bad_hosts import Strike, add_strike
+from supersam.health.bad_hosts import HostHang, record_host_hang
 from supersam.health.heartbeat import Heartbeat
-from supersam.health.records import Beat, read_beats
+from supersam.health.records import RankHeartbeat, read_heartbeats
 from supersam.runtime.atomic import write_json
 from supersam.runtime.process import describe_process
+from supersam.runtime.waiting import wait_until
 
 logger = logging.getLogger(__name__)
 
 STALLED = 75
-"""Exit code of a rank that ended itself because the job hung; requeue without the blamed host."""
-_SILENT_BEATS = 3
+"""Exit code of a rank that ended itself as the job hung; the job goes on without the hung host."""
+_SILENT_INTERVALS = 3
 
 
 @dataclass(frozen=True)
 class HangReport:
-    """Who made the others wait."""
+    """`stall.json`: which rank made the others wait."""
 
     rank: int | None
-    """None where all ranks are equally far: a network or file system hangs."""
+    """None where all ranks are equally far: then a network or file system hangs."""
     host: str | None
     reason: str
-    """One sentence with the rank, the host and what is known of them."""
+    """One sentence with the rank, the host and what is known about them."""
 
 
-def blame(folder: Path) -> HangReport | None:
-    """Whom the watchdog named when it ended the last attempt; None where it did not end it."""
+def read_hang_report(folder: Path) -> HangReport | None:
+    """Read the report of the last attempt; None where that did not end by a hang."""
     try:
         values = json.loads((folder / STALL_FILE).read_text(encoding="utf-8"))
         return HangReport(values["rank"], values["host"], values["reason"])
@@ -54,48 +55,56 @@ def blame(folder: Path) -> HangReport | None:
         return None
 
 
-def record_hang(folder: Path, culprit: HangReport, *, step: int) -> None:
-    """Write down who made the others wait, and hold it against the host."""
-    logger.error("%s", culprit.reason)
+def record_hang(folder: Path, report: HangReport, *, step: int) -> None:
+    """Write `stall.json`, and count the hang against the host."""
+    logger.error("%s", report.reason)
     now = time.time()
-    write_json(folder / STALL_FILE, {"time": now, "step": step, **asdict(culprit)})
-    if culprit.host is not None:
+    write_json(folder / STALL_FILE, {"time": now, "step": step, **asdict(report)})
+    if report.host is not None:
         name = folder.absolute().name
-        add_strike(folder, Strike(now, culprit.host, name, culprit.rank, step, culprit.reason))
+        hang = HostHang(now, report.host, name, report.rank, step, report.reason)
+        record_host_hang(folder, hang)
 
 
-def find_hung_rank(beats: Sequence[Beat], world_size: int, *, interval_s: float) -> HangReport:
-    """The rank that is behind: without a heartbeat, else with a silent one, else the least far."""
+def find_hung_rank(
+    beats: Sequence[RankHeartbeat], world_size: int, *, interval_s: float
+) -> HangReport:
+    """Find the rank that is behind: one without a heartbeat, else a silent one, else the slowest.
+
+    The slowest is the one with the fewest `marks`. interval_s: seconds between heartbeats.
+    """
     missing = sorted(set(range(world_size)) - {beat.rank for beat in beats})
     if missing:
         return HangReport(missing[0], None, f"{_ranks(missing)} never gave a sign of life")
     newest = max(beat.time for beat in beats)
-    silent = [b for b in beats if newest - b.time > _SILENT_BEATS * interval_s]
+    silent = [b for b in beats if newest - b.time > _SILENT_INTERVALS * interval_s]
     if silent:
         oldest = min(silent, key=lambda beat: beat.time)
         others = f" (silent: {_ranks([b.rank for b in silent])})" if len(silent) > 1 else ""
-        return _blame(oldest, f"silent for {newest - oldest.time:.0f} s{others}")
+        return _report_rank(oldest, f"silent for {newest - oldest.time:.0f} s{others}")
     least, most = min(b.marks for b in beats), max(b.marks for b in beats)
     if least == most:
         place = f"step {beats[0].step}, {beats[0].phase}"
         return HangReport(None, None, f"all {world_size} ranks wait at the same place ({place})")
     behind = [beat for beat in beats if beat.marks == least]
     waiting = f"{world_size - len(behind)} of {world_size} ranks wait for it"
-    return _blame(behind[0], f"hangs after step {behind[0].step} ({behind[0].phase}); {waiting}")
+    return _report_rank(
+        behind[0], f"hangs after step {behind[0].step} ({behind[0].phase}); {waiting}"
+    )
 
 
 class Watchdog:
-    """Watches this rank's heart from a thread. A context manager."""
+    """Watch this rank's heartbeat from a thread. A context manager."""
 
-    def __init__(self, heart: Heartbeat, config: WatchdogConfig) -> None:
-        self._heart, self._config = heart, config
+    def __init__(self, heartbeat: Heartbeat, config: WatchdogConfig) -> None:
+        self._heartbeat, self._config = heartbeat, config
         self._pause_s = min(config.heartbeat_s, config.stall_s / 4)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
-        if self._heart.rank == 0:
-            (self._heart.folder / STALL_FILE).unlink(missing_ok=True)
+        if self._heartbeat.rank == 0:
+            (self._heartbeat.folder / STALL_FILE).unlink(missing_ok=True)
         if self._config.enabled:
             self._thread.start()
         return self
@@ -111,9 +120,9 @@ class Watchdog:
             self._thread.join()
 
     def limit_s(self) -> float:
-        """Seconds without progress that are a stall, in what the rank does now."""
-        median = self._heart.median_step_s
-        if self._heart.phase != "training" or median is None:
+        """Seconds without progress that count as a hang in the present phase."""
+        median = self._heartbeat.median_step_s
+        if self._heartbeat.phase != "training" or median is None:
             return self._config.other_s
         return max(self._config.stall_s, self._config.stall_steps * median)
 
@@ -123,8 +132,8 @@ class Watchdog:
             slept_s, woke = time.monotonic() - woke, time.monotonic()
             limit_s = self.limit_s()
             if slept_s > self._pause_s + limit_s / 2:
-                self._heart.reset_idle_timer()  # suspended by Ctrl-Z or Slurm
-            elif self._heart.idle_s > limit_s:
+                self._heartbeat.reset_idle_timer()  # suspended by Ctrl-Z or Slurm
+            elif self._heartbeat.idle_s > limit_s:
                 self._end(limit_s)
 
     def _end(self, limit_s: float) -> None:
@@ -132,41 +141,41 @@ class Watchdog:
         try:
             self._dump_stacks()
             self._over.wait(2 * self._pause_s)  # the others notice, and write their stacks too
-            if self._over.is_set() or self._heart.idle_s <= limit_s:
+            if self._over.is_set() or self._heartbeat.idle_s <= limit_s:
                 return  # it went on after all
             self._record()
-            self._heart.enter("stuck")
-            self._heart.beat()
+            self._heartbeat.enter("stuck")
+            self._heartbeat.write()
         except OSError as fault:
-            logger.error("the stall could not be recorded: %s", fault)
+            logger.error("the hang could not be recorded: %s", fault)
         os._exit(STALLED)  # the main thread cannot be asked
 
     def _dump_stacks(self) -> None:
-        path = self._heart.folder / LOGS / f"stacks-{self._heart.rank:05d}.txt"
+        path = self._heartbeat.folder / LOGS / f"stacks-{self._heartbeat.rank:05d}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             moment = time.strftime("%Y-%m-%d %H:%M:%S")
-            place = f"step {self._heart.step}, {self._heart.phase}"
-            file.write(f"== rank {self._heart.rank} on {socket.gethostname()}, {moment}, {place}\n")
+            place = f"step {self._heartbeat.step}, {self._heartbeat.phase}"
+            file.write(
+                f"== rank {self._heartbeat.rank} on {socket.gethostname()}, {moment}, {place}\n"
+            )
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
 
     def _record(self) -> None:
-        """The lowest rank that shows signs of life writes; the others wait for it, not for ever."""
-        folder, config = self._heart.folder, self._config
-        beats = read_beats(folder)
-        culprit = find_hung_rank(beats, self._heart.world_size, interval_s=config.heartbeat_s)
-        alive = [beat.rank for beat in beats if beat.rank != culprit.rank]
-        if self._heart.rank != min(alive, default=self._heart.rank):
-            deadline = time.monotonic() + 8 * self._pause_s
-            while time.monotonic() < deadline:
-                if (folder / STALL_FILE).exists():
-                    return
-                time.sleep(self._pause_s / 4)
-        record_hang(folder, culprit, step=self._heart.step)
+        """Have the lowest rank that is alive write the report; the others wait a while for it."""
+        folder, config = self._heartbeat.folder, self._config
+        beats = read_heartbeats(folder)
+        report = find_hung_rank(beats, self._heartbeat.world_size, interval_s=config.heartbeat_s)
+        alive = [beat.rank for beat in beats if beat.rank != report.rank]
+        if self._heartbeat.rank != min(alive, default=self._heartbeat.rank):
+            written = (folder / STALL_FILE).exists
+            if wait_until(written, timeout_s=8 * self._pause_s, poll_s=self._pause_s / 4):
+                return
+        record_hang(folder, report, step=self._heartbeat.step)
 
 
-def _blame(beat: Beat, what: str) -> HangReport:
+def _report_rank(beat: RankHeartbeat, what: str) -> HangReport:
     if beat.host == socket.gethostname():
         what += f"; its process {describe_process(beat.pid, beat.started_ticks)}"
     return HangReport(beat.rank, beat.host, f"rank {beat.rank} on {beat.host} {what}")

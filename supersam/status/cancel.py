@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from supersam.cluster.slurm.commands import SlurmError, cancel_job
 from supersam.config import UserError
 from supersam.config.files import CANCEL_FILE
-from supersam.health.records import Beat
+from supersam.health.records import RankHeartbeat
 from supersam.runtime.process import is_same_process
 from supersam.status.run import RunRecord
 
@@ -59,9 +59,11 @@ def _cancel_job(record: RunRecord, *, gently: bool) -> str:
 
 def _signal_ranks(record: RunRecord, number: signal.Signals) -> str:
     host = socket.gethostname()
-    alive = [b for b in record.beats if is_same_process(b.pid, b.started_ticks) and b.host == host]
+    alive = [
+        b for b in record.heartbeats if is_same_process(b.pid, b.started_ticks) and b.host == host
+    ]
     if not alive:
-        hosts = ", ".join(sorted({beat.host for beat in record.beats}))
+        hosts = ", ".join(sorted({beat.host for beat in record.heartbeats}))
         raise UserError(f"{record.folder} runs on {hosts}; repeat this command there")
     _signal(alive, number)
     if number == signal.SIGKILL:
@@ -69,7 +71,7 @@ def _signal_ranks(record: RunRecord, number: signal.Signals) -> str:
     return f"asked {len(alive)} rank(s) to save and end; repeat --cancel to kill them"
 
 
-def _signal(beats: Sequence[Beat], number: signal.Signals) -> None:
+def _signal(beats: Sequence[RankHeartbeat], number: signal.Signals) -> None:
     for beat in beats:
         try:
             os.kill(beat.pid, number)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from supersam.config.files import LOGS
-from supersam.health.records import Beat, Fault
+from supersam.health.records import Fault, RankHeartbeat
 from supersam.status.logs import Finding, cause_of, find_signs, is_echo
 from supersam.status.run import RunRecord
 
@@ -43,8 +43,8 @@ def explain(record: RunRecord) -> Why:
     if state in ("cancelled", "stopped"):
         how = "cancelled" if state == "cancelled" else "stopped on request"
         return Why(state, f"{how} at step {record.step}; saved at step {record.saved_step}")
-    if state == "stuck" and record.blame is not None:
-        return Why(state, f"stuck: {record.blame.reason}{_history(record)}")
+    if state == "stuck" and record.hang is not None:
+        return Why(state, f"stuck: {record.hang.reason}{_history(record)}")
     if state == "new":
         return _refused(record) or Why(state, _never_began(record))
     failure = _failure(record)
@@ -72,7 +72,7 @@ def duration(seconds: float) -> str:
 
 def _failure(record: RunRecord) -> Why:
     """The first cause that is certain: an exception that is no echo, Slurm's word, a dead rank."""
-    told = sorted((b for b in record.beats if b.fault is not None), key=lambda beat: beat.time)
+    told = sorted((b for b in record.heartbeats if b.fault is not None), key=lambda beat: beat.time)
     own = [b for b in told if b.fault is not None and not is_echo(b.fault.message)]
     if own and own[0].fault is not None:
         return _explain_fault(own[0], own[0].fault)
@@ -82,7 +82,7 @@ def _failure(record: RunRecord) -> Why:
     slurm = _explain_job(record, signs)
     if slurm is not None:
         return slurm
-    vanished = [b for b in record.beats if not b.has_ended and not record.works(b)]
+    vanished = [b for b in record.heartbeats if not b.has_ended and not record.works(b)]
     if vanished:
         return _explain_vanished(record, min(vanished, key=lambda beat: beat.time))
     exceptions = [sign for sign in signs if not is_echo(sign.text)] or signs
@@ -93,7 +93,7 @@ def _failure(record: RunRecord) -> Why:
     return Why("unknown", f"ended at step {record.step}, and nothing says why; see {_logs(record)}")
 
 
-def _explain_fault(beat: Beat, fault: Fault) -> Why:
+def _explain_fault(beat: RankHeartbeat, fault: Fault) -> Why:
     place = f"rank {beat.rank} host {beat.host}"
     first = _first_line(fault.message)
     cause = cause_of(f"{fault.kind}: {fault.message}")
@@ -133,11 +133,11 @@ def _explain_slurm_line(signs: list[Finding], cause: str) -> Why | None:
     return Why(cause, f"{cause}{on}: {found.text}")
 
 
-def _explain_vanished(record: RunRecord, beat: Beat) -> Why:
+def _explain_vanished(record: RunRecord, beat: RankHeartbeat) -> Why:
     place = f"rank {beat.rank} host {beat.host}"
-    on_host = [b for b in record.beats if b.host == beat.host]
+    on_host = [b for b in record.heartbeats if b.host == beat.host]
     silent = [b for b in on_host if not b.has_ended]
-    if len(on_host) > 1 and silent == on_host and len(on_host) < len(record.beats):
+    if len(on_host) > 1 and silent == on_host and len(on_host) < len(record.heartbeats):
         return Why("killed", f"host {beat.host} with all its ranks vanished at step {beat.step}")
     if beat.host_free_gib < _TIGHT_GIB:
         left = f"the host had {beat.host_free_gib:.1f} GiB left"

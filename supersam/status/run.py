@@ -14,8 +14,8 @@ from supersam.cluster.slurm.jobs import JobQueue, SlurmJob
 from supersam.cluster.slurm.restart_policy import reason_of_state
 from supersam.config import UserError, read_yaml
 from supersam.config.files import JOB_FILE, RUN_FILE
-from supersam.health.records import Beat, Status, read_beats, read_status, saved_step
-from supersam.health.watchdog import HangReport, blame
+from supersam.health.records import RankHeartbeat, Status, read_heartbeats, read_status, saved_step
+from supersam.health.watchdog import HangReport, read_hang_report
 from supersam.runs.attempts import AttemptEvent, Reason, is_cancelled, read_attempts
 from supersam.runtime.process import is_same_process
 
@@ -45,9 +45,9 @@ class RunRecord:
     heartbeat_s: float
     """Seconds between its signs of life."""
     status: Status | None
-    beats: list[Beat]
+    heartbeats: list[RankHeartbeat]
     events: list[AttemptEvent]
-    blame: HangReport | None
+    hang: HangReport | None
     saved_step: int
     """Step of the last checkpoint; 0 before the first."""
     cancelled: bool
@@ -64,14 +64,14 @@ class RunRecord:
             return "unreadable"
         if self.job is not None and self.job.is_active:
             return "pending" if self.job.is_waiting else "running"
-        if any(self.works(beat) for beat in self.beats):
+        if any(self.works(beat) for beat in self.heartbeats):
             return "running"
-        failed = any(beat.phase == "failed" for beat in self.beats)
+        failed = any(beat.phase == "failed" for beat in self.heartbeats)
         if self.status is not None and self.status.phase == "finished" and not failed:
             return "finished"
         if self.cancelled and self.status is not None:
             return "cancelled"
-        if self.blame is not None:
+        if self.hang is not None:
             return "stuck"
         if failed:
             return "failed"
@@ -79,7 +79,7 @@ class RunRecord:
             return "cancelled" if self._was_cancelled else "stopped"
         if 0 < self.steps <= self.saved_step:
             return "finished"
-        if self.beats or self.saved_step:
+        if self.heartbeats or self.saved_step:
             return "cancelled" if self._was_cancelled else "lost"
         return "failed" if self.events else "new"
 
@@ -105,10 +105,10 @@ class RunRecord:
             return None
         if self.job is not None and self.job_id == self.events[-1].job_id:
             return None if self.job.is_active else reason_of_state(self.job.state)
-        known = [beat for beat in self.beats if beat.time > self.events[-1].time]
+        known = [beat for beat in self.heartbeats if beat.time > self.events[-1].time]
         return "ended" if known and not any(self.works(beat) for beat in known) else None
 
-    def works(self, beat: Beat) -> bool:
+    def works(self, beat: RankHeartbeat) -> bool:
         """Whether a rank still does; of an attempt that is over none does, however fresh its beat.
 
         A rank that was killed on another host leaves a fresh beat behind.
@@ -152,7 +152,7 @@ def find_runs(root: Path) -> list[Path]:
     return [file.parent for file in files]
 
 
-def is_alive(beat: Beat, heartbeat_s: float) -> bool:
+def is_alive(beat: RankHeartbeat, heartbeat_s: float) -> bool:
     """Whether the rank still works: by its process on this host, by its last sign elsewhere."""
     if beat.has_ended:
         return False
@@ -174,9 +174,9 @@ def _record(
         steps=steps if status is None else status.steps,
         heartbeat_s=heartbeat_s,
         status=status,
-        beats=read_beats(folder),
+        heartbeats=read_heartbeats(folder),
         events=events,
-        blame=blame(folder),
+        hang=read_hang_report(folder),
         saved_step=saved_step(folder),
         cancelled=is_cancelled(folder),
         job=job,

@@ -14,8 +14,8 @@ from supersam.cluster.slurm.jobs import JobQueue
 from supersam.config import StatusRun, UserError
 from supersam.config.files import CHECKPOINTS, LOGS, SEARCH_FILE
 from supersam.config.io import print_error
-from supersam.health.bad_hosts import count_strikes
-from supersam.health.records import Beat
+from supersam.health.bad_hosts import count_host_hangs
+from supersam.health.records import RankHeartbeat
 from supersam.runtime.process import ends_with_reader
 from supersam.runtime.tail import LogTail
 from supersam.status.cancel import cancel
@@ -128,12 +128,12 @@ def _detail(record: RunRecord) -> dict[str, Any]:
         "why": asdict(explain(record)),
         "job": None if record.job is None else asdict(record.job),
         "losses": {} if record.status is None else record.status.losses,
-        "ranks": [asdict(beat) for beat in record.beats],
-        "stragglers": [beat.rank for beat in find_stragglers(record.beats)],
+        "ranks": [asdict(beat) for beat in record.heartbeats],
+        "stragglers": [beat.rank for beat in find_stragglers(record.heartbeats)],
         "attempts": [asdict(event) for event in record.events],
         "goodput": {**asdict(goodput), "share": goodput.share},
         "checkpoints": [path.name for path in _checkpoints(record.folder)],
-        "strikes": dict(count_strikes(record.folder)),
+        "strikes": dict(count_host_hangs(record.folder)),
     }
 
 
@@ -154,27 +154,29 @@ def _page(record: RunRecord) -> str:
     lines += _rank_lines(record)
     lines += [f"attempt {text}" for text in _attempt_lines(record)]
     lines += _goodput_lines(_goodput(record))
-    strikes = count_strikes(record.folder)
-    if strikes:
-        named = ", ".join(f"{host} {count}" for host, count in strikes.most_common())
-        lines.append(f"strikes      {named}")
+    hangs = count_host_hangs(record.folder)
+    if hangs:
+        named = ", ".join(f"{host} {count}" for host, count in hangs.most_common())
+        lines.append(f"hung hosts   {named}")
     return "\n".join(lines)
 
 
 def _rank_lines(record: RunRecord) -> list[str]:
-    if not record.beats:
+    if not record.heartbeats:
         return []
-    hosts = len({beat.host for beat in record.beats})
-    oldest = min(record.beats, key=lambda beat: beat.time)
+    hosts = len({beat.host for beat in record.heartbeats})
+    oldest = min(record.heartbeats, key=lambda beat: beat.time)
     age = duration(max(0.0, time.time() - oldest.time))
-    lines = [f"ranks        {len(record.beats)} on {hosts} host(s); oldest sign of life {age} ago"]
-    for beat in find_stragglers(record.beats):
+    lines = [
+        f"ranks        {len(record.heartbeats)} on {hosts} host(s); oldest sign of life {age} ago"
+    ]
+    for beat in find_stragglers(record.heartbeats):
         work = number(beat.median_work_s, ".2f")
         lines.append(f"straggler    rank {beat.rank} on {beat.host}: {work} s of own work a step")
     return lines
 
 
-def find_stragglers(beats: Sequence[Beat]) -> list[Beat]:
+def find_stragglers(beats: Sequence[RankHeartbeat]) -> list[RankHeartbeat]:
     """Ranks whose own part of a step takes 1.3 times as long as the median rank's, or longer."""
     known = sorted(beat.median_work_s for beat in beats if beat.median_work_s is not None)
     if len(known) < 2:
@@ -239,7 +241,7 @@ def _attempt(record: RunRecord) -> int:
 
 
 def _seen(record: RunRecord) -> float | None:
-    return max((beat.time for beat in record.beats), default=None)
+    return max((beat.time for beat in record.heartbeats), default=None)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -53,9 +53,9 @@ def train(run: TrainRun) -> None:
     share_cores(run.engine.threads)
     keep_freed_memory()
     try:
-        heart = _build_heart(run, world)
-        with stop_requested() as stop, heart, Watchdog(heart, run.watchdog):
-            _Session(run, world, device, heart).train(stop)
+        heartbeat = _build_heartbeat(run, world)
+        with stop_requested() as stop, heartbeat, Watchdog(heartbeat, run.watchdog):
+            _Session(run, world, device, heartbeat).train(stop)
     finally:
         close_world()
 
@@ -63,8 +63,10 @@ def train(run: TrainRun) -> None:
 class _Session:
     """Everything one rank of a run holds."""
 
-    def __init__(self, run: TrainRun, world: World, device: torch.device, heart: Heartbeat) -> None:
-        self.run, self.world, self.device, self.heart = run, world, device, heart
+    def __init__(
+        self, run: TrainRun, world: World, device: torch.device, heartbeat: Heartbeat
+    ) -> None:
+        self.run, self.world, self.device, self.heartbeat = run, world, device, heartbeat
         self.space = read_space(run.folder / SPACE_FILE, resolve_shape(run.model))
         self.sandwich = _build_sandwich(run, self.space)
         self.train_readers, self.val_readers = open_data(run, world)
@@ -95,7 +97,7 @@ class _Session:
                 engine.average.restore(read_average(path, manifest))
             logger.info("resumed at step %d from %s (verified)", state.step, path)
         self._announce(supernet)
-        self.heart.begin(state.step)
+        self.heartbeat.begin(state.step)
         if state.step >= self.run.optim.steps:
             logger.info("this run is complete at step %d; raise --optim.steps to go on", state.step)
             return
@@ -113,7 +115,7 @@ class _Session:
             every=run.engine.log_every,
             steps=run.optim.steps,
             first_step=state.step,
-            heart=self.heart,
+            heartbeat=self.heartbeat,
         )
         validator = self._build_validator(writer)
         trainer = Trainer(
@@ -124,7 +126,7 @@ class _Session:
             loader=self._build_loader(state.step),
             sandwich=self.sandwich,
             telemetry=telemetry,
-            heart=self.heart,
+            heartbeat=self.heartbeat,
             teacher=self._build_teacher(),
             validator=validator,
             prioritizer=self._build_prioritizer(supernet, engine),
@@ -137,7 +139,7 @@ class _Session:
             if validator is not None:
                 writer.hparams(_hparams(run), validator.last)
         except InterruptedRunError:
-            self.heart.enter("stopped")
+            self.heartbeat.enter("stopped")
             raise
         finally:
             telemetry.close()
@@ -153,7 +155,7 @@ class _Session:
             data=[reader.fingerprint for reader in self.train_readers],
             versions={**versions(), "git": git_commit()},
         )
-        self.heart.saved(state.step)
+        self.heartbeat.saved(state.step)
         logger.info("saved %s", path)
 
     def _build_teacher(self) -> FrozenTeacher | None:
@@ -261,7 +263,7 @@ def _agree_on_checkpoint(
     return choice[0]
 
 
-def _build_heart(run: TrainRun, world: World) -> Heartbeat:
+def _build_heartbeat(run: TrainRun, world: World) -> Heartbeat:
     return Heartbeat(
         run.folder,
         rank=world.rank,

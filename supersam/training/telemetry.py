@@ -31,11 +31,11 @@ class Telemetry:
         every: int,
         steps: int,
         first_step: int,
-        heart: Heartbeat,
+        heartbeat: Heartbeat,
     ) -> None:
         self._writer = writer
         self._world = world
-        self._heart = heart
+        self._heartbeat = heartbeat
         self._every = every
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
@@ -103,7 +103,7 @@ class Telemetry:
 
     def _report(self, step: int, scalars: Mapping[str, float]) -> None:
         slots = {n.rpartition("/")[2]: v for n, v in scalars.items() if n.startswith("train/loss/")}
-        self._heart.report(losses=slots, images_per_s=scalars["perf/images_per_s"])
+        self._heartbeat.report(losses=slots, images_per_s=scalars["perf/images_per_s"])
         losses = "  ".join(f"{name} {value:.3f}" for name, value in slots.items())
         if self._bar.disable:
             logger.info(

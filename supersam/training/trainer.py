@@ -52,7 +52,7 @@ class Trainer:
         loader: TrainLoader,
         sandwich: SandwichSampler,
         telemetry: Telemetry,
-        heart: Heartbeat,
+        heartbeat: Heartbeat,
         teacher: FrozenTeacher | None,
         validator: Validator | None,
         prioritizer: Prioritizer | None,
@@ -67,7 +67,7 @@ class Trainer:
         self.loader = loader
         self.sandwich = sandwich
         self.telemetry = telemetry
-        self.heart = heart
+        self.heartbeat = heartbeat
         self.teacher = teacher
         self.validator = validator
         self.prioritizer = prioritizer
@@ -84,17 +84,17 @@ class Trainer:
             self.prioritize()
             self.train_step(batches)
             self.state.step += 1
-            self.heart.end_step(self.state.step)
+            self.heartbeat.end_step(self.state.step)
             stopping = self._agree_to_stop(stop)
             last = self.state.step == self.run.optim.steps
             self.telemetry.pause()
             if last or self.state.step % self.run.checkpoint.validate_every_steps == 0:
-                self.heart.enter("validating")
+                self.heartbeat.enter("validating")
                 self.validate()
             if last or stopping or self.state.step % self.run.checkpoint.every_steps == 0:
-                self.heart.enter("saving")
+                self.heartbeat.enter("saving")
                 self.save()
-            self.heart.enter("training")
+            self.heartbeat.enter("training")
             self.telemetry.resume()
             if stopping and not last:
                 raise InterruptedRunError(self.state.step, stopping)
@@ -104,10 +104,10 @@ class Trainer:
         if self.prioritizer is None or not self.prioritizer.is_due(self.state.step):
             return
         self.telemetry.pause()
-        phase = self.heart.phase
-        self.heart.enter("prioritizing")
+        phase = self.heartbeat.phase
+        self.heartbeat.enter("prioritizing")
         self.prioritizer.prioritize(self.state.step)
-        self.heart.enter(phase)
+        self.heartbeat.enter(phase)
         self.telemetry.resume()
 
     def train_step(self, batches: DeviceBatches) -> None:
@@ -119,18 +119,18 @@ class Trainer:
         step, accumulate = self.state.step, self.run.optim.accumulate
         for _ in range(accumulate):
             started = time.perf_counter()
-            self.heart.mark()
+            self.heartbeat.note_progress()
             batch = next(batches)
             self._log_sample_ids(batch)
             waited = time.perf_counter() - started
-            self.heart.mark()
+            self.heartbeat.note_progress()
             losses = self.accumulate_sandwich(batch, step, scale=1 / accumulate)
             started = time.perf_counter()
             batches.copy_ahead()
             waited += time.perf_counter() - started
             self.telemetry.add(losses, images=len(batch.images), data_wait_s=waited)
         learning_rate = self.engine.learning_rate
-        self.heart.end_own_work()
+        self.heartbeat.end_own_work()
         grad_norm = self.engine.step()
         if not math.isfinite(grad_norm):
             raise UserError(
@@ -174,7 +174,7 @@ class Trainer:
             return
         with self.engine.averaged():
             score = self.validator.validate(self.supernet, self.state.step)
-        self.heart.validated(score)
+        self.heartbeat.validated(score)
         if self.state.best_score is None or score > self.state.best_score:
             self.state.best_score, self.state.best_step = score, self.state.step
 

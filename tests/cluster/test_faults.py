@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from supersam.health.bad_hosts import count_strikes
-from supersam.health.records import Beat, read_beats, saved_step
-from supersam.health.watchdog import blame
+from supersam.health.bad_hosts import count_host_hangs
+from supersam.health.records import RankHeartbeat, read_heartbeats, saved_step
+from supersam.health.watchdog import read_hang_report
 from tests.cluster.handle import RUN_ROOT, DevCluster, wait_for
 from tests.cluster.tiny_run import status, why
 from tests.cluster.training import (
@@ -42,14 +42,14 @@ AWAY_S = 60  # the controller's absence
 LIMIT_MIN = 50  # of Slurm's time for a job, unless it is lowered
 
 
-def stop_rank(cluster: DevCluster, beat: Beat) -> None:
+def stop_rank(cluster: DevCluster, beat: RankHeartbeat) -> None:
     """SIGSTOP, on the rank's own host."""
     cluster.control("shell", beat.host, "--", "kill", "-STOP", str(beat.pid))
 
 
 def let_others_go_first(cluster: DevCluster, folder: Path) -> None:
     """Ranks that take steps only while Slurm's time passes leave the cores to other tests."""
-    for beat in read_beats(folder):
+    for beat in read_heartbeats(folder):
         cluster.control("shell", beat.host, "--", "renice", "-n", "10", "-p", str(beat.pid))
 
 
@@ -66,7 +66,7 @@ def test_hosts_of_stopped_ranks_are_named_and_left_out(devcluster: DevCluster, f
     assert launch(folder, "--nodes", "2", *WATCHED, *ENDLESS, env=env).wait(PATIENCE_S) == 0
     job = job_of(folder)
     wait_for(lambda: has_saved(folder, 20), PATIENCE_S, what="first checkpoint")
-    beats = read_beats(folder)
+    beats = read_heartbeats(folder)
     stopped = time.monotonic()
     stop_rank(devcluster, beats[1])
     first = wait_for_end(folder, 1)
@@ -77,20 +77,20 @@ def test_hosts_of_stopped_ranks_are_named_and_left_out(devcluster: DevCluster, f
     assert (again.step, again.restart_count) == (first.step, 1)  # nobody waited for the job
     assert beats[1].host not in again.hosts
     assert devcluster.job(job)["ExcNodeList"] == beats[1].host
-    assert count_strikes(folder) == {beats[1].host: 1}
+    assert count_host_hangs(folder) == {beats[1].host: 1}
 
     wait_for_attempt(folder, 2)
-    beats = read_beats(folder)
+    beats = read_heartbeats(folder)
     for beat in beats:
         stop_rank(devcluster, beat)
     assert wait_for_end(folder, 2).reason == "stuck"
-    blamed = blame(folder)
+    blamed = read_hang_report(folder)
     assert blamed is not None
     assert blamed.host in again.hosts
     assert f"rank {blamed.rank} on {blamed.host} gave no sign of life for" in blamed.reason
     third = start_of(folder, 3)
     assert blamed.host not in third.hosts
-    assert "strikes      " in status(folder, env=env).stdout
+    assert "hung hosts   " in status(folder, env=env).stdout
     wait_for_attempt(folder, 3)
     cancel(folder, env, 3)
 

@@ -12,9 +12,9 @@ from supersam.cluster.slurm.hang_monitor import HangMonitor
 from supersam.cluster.slurm.srun import GRACE_S
 from supersam.config import WatchdogConfig
 from supersam.config.files import HEARTBEATS
-from supersam.health.bad_hosts import count_strikes
-from supersam.health.records import Beat, Phase
-from supersam.health.watchdog import HangReport, blame, record_hang
+from supersam.health.bad_hosts import count_host_hangs
+from supersam.health.records import Phase, RankHeartbeat
+from supersam.health.watchdog import HangReport, read_hang_report, record_hang
 
 CONFIG = WatchdogConfig(heartbeat_s=10, stall_s=60)
 LIMIT_S = 90.0
@@ -30,7 +30,7 @@ class Scene:
         self.vigil = HangMonitor(folder, config, clock=lambda: self.now)
 
     def beat(self, rank: int, *, time: float | None = None, phase: Phase = "training") -> None:
-        beat = Beat(
+        beat = RankHeartbeat(
             rank=rank,
             world_size=2,
             host=f"n{rank}",
@@ -69,11 +69,11 @@ def test_a_silent_rank_is_blamed_beyond_the_limit_and_not_before(scene: Scene) -
     assert not scene.pass_time(50, 0, 1)
     assert not scene.pass_time(LIMIT_S - 10, 0)
     assert scene.pass_time(30, 0)
-    found = blame(scene.folder)
+    found = read_hang_report(scene.folder)
     assert found is not None
     assert (found.rank, found.host) == (1, "n1")
     assert "rank 1 on n1 gave no sign of life for" in found.reason
-    assert count_strikes(scene.folder) == {"n1": 1}
+    assert count_host_hangs(scene.folder) == {"n1": 1}
 
 
 def test_a_rank_alone_that_is_stopped_is_seen(scene: Scene) -> None:
@@ -112,7 +112,7 @@ def test_a_full_disk_is_no_evidence(scene: Scene, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("supersam.cluster.slurm.hang_monitor.renew_lease", fail)
     assert not scene.pass_time(10 * LIMIT_S)
-    assert blame(scene.folder) is None
+    assert read_hang_report(scene.folder) is None
 
 
 def test_a_blame_of_the_ranks_ends_the_attempt_after_a_moment_for_their_stacks(

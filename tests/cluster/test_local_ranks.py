@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from supersam.health.records import read_beats
+from supersam.health.records import read_heartbeats
 from tests.cluster.tiny_run import ENDLESS, Training, why
 from tests.paths import ROOT
 
@@ -89,7 +89,7 @@ def test_ranks_of_one_machine_listen_on_loopback_only(tmp_path: Path):
     run = Training(tmp_path / "run", *ENDLESS, tasks=2)
     try:
         run.wait_for_step(1)
-        addresses = listening({beat.pid for beat in read_beats(run.folder)})
+        addresses = listening({beat.pid for beat in read_heartbeats(run.folder)})
         assert addresses == {"0100007F"}  # 127.0.0.1
     finally:
         run.process.terminate()
@@ -106,7 +106,7 @@ def test_ranks_save_and_end_when_their_launcher_is_killed(tmp_path: Path):
         run.process.kill()
     run.end()  # nobody holds its pipe any more
     assert any((run.folder / "checkpoints").iterdir())
-    assert all(beat.has_ended for beat in read_beats(run.folder))
+    assert all(beat.has_ended for beat in read_heartbeats(run.folder))
 
 
 @pytest.mark.slow

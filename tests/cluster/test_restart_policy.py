@@ -62,7 +62,7 @@ def test_a_run_without_progress_is_given_up_at_the_limit(ending):
 
 
 @pytest.mark.parametrize(
-    ("here", "suspects", "counts", "expected"),
+    ("here", "bad", "counts", "expected"),
     [
         ("abcd", "", [1, 2, 4], "abcd"),
         ("abcd", "b", [1, 2, 4], "ac"),
@@ -72,5 +72,5 @@ def test_a_run_without_progress_is_given_up_at_the_limit(ending):
         ("a", "", [2], ""),
     ],
 )
-def test_blamed_hosts_are_left_out_where_the_others_suffice(here, suspects, counts, expected):
-    assert pick_hosts(list(here), suspects=set(suspects), counts=counts) == list(expected)
+def test_blamed_hosts_are_left_out_where_the_others_suffice(here, bad, counts, expected):
+    assert pick_hosts(list(here), bad=set(bad), counts=counts) == list(expected)

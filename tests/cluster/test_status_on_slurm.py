@@ -21,11 +21,11 @@ import sys, time
 from pathlib import Path
 from supersam.health.heartbeat import Heartbeat
 place = {"rank": 0, "world_size": 1, "nodes": 1}
-with Heartbeat(Path(sys.argv[1]), **place, interval_s=0.5, steps=900) as heart:
-    heart.begin(0)
+with Heartbeat(Path(sys.argv[1]), **place, interval_s=0.5, steps=900) as heartbeat:
+    heartbeat.begin(0)
     for step in range(1, 901):
         time.sleep(1)
-        heart.end_step(step)
+        heartbeat.end_step(step)
 """
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from supersam.health.records import read_beats
-from supersam.health.watchdog import STALLED, blame
+from supersam.health.records import read_heartbeats
+from supersam.health.watchdog import STALLED, read_hang_report
 from supersam.runtime.process import is_same_process
 from tests.cluster.tiny_run import ENDLESS, Training, status, why
 
@@ -33,7 +33,7 @@ def train(tmp_path: Path) -> Iterator[Callable[..., Training]]:
     for run in started:
         run.process.kill()
         run.process.wait()
-        for beat in read_beats(run.folder):
+        for beat in read_heartbeats(run.folder):
             if is_same_process(beat.pid, beat.started_ticks):
                 os.kill(beat.pid, signal.SIGKILL)
 
@@ -68,7 +68,7 @@ def test_a_stopped_rank_ends_the_run_and_is_named(train) -> None:
     run.wait_for_step(3)
     os.kill(run.beat(1).pid, signal.SIGSTOP)
     assert run.end() == STALLED
-    named = blame(run.folder)
+    named = read_hang_report(run.folder)
     assert named is not None
     assert (named.rank, named.host) == (1, HOST)
     said = why(run.folder)

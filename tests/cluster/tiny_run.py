@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from supersam.health.records import Beat, read_beats
+from supersam.health.records import RankHeartbeat, read_heartbeats
 from tests.paths import ROOT
 
 TINY: dict[str, Any] = {
@@ -65,15 +65,15 @@ class Training:
             text=True,
         )
 
-    def beat(self, rank: int) -> Beat:
+    def beat(self, rank: int) -> RankHeartbeat:
         """The rank's last sign of life."""
-        return next(beat for beat in read_beats(self.folder) if beat.rank == rank)
+        return next(beat for beat in read_heartbeats(self.folder) if beat.rank == rank)
 
     def wait_for_step(self, step: int) -> None:
         """Until every rank has taken `step` steps in this process."""
 
         def reached() -> bool:
-            beats = read_beats(self.folder)
+            beats = read_heartbeats(self.folder)
             return bool(beats) and all(b.step >= step and b.phase == "training" for b in beats)
 
         self.wait_until(reached, f"step {step}")

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from supersam.config import WatchdogConfig
-from supersam.health.bad_hosts import count_strikes
+from supersam.health.bad_hosts import count_host_hangs
 from supersam.health.heartbeat import Heartbeat
-from supersam.health.records import Beat, read_beats
-from supersam.health.watchdog import STALLED, HangReport, Watchdog, blame, find_hung_rank
+from supersam.health.records import RankHeartbeat, read_heartbeats
+from supersam.health.watchdog import STALLED, HangReport, Watchdog, find_hung_rank, read_hang_report
 
 STALL_S = 1.5
 PATIENCE_S = 90  # on a machine with far more to do than it can
@@ -31,22 +31,23 @@ from supersam.health.watchdog import Watchdog
 
 folder, rank, world_size, hang_at = Path(sys.argv[1]), *map(int, sys.argv[2:])
 config = WatchdogConfig(heartbeat_s=0.1, stall_s={STALL_S}, other_s=30)
-heart = Heartbeat(folder, rank=rank, world_size=world_size, nodes=1, interval_s=0.1, steps=10**6)
+place = dict(rank=rank, world_size=world_size, nodes=1)
+heartbeat = Heartbeat(folder, **place, interval_s=0.1, steps=10**6)
 meeting = folder / "meeting"
 meeting.mkdir(exist_ok=True)
-with heart, Watchdog(heart, config):
+with heartbeat, Watchdog(heartbeat, config):
     step = 0
     while not (folder / "enough").exists():
-        heart.mark()
+        heartbeat.note_progress()
         if rank == world_size - 1 and step == hang_at:
             time.sleep(3600)
         (meeting / f"{{step}}-{{rank}}").touch()
-        heart.mark()
+        heartbeat.note_progress()
         while not all((meeting / f"{{step}}-{{r}}").exists() for r in range(world_size)):
             time.sleep(0.01)
         time.sleep(0.02)
         step += 1
-        heart.end_step(step)
+        heartbeat.end_step(step)
 """
 
 
@@ -65,7 +66,7 @@ class Ranks:
 
     def wait_for_step(self, step: int) -> None:
         deadline = time.monotonic() + PATIENCE_S
-        while [b.step >= step for b in read_beats(self.folder)] != [True, True]:
+        while [b.step >= step for b in read_heartbeats(self.folder)] != [True, True]:
             assert time.monotonic() < deadline, "the ranks never got there"
             time.sleep(0.05)
 
@@ -103,16 +104,16 @@ def test_a_stopped_rank_is_named_by_the_one_that_waits_for_it(ranks, folder: Pat
     began = time.monotonic()
     assert job.processes[0].wait(timeout=PATIENCE_S) == STALLED
     assert time.monotonic() - began > STALL_S
-    found = blame(folder)
+    found = read_hang_report(folder)
     host = socket.gethostname()
     assert found is not None
     assert (found.rank, found.host) == (1, host)
     assert "is stopped" in found.reason
-    assert count_strikes(folder) == {host: 1}
+    assert count_host_hangs(folder) == {host: 1}
     stacks = (folder / "logs" / "stacks-00000.txt").read_text(encoding="utf-8")
     assert "rank 0 on" in stacks
     assert stacks.count("Thread 0x") + stacks.count("Current thread") >= 3
-    assert {b.rank: b.phase for b in read_beats(folder)} == {0: "stuck", 1: "training"}
+    assert {b.rank: b.phase for b in read_heartbeats(folder)} == {0: "stuck", 1: "training"}
 
 
 def test_a_rank_that_hangs_with_a_beating_heart_is_named_and_dumps_its_stack(
@@ -120,7 +121,7 @@ def test_a_rank_that_hangs_with_a_beating_heart_is_named_and_dumps_its_stack(
 ) -> None:
     job = ranks(hang_at=5)
     assert [p.wait(timeout=PATIENCE_S) for p in job.processes] == [STALLED, STALLED]
-    found = blame(folder)
+    found = read_hang_report(folder)
     assert found is not None
     assert found.rank == 1
     assert "hangs after step 5 (training); 1 of 2 ranks wait for it" in found.reason
@@ -134,18 +135,18 @@ def test_a_suspended_and_resumed_job_goes_on(ranks, folder: Path) -> None:
     for process in job.processes:
         process.send_signal(signal.SIGSTOP)
     time.sleep(2 * STALL_S)
-    step = max(beat.step for beat in read_beats(folder))
+    step = max(beat.step for beat in read_heartbeats(folder))
     for process in job.processes:
         process.send_signal(signal.SIGCONT)
     job.wait_for_step(step + 20)
     (folder / "enough").touch()
     time.sleep(0.3)
-    assert blame(folder) is None
+    assert read_hang_report(folder) is None
     assert STALLED not in [process.poll() for process in job.processes]
 
 
-def beat(rank: int, **changes: object) -> Beat:
-    plain = Beat(
+def beat(rank: int, **changes: object) -> RankHeartbeat:
+    plain = RankHeartbeat(
         rank=rank,
         world_size=4,
         host=f"n{rank}",
@@ -170,14 +171,16 @@ def test_a_rank_that_goes_on_while_it_is_looked_at_is_let_be(folder: Path, monke
     config = WatchdogConfig(heartbeat_s=0.05, stall_s=0.2, other_s=0.2)
     looked_at = threading.Event()
     with (
-        Heartbeat(folder, rank=0, world_size=1, nodes=1, interval_s=0.05, steps=9) as heart,
-        Watchdog(heart, config) as watchdog,
+        Heartbeat(folder, rank=0, world_size=1, nodes=1, interval_s=0.05, steps=9) as heartbeat,
+        Watchdog(heartbeat, config) as watchdog,
     ):
-        monkeypatch.setattr(watchdog, "_dump_stacks", lambda: (looked_at.set(), heart.mark()))
+        monkeypatch.setattr(
+            watchdog, "_dump_stacks", lambda: (looked_at.set(), heartbeat.note_progress())
+        )
         assert looked_at.wait(PATIENCE_S)
         time.sleep(3 * config.heartbeat_s)
     assert not ends
-    assert blame(folder) is None
+    assert read_hang_report(folder) is None
 
 
 def test_blame_prefers_the_absent_then_the_silent_then_the_least_far() -> None:
@@ -198,6 +201,6 @@ def test_nobody_is_blamed_when_all_wait_at_the_same_place() -> None:
 
 
 def test_an_unreadable_blame_is_none(folder: Path) -> None:
-    assert blame(folder) is None
+    assert read_hang_report(folder) is None
     (folder / "stall.json").write_text('{"rank": 1', encoding="utf-8")
-    assert blame(folder) is None
+    assert read_hang_report(folder) is None

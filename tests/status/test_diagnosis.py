@@ -21,7 +21,7 @@ from supersam.status.diagnosis import explain
 from supersam.status.run import RunRecord, read_record
 
 HOST = socket.gethostname()
-# A rank with a real heart and without the weight of torch; `work` comes from the test.
+# A rank with a real heartbeat and without the weight of torch; `work` comes from the test.
 RANK = """\
 import os, resource, sys, time
 from pathlib import Path
@@ -29,10 +29,10 @@ from supersam.config import UserError
 from supersam.health.heartbeat import Heartbeat
 
 folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-with Heartbeat(folder, rank=rank, world_size=2, nodes=1, interval_s=0.1, steps=10) as heart:
-    heart.begin(0)
+with Heartbeat(folder, rank=rank, world_size=2, nodes=1, interval_s=0.1, steps=10) as heartbeat:
+    heartbeat.begin(0)
     for step in range(1, 4):
-        heart.end_step(step)
+        heartbeat.end_step(step)
     {work}
 """
 
@@ -121,9 +121,9 @@ def test_a_mistake_keeps_its_own_words(tmp_path: Path) -> None:
 
 
 def test_success_and_a_stop_on_request_are_no_failures(tmp_path: Path) -> None:
-    run_ranks(tmp_path, "heart.end_step(10)")
+    run_ranks(tmp_path, "heartbeat.end_step(10)")
     assert why(tmp_path) == ("finished", "finished: 10 steps")
-    run_ranks(tmp_path, "heart.enter('stopped')")
+    run_ranks(tmp_path, "heartbeat.enter('stopped')")
     assert why(tmp_path) == ("stopped", "stopped on request at step 3; saved at step 2")
     started = start_attempt(tmp_path, job_id="7", hosts=["n1"], world_size=1)
     end_attempt(tmp_path, started, "cancelled", 143)  # as after a scancel
@@ -134,7 +134,7 @@ def test_success_and_a_stop_on_request_are_no_failures(tmp_path: Path) -> None:
 
 
 def test_an_attempt_that_starts_is_at_the_step_from_which_it_goes_on(tmp_path: Path) -> None:
-    run_ranks(tmp_path, "heart.enter('stopped')")
+    run_ranks(tmp_path, "heartbeat.enter('stopped')")
     with Heartbeat(tmp_path, rank=0, world_size=1, nodes=1, interval_s=60, steps=10):
         assert why(tmp_path) == ("running", "running: step 2 of 10 (20 %), starting")
 
@@ -142,7 +142,7 @@ def test_an_attempt_that_starts_is_at_the_step_from_which_it_goes_on(tmp_path: P
 def test_before_rank_0_gives_a_sign_the_last_attempts_word_is_not_this_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_ranks(tmp_path, "heart.enter('stopped')")
+    run_ranks(tmp_path, "heartbeat.enter('stopped')")
     monkeypatch.setattr(JobQueue, "jobs", lambda *_: {"7": SlurmJob("7", "RUNNING", nodes="n1")})
     start_attempt(tmp_path, job_id="7", hosts=["n1"], world_size=1)
     assert why(tmp_path) == ("running", "running: step 2 of 10 (20 %), starting")
@@ -153,8 +153,8 @@ def lost_record(tmp_path: Path) -> RunRecord:
     """A run whose ranks n0 and n1 vanished on other hosts a while ago."""
     run_ranks(tmp_path, "os.kill(os.getpid(), 9)", "os.kill(os.getpid(), 9)")
     record = read_record(tmp_path, JobQueue())
-    away = [replace(b, host=f"n{b.rank}", time=b.time - 3600 + b.rank) for b in record.beats]
-    return replace(record, beats=away, job_id="7")
+    away = [replace(b, host=f"n{b.rank}", time=b.time - 3600 + b.rank) for b in record.heartbeats]
+    return replace(record, heartbeats=away, job_id="7")
 
 
 def event(attempt: int, kind: str, reason: str | None = None, step: int = 0) -> AttemptEvent:
@@ -246,15 +246,15 @@ def test_history_tells_what_earlier_attempts_went_through(lost_record: RunRecord
 
 def test_a_stall_is_explained_by_whom_the_watchdog_named(lost_record: RunRecord) -> None:
     named = HangReport(1, "n1", "rank 1 on n1 silent for 60 s")
-    said = explain(replace(lost_record, blame=named))
+    said = explain(replace(lost_record, hang=named))
     assert (said.kind, said.text) == ("stuck", "stuck: rank 1 on n1 silent for 60 s")
 
 
 def test_a_running_process_of_another_program_is_not_taken_for_the_run(tmp_path: Path) -> None:
     run_ranks(tmp_path, "os.kill(os.getpid(), 9)")
     record = read_record(tmp_path, JobQueue())
-    reused = [replace(beat, pid=os.getpid()) for beat in record.beats]
-    assert replace(record, beats=reused).state == "lost"
+    reused = [replace(beat, pid=os.getpid()) for beat in record.heartbeats]
+    assert replace(record, heartbeats=reused).state == "lost"
 
 
 def test_a_rank_killed_elsewhere_is_at_work_no_more_though_its_beat_is_fresh(
@@ -262,8 +262,8 @@ def test_a_rank_killed_elsewhere_is_at_work_no_more_though_its_beat_is_fresh(
 ) -> None:
     run_ranks(tmp_path, *["os.kill(os.getpid(), 9)"] * 2)
     seen = read_record(tmp_path, JobQueue())
-    beats = [replace(beat, host="elsewhere", time=time.time()) for beat in seen.beats]
-    begun = replace(seen, beats=beats, events=[event(1, "start")], job_id="7")
+    beats = [replace(beat, host="elsewhere", time=time.time()) for beat in seen.heartbeats]
+    begun = replace(seen, heartbeats=beats, events=[event(1, "start")], job_id="7")
     assert begun.state == "running"
     over = SlurmJob("7", "OUT_OF_MEMORY", "", "elsewhere", "")
     for ended in (

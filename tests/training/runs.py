@@ -62,7 +62,7 @@ def build_trainer(run: TrainRun, world: World, space: SearchSpace) -> Trainer:
     """The real trainer and engine of one rank, without validation and checkpoints."""
     supernet = build_supernet(run, space)
     freeze_untrained(supernet, run.optim, run.data)
-    heart = Heartbeat(
+    heartbeat = Heartbeat(
         run.folder,
         rank=world.rank,
         world_size=world.world_size,
@@ -78,9 +78,9 @@ def build_trainer(run: TrainRun, world: World, space: SearchSpace) -> Trainer:
         loader=train_loader(run, world),
         sandwich=sandwich_of(run, space),
         telemetry=Telemetry(
-            MetricWriter(None), world, every=1000, steps=100, first_step=0, heart=heart
+            MetricWriter(None), world, every=1000, steps=100, first_step=0, heartbeat=heartbeat
         ),
-        heart=heart,
+        heartbeat=heartbeat,
         teacher=None,
         validator=None,
         prioritizer=None,

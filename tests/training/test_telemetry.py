@@ -14,9 +14,11 @@ from supersam.training.telemetry import Telemetry
 
 def test_the_share_of_clipped_steps_is_written_since_the_last_line(tmp_path):
     place = {"rank": 0, "world_size": 1, "nodes": 1, "interval_s": 10.0, "steps": 9}
-    heart = Heartbeat(tmp_path, **place)
+    heartbeat = Heartbeat(tmp_path, **place)
     writer = MetricWriter(tmp_path, first_step=0)
-    telemetry = Telemetry(writer, World.single(), every=4, steps=9, first_step=0, heart=heart)
+    telemetry = Telemetry(
+        writer, World.single(), every=4, steps=9, first_step=0, heartbeat=heartbeat
+    )
     for step, norm in enumerate([2.0, 0.5, 3.0, 1.5, 0.5, 0.5, 0.5, 9.0], start=1):
         telemetry.end_step(step, learning_rate=0.1, grad_norm=norm, clipped=norm > 1)
     telemetry.close()

@@ -6,14 +6,14 @@ from collections.abc import Collection, Sequence
 
 from supersam.cluster.ranked_run import RankedRun
 from supersam.cluster.slurm import commands as slurm
-from supersam.health.bad_hosts import suspects
+from supersam.health.bad_hosts import bad_hosts
 
 _NARROWING = ("nodelist=", "reservation=", "nodefile=")
 
 
 def hosts_to_avoid(run: RankedRun, partition: str | None) -> list[str]:
     """List hosts of the partition (None: the default) that `run` should leave out, and can."""
-    hung = suspects(run.folder)
+    hung = bad_hosts(run.folder)
     if not hung or _is_narrowed(run):
         return []
     there = slurm.partition_hosts(partition)

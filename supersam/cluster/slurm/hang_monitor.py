@@ -1,4 +1,4 @@
-"""The supervisor's eye on the ranks: has one been blamed for a hang, or fallen silent?
+"""The supervisor's eye on the ranks: has one been reported as hung, or fallen silent?
 
 A rank's own watchdog cannot act when its process is stopped or its host is frozen, and the others'
 act only where they wait for it. Heartbeats that stand still are seen from outside.
@@ -14,10 +14,12 @@ from supersam.cluster.slurm.srun import GRACE_S
 from supersam.cluster.slurm.supervisor_lease import renew_lease
 from supersam.config import WatchdogConfig
 from supersam.config.files import STALL_FILE
-from supersam.health.records import Beat, read_beats
+from supersam.health.records import RankHeartbeat, read_heartbeats
 from supersam.health.watchdog import HangReport, record_hang
 
-_FAREWELL_S = 5.0  # for the ranks to write their stacks and end, once one of them named a culprit
+_FAREWELL_S = (
+    5.0  # for the ranks to write their stacks and end, once one of them has reported the hang
+)
 _FRESH_BEATS = 6  # as `cluster.record` counts
 
 
@@ -31,21 +33,23 @@ class HangMonitor:
         # Ranks that can still act do so at `stall_s` and leave their stacks: let them.
         beats = max(config.stall_s, _FRESH_BEATS * config.heartbeat_s)
         self.limit_s = beats + 3 * config.heartbeat_s
-        self._before = {beat.rank: beat.time for beat in read_beats(folder)}  # of earlier attempts
+        self._before = {
+            beat.rank: beat.time for beat in read_heartbeats(folder)
+        }  # of earlier attempts
         self._seen: dict[int, tuple[float, float]] = {}
         self._looked = clock()
-        self._blamed: float | None = None
+        self._reported: float | None = None
         (folder / STALL_FILE).unlink(missing_ok=True)
 
     def detects_hang(self) -> bool:
-        """Whether the attempt hangs and can be ended: somebody was blamed, by a rank or here."""
+        """Whether the attempt hangs and can be ended: a rank or this monitor has reported it."""
         if not self._config.enabled:
             return False
         now = self._clock()
-        if self._blamed is None and (self._folder / STALL_FILE).exists():
-            self._blamed = now
-        if self._blamed is not None:
-            return now - self._blamed >= _FAREWELL_S
+        if self._reported is None and (self._folder / STALL_FILE).exists():
+            self._reported = now
+        if self._reported is not None:
+            return now - self._reported >= _FAREWELL_S
         if now - self._looked < self._config.heartbeat_s:
             return False
         silent = self._find_silent(now)
@@ -57,12 +61,12 @@ class HangMonitor:
         record_hang(self._folder, HangReport(silent.rank, silent.host, reason), step=silent.step)
         return True
 
-    def _find_silent(self, now: float) -> Beat | None:
+    def _find_silent(self, now: float) -> RankHeartbeat | None:
         """The rank that has been silent longest, beyond the limit."""
         if now - self._looked > self.limit_s / 2 or not self._can_write():
             self._seen.clear()  # this host was suspended, or the disk is full: no evidence
         self._looked = now
-        beats = [b for b in read_beats(self._folder) if b.time != self._before.get(b.rank)]
+        beats = [b for b in read_heartbeats(self._folder) if b.time != self._before.get(b.rank)]
         # A rank that was killed is silent too, and the others fail for it: Slurm ends those soon.
         limit_s = self.limit_s + (GRACE_S if any(b.phase == "failed" for b in beats) else 0)
         working = {b.rank: b for b in beats if not b.has_ended}

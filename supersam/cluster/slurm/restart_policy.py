@@ -61,15 +61,13 @@ def reason_of_state(state: str | None) -> Reason:
     return reasons.get(state, "ended")
 
 
-def pick_hosts(
-    here: Sequence[str], *, suspects: Collection[str], counts: Sequence[int]
-) -> list[str]:
+def pick_hosts(here: Sequence[str], *, bad: Collection[str], counts: Sequence[int]) -> list[str]:
     """The hosts for the next attempt: as many as the largest count that can be had.
 
     Suspects, hosts that a watchdog named, are left out; they are taken again only where no count
     can be had without them. Returns none where no count can be had at all.
     """
-    for pool in ([host for host in here if host not in suspects], list(here)):
+    for pool in ([host for host in here if host not in bad], list(here)):
         count = max((n for n in counts if n <= len(pool)), default=0)
         if count > 0:
             return pool[:count]

@@ -32,9 +32,9 @@ from supersam.cluster.slurm.restart_policy import (
 from supersam.cluster.slurm.supervisor_lease import keep_lease
 from supersam.config import UserError
 from supersam.config.io import USAGE_ERROR, print_error
-from supersam.health.bad_hosts import suspects
+from supersam.health.bad_hosts import bad_hosts
 from supersam.health.records import saved_step
-from supersam.health.watchdog import STALLED, blame
+from supersam.health.watchdog import STALLED, read_hang_report
 from supersam.runs.attempts import (
     AttemptEvent,
     Reason,
@@ -164,7 +164,7 @@ class _Job:
         wanted = cluster.nodes or 1
         least = wanted if cluster.min_nodes is None else cluster.min_nodes
         counts = [n for n in legal_node_counts(self.run) if least <= n <= wanted]
-        return pick_hosts(here, suspects=suspects(self.folder), counts=counts)
+        return pick_hosts(here, bad=bad_hosts(self.folder), counts=counts)
 
     def _run_ranks(self, started: AttemptEvent, hosts: list[str]) -> int | None:
         """Start the ranks and wait for them. Returns the exit code; None where nobody saw one."""
@@ -193,7 +193,7 @@ class _Job:
     def _inspect(self, code: int | None, hosts: list[str]) -> Ending:
         job = slurm.retry_slurm(lambda: read_job(self.id))
         requeued = job is not None and job.restarts > self.restarts
-        blamed = blame(self.folder) if code == STALLED else None
+        blamed = read_hang_report(self.folder) if code == STALLED else None
         return Ending(
             exit_code=code,
             cancelled=is_cancelled(self.folder) or (self.ending and not requeued),
@@ -222,7 +222,7 @@ class _Job:
             others=ending.blamed_host is not None and ending.blamed_host in self._avoided(),
         )
         lost = f", lost {list(ending.lost_hosts)}" if ending.lost_hosts else ""
-        blamed = blame(self.folder) if ending.exit_code == STALLED else None
+        blamed = read_hang_report(self.folder) if ending.exit_code == STALLED else None
         lost += f", stuck: {blamed.reason}" if blamed is not None else ""
         logger.info(
             "attempt %d ended at step %d (%s, exit code %s%s); the run %s",
