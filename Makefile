@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all the set-up on a machine with Python 3.10 to 3.12 and make.
+# `make demo` and `make test` do all the set-up on a machine with Python 3.10 to 3.14 and make.
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,8 +19,8 @@ help:
 	@echo "make packages  Debian packages for a Slurm cluster on this machine (needs root)"
 
 $(INSTALLED): setup.py supersam/__init__.py
-	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info < (3, 13); \
-	sys.exit(None if ok else f"error: Python {sys.version.split()[0]}; use 3.10 to 3.12: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info < (3, 15); \
+	sys.exit(None if ok else f"error: Python {sys.version.split()[0]}; use 3.10 to 3.14: make PYTHON=python3.13 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
@@ -28,7 +28,7 @@ $(INSTALLED): setup.py supersam/__init__.py
 install: $(INSTALLED)
 
 demo: $(INSTALLED)
-	$(BIN)/python launch/train.py
+	$(BIN)/supersam train
 
 test: $(INSTALLED)
 	$(TEST_ENV) $(BIN)/python -m pytest $(PARALLEL)

@@ -13,8 +13,8 @@ from typing import NoReturn
 
 from supersam import __version__
 from supersam.config import exit_code, parse_cli
-from supersam.config.commands import COMMANDS
-from supersam.config.io import print_error
+from supersam.config.commands import COMMANDS, write_completion
+from supersam.config.errors import print_error
 
 
 def main(name: str | None = None) -> NoReturn:
@@ -30,6 +30,8 @@ def main(name: str | None = None) -> NoReturn:
         print(_overview())
     elif words[0] == "--version":
         print(f"supersam {__version__}")
+    elif words[0].startswith("--tyro-"):
+        write_completion(words)
     elif words[0] not in COMMANDS:
         sys.exit(print_error(f"{words[0]!r} is not a command; {_known(words[0])}"))
     else:

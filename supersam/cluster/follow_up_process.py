@@ -10,7 +10,7 @@ from pathlib import Path
 
 from supersam.cluster.follow_up import ACTIONS, IN_JOB, parse_words
 from supersam.config import SearchRun, UserError, exit_code
-from supersam.config.io import print_error
+from supersam.config.errors import print_error
 from supersam.runs.checkpoints import SavedCheckpoints
 from supersam.runtime.process import keep_others_from_writing
 

@@ -20,8 +20,8 @@ from supersam.cluster.rank import run_inline
 from supersam.cluster.ranked_run import RankedRun, prepare_ranked_run, require_legal_world
 from supersam.cluster.slurm.commands import missing_slurm, slurm_errors_to_user
 from supersam.config import TrainRun, UserError
+from supersam.config.errors import USAGE_ERROR, print_error
 from supersam.config.files import CANCEL_FILE, JOB_FILE, TENSORBOARD
-from supersam.config.io import USAGE_ERROR, print_error
 from supersam.health.records import saved_step
 from supersam.runs.attempts import end_attempt, reason_of, start_attempt
 from supersam.runtime.process import ends_with_reader, keep_others_from_writing

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from supersam.cluster.crash_log import task_log
 from supersam.cluster.rendezvous import free_port
-from supersam.config.io import USAGE_ERROR
+from supersam.config.errors import USAGE_ERROR
 from supersam.health.watchdog import STALLED
 from supersam.runs.attempts import reason_of
 from supersam.runtime.process import end_with_parent

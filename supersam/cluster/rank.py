@@ -16,7 +16,7 @@ from supersam.cluster.crash_log import keep_crash_log, task_log, write_crash_log
 from supersam.cluster.ranked_run import RankedRun, execute_ranked_run, load_ranked_run
 from supersam.cluster.rendezvous import join_step
 from supersam.config import UserError
-from supersam.config.io import print_error
+from supersam.config.errors import print_error
 from supersam.runtime.process import no_gc_while_importing
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import supersam
 from supersam.config.files import CODE, COMMIT_FILE
+from supersam.config.shipped import CONFIGS
 from supersam.runs.provenance import git_commit
 
 
@@ -19,6 +20,7 @@ def snapshot_code(folder: Path) -> Path:
     fresh = folder / ".code.partial"
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(package, fresh / "supersam", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(CONFIGS, fresh / "supersam" / CONFIGS.name, dirs_exist_ok=True)
     (fresh / COMMIT_FILE).write_text(git_commit() + "\n", encoding="utf-8")
     shutil.rmtree(code, ignore_errors=True)
     fresh.rename(code)

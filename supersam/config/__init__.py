@@ -3,20 +3,19 @@
 from supersam.config.cluster import ClusterConfig
 from supersam.config.data import DataConfig, SourceConfig, SyntheticConfig
 from supersam.config.design import DesignRun
+from supersam.config.errors import UserError, exit_code
 from supersam.config.evaluate import EvaluateRun
 from supersam.config.export import ExportRun
 from supersam.config.io import (
-    UserError,
     dump_run,
     dump_yaml,
-    exit_code,
     load_run,
     merge,
     parse_cli,
     read_yaml,
 )
 from supersam.config.report import ReportRun
-from supersam.config.runs import DEMO, MonitorRun, ShardRun, StatusRun, TrainRun
+from supersam.config.runs import MonitorRun, ShardRun, StatusRun, TrainRun
 from supersam.config.search import Constraint, SearchClusterConfig, SearchRun
 from supersam.config.sections import (
     CheckpointConfig,
@@ -28,6 +27,7 @@ from supersam.config.sections import (
     SpaceConfig,
     WatchdogConfig,
 )
+from supersam.config.shipped import DEMO
 
 __all__ = [
     "DEMO",

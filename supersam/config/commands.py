@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Union
 
+import tyro
 from pydantic import BaseModel
 
 from supersam.config.design import DesignRun
 from supersam.config.evaluate import EvaluateRun
 from supersam.config.export import ExportRun
 from supersam.config.report import ReportRun
-from supersam.config.runs import DEMO, MonitorRun, ShardRun, StatusRun, TrainRun
+from supersam.config.runs import ConfigRun, MonitorRun, ShardRun, StatusRun, TrainRun
 from supersam.config.search import SearchRun
+from supersam.config.shipped import DEMO
 
 
 @dataclass(frozen=True)
@@ -63,4 +67,23 @@ COMMANDS = {
     "monitor": Command(
         MonitorRun, "supersam.status.tensorboard:monitor", "serve TensorBoard on this host"
     ),
+    "config": Command(
+        ConfigRun,
+        "supersam.status.configs:show_config",
+        "list and print configurations and schemas",
+    ),
 }
+
+
+def write_completion(words: Sequence[str]) -> None:
+    """Do what `words` ask for, one of tyro's flags for shell completion, for all commands at once.
+
+    Exits: `--tyro-print-completion SHELL` prints the script, `--tyro-write-completion SHELL FILE`
+    writes it; SHELL is bash, zsh or tcsh.
+    """
+    kinds = tuple(
+        Annotated[command.run_type, tyro.conf.subcommand(name)]
+        for name, command in COMMANDS.items()
+    )
+    either: Any = Union[kinds]  # noqa: UP007 - of a tuple
+    tyro.cli(either, prog="supersam", args=list(words))

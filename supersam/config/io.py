@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
@@ -14,14 +14,11 @@ import tyro
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from supersam.config.errors import UserError, print_error
 from supersam.config.files import RUN_FILE
+from supersam.config.shipped import find_config
 
 Run = TypeVar("Run", bound=BaseModel)
-USAGE_ERROR = 2
-
-
-class UserError(Exception):
-    """Something a user can mend; entry points print it without a traceback and exit with 2."""
 
 
 def parse_cli(
@@ -59,25 +56,12 @@ def parse_cli(
             args=[*flags, *added],
             default=defaults,
             description=f"{run_type.__doc__}\n\n--config FILE (may repeat; later files win) reads "
-            "values from YAML; flags win over files.",
+            "values from YAML, --config NAME from a shipped file (supersam config lists them); "
+            "flags win over files.",
         )
     except ValidationError as fault:  # of one section, before the whole is put together
         text = _describe(run_type, fault.errors(), fault.title)
         raise SystemExit(print_error(text)) from None
-
-
-def print_error(fault: object) -> int:
-    """Print a user's mistake as `error: ...` on stderr. Returns the exit code for it, 2."""
-    print(f"error: {fault}", file=sys.stderr, flush=True)
-    return USAGE_ERROR
-
-
-def exit_code(action: Callable[[Run], int], run: Run) -> int:
-    """Perform `action` on `run`; a user's mistake becomes one message and exit code 2."""
-    try:
-        return action(run)
-    except UserError as fault:
-        return print_error(fault)
 
 
 def load_run(run_type: type[Run], path: Path) -> Run:
@@ -135,16 +119,16 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def _split_config(words: list[str]) -> tuple[list[Path], list[str]]:
-    """Take `--config FILE` and `--config=FILE` out of the words of a command line."""
+    """Take `--config NAME` and `--config=FILE` out of the words of a command line."""
     paths, rest, pending = [], [], iter(words)
     for word in pending:
         if word == "--config":
             value = next(pending, None)
             if value is None:
-                raise UserError("--config needs a FILE")
-            paths.append(Path(value))
+                raise UserError("--config needs a FILE or a NAME")
+            paths.append(find_config(value))
         elif word.startswith("--config="):
-            paths.append(Path(word.split("=", 1)[1]))
+            paths.append(find_config(word.split("=", 1)[1]))
         else:
             rest.append(_NULL.sub(r"\1None", word))
     return paths, rest

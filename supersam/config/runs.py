@@ -25,8 +25,6 @@ from supersam.config.sections import (
 )
 
 Flat = tyro.conf.arg(name="")
-DEMO = Path(__file__).parents[2] / "configs" / "train" / "demo.yaml"
-"""What launch/train.py trains where nothing else is asked for."""
 
 
 class ShardRun(Section):
@@ -164,3 +162,12 @@ class MonitorRun(Section):
     """A run's folder, or one that holds several."""
     port: int = Field(0, ge=0, le=65535)
     """0 takes a free one."""
+
+
+class ConfigRun(Section):
+    """Shipped configurations: their names, one's text, or the schema of a command's settings."""
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """Configuration to print; left out, all are listed with their files."""
+    schema_of: Annotated[str | None, tyro.conf.arg(name="schema")] = Field(None, alias="schema")
+    """Print the JSON schema of this command's configuration instead, for an editor."""

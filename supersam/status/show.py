@@ -12,8 +12,8 @@ from typing import Any
 
 from supersam.cluster.slurm.jobs import JobQueue
 from supersam.config import StatusRun, UserError
+from supersam.config.errors import print_error
 from supersam.config.files import CHECKPOINTS, LOGS, SEARCH_FILE
-from supersam.config.io import print_error
 from supersam.health.bad_hosts import count_host_hangs
 from supersam.health.records import RankHeartbeat
 from supersam.runtime.process import ends_with_reader

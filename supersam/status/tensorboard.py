@@ -18,7 +18,7 @@ from pathlib import Path
 
 from supersam.cluster.rendezvous import free_port
 from supersam.config import MonitorRun, UserError
-from supersam.config.io import print_error
+from supersam.config.errors import print_error
 from supersam.runtime.process import end_with_parent
 
 _FAILURE = 1

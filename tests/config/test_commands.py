@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from supersam import __version__
 from supersam.cli import main
 from supersam.config.commands import COMMANDS
+from supersam.config.shipped import DEMO
 from tests.paths import ROOT
 
 LAUNCH_FILES = sorted((ROOT / "launch").glob("*.py"))
@@ -92,3 +94,36 @@ def test_a_command_that_is_interrupted_leaves_one_word_and_no_traceback():
     words = [sys.executable, "-c", script]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "stopped\n")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_schema_of_a_command_is_json_that_knows_its_settings(capsys, name):
+    assert ended("config", "--schema", name) == 0
+    schema = json.loads(capsys.readouterr().out)
+    fields = COMMANDS[name].run_type.model_fields
+    assert set(schema["properties"]) == {field.alias or key for key, field in fields.items()}
+    assert schema["additionalProperties"] is False
+
+
+def test_a_shipped_configuration_is_printed(capsys):
+    assert ended("config", "demo") == 0
+    assert capsys.readouterr().out == DEMO.read_text()
+
+
+@pytest.mark.parametrize("words", [["--schema", "trian"], ["vit_x"]])
+def test_config_refuses_what_it_does_not_know(capsys, words):
+    assert ended("config", *words) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_bash_completes_commands_and_their_flags(tmp_path):
+    script = tmp_path / "supersam"
+    words = [sys.executable, "-m", "supersam", "--tyro-write-completion", "bash", str(script)]
+    subprocess.run(words, cwd=ROOT, check=True)
+    ask = f"""
+        source {script}; function=$(complete -p supersam | sed 's/.*-F //; s/ .*//')
+        COMP_WORDS=(supersam status --wh); COMP_CWORD=2; $function; echo "${{COMPREPLY[@]}}"
+        COMP_WORDS=(supersam tr); COMP_CWORD=1; $function; echo "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["--why", "train"], done.stderr

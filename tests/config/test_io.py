@@ -20,6 +20,7 @@ from supersam.config import (
     parse_cli,
     read_yaml,
 )
+from supersam.config.shipped import find_config, shipped_configs
 from tests.paths import ROOT
 
 SYNTHETIC = {"data": {"source": "synthetic"}}
@@ -178,8 +179,31 @@ def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path, capsys, text, ex
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path, capsys):
-    assert "absent.yaml" in complaint(capsys, "--config", tmp_path / "absent.yaml")
+    assert "absent.yaml is not a file" in complaint(capsys, "--config", tmp_path / "absent.yaml")
     assert "--config needs a FILE" in complaint(capsys, "--config")
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_a_shipped_configuration_is_found_by_its_name_from_any_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_yaml(find_config(name)) == read_yaml(shipped_configs()[name])
+
+
+def test_names_of_shipped_configurations_are_unique():
+    assert len(shipped_configs()) == len(list((ROOT / "configs").glob("*/*.yaml")))
+
+
+def test_a_file_wins_over_a_shipped_configuration_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("vit_b").write_text("name: mine")
+    assert find_config("vit_b") == Path("vit_b")
+
+
+def test_an_unknown_configuration_names_the_nearest(capsys):
+    assert "--config vitb is not a shipped configuration; did you mean --config vit_b?" in (
+        complaint(capsys, "--config", "vitb")
+    )
+    assert "did you mean --config vit_b?" in complaint(capsys, "--config", "conf/vit_b.yaml")
 
 
 def test_a_run_is_frozen_and_its_folder_follows_its_name():

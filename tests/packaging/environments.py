@@ -12,13 +12,20 @@ import numpy
 
 from tests.paths import ROOT
 
-NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "runs", "tests")
+_LEFT_OUT = {"build", "data", "designs", "exports", "runs", "tests"}
+"""Top folders that a build must not need, or must not find."""
 
 
 def copy_project(folder: Path) -> Path:
     """Copy what an installation is made of, without build products and tests."""
-    shutil.copytree(ROOT, folder, ignore=NOT_COPIED)
+    shutil.copytree(ROOT, folder, ignore=_left_out)
     return folder
+
+
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    hidden = {name for name in names if name.startswith((".", "__pycache__"))}
+    built = {name for name in names if name.endswith(".egg-info")}
+    return hidden | built | (_LEFT_OUT if Path(folder) == ROOT else set())
 
 
 def fresh_environment(folder: Path) -> Path:
@@ -32,7 +39,32 @@ def fresh_environment(folder: Path) -> Path:
 
 def pip_install(python: Path, *words: str) -> None:
     """Install into the environment of `python`, offline and without dependencies."""
-    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
-    offline = ["--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]
-    done = subprocess.run([*command, *offline, *words], capture_output=True, text=True, check=False)
+    _run("pip", "--python", str(python), "install", *_OFFLINE, *words)
+
+
+def build_sdist(project: Path, folder: Path) -> Path:
+    """Build the source archive of `project` into `folder`."""
+    command = [sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(folder)]
+    subprocess.run(command, cwd=project, check=True, capture_output=True)
+    return next(folder.glob("*.tar.gz"))
+
+
+def build_wheel(source: Path, folder: Path) -> Path:
+    """Build a wheel of a folder or a source archive into `folder`, as `pip wheel` does."""
+    _run("pip", "wheel", *_OFFLINE, "--wheel-dir", str(folder), str(source))
+    return next(folder.glob("*.whl"))
+
+
+_OFFLINE = (
+    "--quiet",
+    "--no-deps",
+    "--no-index",
+    "--no-build-isolation",
+    "--disable-pip-version-check",
+)
+
+
+def _run(*words: str) -> None:
+    command = [sys.executable, "-m", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

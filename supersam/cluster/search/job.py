@@ -14,8 +14,8 @@ from supersam.cluster.slurm.script import (
 )
 from supersam.cluster.slurm.submit import record_job, require_no_active_job, submit_jobs
 from supersam.config import SearchRun, UserError, dump_run
+from supersam.config.errors import print_error
 from supersam.config.files import SWEEP_YAML
-from supersam.config.io import print_error
 from supersam.runtime.atomic import write_bytes
 from supersam.runtime.process import ends_with_reader, no_gc_while_importing
 

@@ -24,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from supersam.config import UserError
-from supersam.config.io import print_error
+from supersam.config.errors import print_error
 from supersam.runtime.atomic import atomic_file
 from supersam.runtime.waiting import wait_until
 from supersam.search.ray.address import (

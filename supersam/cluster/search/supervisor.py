@@ -19,8 +19,8 @@ from supersam.cluster.slurm.script import shell_safe_path
 from supersam.cluster.slurm.srun import GRACE_S, step_environment
 from supersam.cluster.slurm.submit import record_job
 from supersam.config import SearchRun, UserError, load_run
+from supersam.config.errors import print_error
 from supersam.config.files import SEARCH_YAML, SWEEP_YAML
-from supersam.config.io import print_error
 from supersam.runtime.process import no_gc_while_importing
 from supersam.runtime.signals import StopFlag, stop_requested
 

@@ -12,8 +12,8 @@ from supersam.cluster.slurm.jobs import SlurmJob
 from supersam.cluster.slurm.script import sbatch_parameters, shell_safe_path
 from supersam.cluster.slurm.submit import record_job, require_no_active_job, submit_jobs
 from supersam.cluster.slurm.supervisor import Supervisor
+from supersam.config.errors import USAGE_ERROR
 from supersam.config.files import CANCEL_FILE
-from supersam.config.io import USAGE_ERROR
 from supersam.health.bad_hosts import LIFE_H
 from supersam.runs.attempts import read_attempts
 

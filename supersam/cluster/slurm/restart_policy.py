@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from supersam.config.io import USAGE_ERROR
+from supersam.config.errors import USAGE_ERROR
 from supersam.runs.attempts import Reason, reason_of
 
 Action = Literal["exit", "restart", "requeue"]

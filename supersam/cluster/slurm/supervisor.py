@@ -31,7 +31,7 @@ from supersam.cluster.slurm.restart_policy import (
 )
 from supersam.cluster.slurm.supervisor_lease import keep_lease
 from supersam.config import UserError
-from supersam.config.io import USAGE_ERROR, print_error
+from supersam.config.errors import USAGE_ERROR, print_error
 from supersam.health.bad_hosts import bad_hosts
 from supersam.health.records import saved_step
 from supersam.health.watchdog import STALLED, read_hang_report
