@@ -18,6 +18,7 @@ from supersam.data.manifest import read_manifest
 from supersam.data.sample import Batch
 from supersam.design import FunctionProbe, Sensitivity, UnitScores, prioritize_parameters
 from supersam.design.calibration import digest_batches
+from supersam.design.designer import smallest_m
 from supersam.design.figures import draw_figures
 from supersam.model import SamSupernet, extract_subnet
 from supersam.runs.provenance import git_commit, provenance_comment, versions
@@ -115,6 +116,7 @@ def write_design(
 ) -> dict[str, Any]:
     """Reorder the weights and write all files, the space last. Returns the summary."""
     folder, space = run.folder, evidence.space
+    largest_m = subnet_cost(space.largest(), space.shape).params_m
     probe = FunctionProbe(supernet, calibration[0])
     prioritize_parameters(supernet, evidence.scores, dimensions=run.importance.dimensions)
     change = probe.compare()
@@ -137,8 +139,9 @@ def write_design(
         "removable": list(space.removable),
         "removal": [p for p in space.removal if p > 0],
         "num_subnets": space.num_subnets(),
-        "smallest_m": round(subnet_cost(space.smallest(), space.shape).params_m, 3),
-        "largest_m": round(subnet_cost(space.largest(), space.shape).params_m, 3),
+        "smallest_m": round(smallest_m(space), 3),
+        "largest_m": round(largest_m, 3),
+        "smallest_is_smaller_by": round(1 - smallest_m(space) / largest_m, 3),
         "calibration_miou": round(evidence.sensitivity.whole.miou, 4),
         "function_change": change.embedding,
         "seconds": {name: round(value, 1) for name, value in evidence.seconds.items()},

@@ -182,7 +182,6 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def describe_run(run: TrainRun) -> str:
     """The resolved configuration and what it means, for `--dry-run`. Touches no file."""
-    shape = resolve_shape(run.model)
     space = _build_space(run)
     batch, accumulate = run.optim.global_batch, run.optim.accumulate
     micro = batch // accumulate
@@ -191,13 +190,7 @@ def describe_run(run: TrainRun) -> str:
         dump_run(run),
         f"run folder: {run.folder}",
         f"search space: {space.num_subnets():,} subnets",
-        *(
-            f"{name}: {cost.params_m:.2f} M parameters, {cost.flops_g:.2f} GFLOPs an image"
-            for name, cost in (
-                (name, subnet_cost(spec, shape))
-                for name, spec in (("largest", space.largest()), ("smallest", space.smallest()))
-            )
-        ),
+        *space.describe_ends(),
         f"ranks that divide the batch of {batch} (accumulated {accumulate} x): {worlds}",
     ]
     return "\n".join(lines)

@@ -44,8 +44,8 @@ class SubnetCost:
 
 def subnet_cost(spec: SubnetSpec, shape: EncoderShape) -> SubnetCost:
     """Parameters and FLOPs of `spec`, a subnet of an encoder of `shape`."""
-    params = _stem_params(spec.embed_dim, shape)
-    flops = _stem_flops(spec.embed_dim, shape)
+    params = _patch_and_neck_params(spec.embed_dim, shape)
+    flops = _patch_and_neck_flops(spec.embed_dim, shape)
     for layer, width, heads in zip(spec.layers, spec.mlp_widths, spec.heads, strict=True):
         params += _layer_params(layer, width, heads, spec.embed_dim, shape)
         flops += _layer_flops(layer, width, heads, spec.embed_dim, shape)
@@ -57,7 +57,7 @@ def subnet_cost(spec: SubnetSpec, shape: EncoderShape) -> SubnetCost:
     )
 
 
-def _stem_params(dim: int, shape: EncoderShape) -> int:
+def _patch_and_neck_params(dim: int, shape: EncoderShape) -> int:
     patch_embed = 3 * PATCH_PX**2 * dim + dim
     position = shape.grid**2 * dim
     norms = 2 * 2 * NECK_CHANNELS
@@ -65,7 +65,7 @@ def _stem_params(dim: int, shape: EncoderShape) -> int:
     return patch_embed + position + neck
 
 
-def _stem_flops(dim: int, shape: EncoderShape) -> int:
+def _patch_and_neck_flops(dim: int, shape: EncoderShape) -> int:
     patch_embed = 3 * PATCH_PX**2 * dim
     neck = dim * NECK_CHANNELS + 9 * NECK_CHANNELS**2
     return 2 * shape.grid**2 * (patch_embed + neck)

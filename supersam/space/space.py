@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from supersam.space.cost import subnet_cost
 from supersam.space.shape import EncoderShape
 from supersam.space.spec import SubnetSpec
 
@@ -75,6 +76,18 @@ class SearchSpace:
             [layer for layer, p in enumerate(self.removal) if p == 0],
             lambda choices: choices[0],
         )
+
+    def describe_ends(self) -> list[str]:
+        """Say in one line each what the largest and the smallest subnet cost, for people."""
+        largest, smallest = (subnet_cost(s, self.shape) for s in (self.largest(), self.smallest()))
+        sizes = {"largest": largest, "smallest": smallest}
+        lines = [
+            f"{name}: {cost.params_m:.2f} M parameters, {cost.flops_g:.2f} GFLOPs per image with "
+            "one prompt"
+            for name, cost in sizes.items()
+        ]
+        less = 100 * (1 - smallest.params / largest.params)
+        return [lines[0], f"{lines[1]}, {less:.1f} % smaller"]
 
     def medium(self) -> SubnetSpec:
         """A fixed subnet between the two: every second removable layer gone, middle widths."""

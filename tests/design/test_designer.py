@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,18 @@ def test_the_presets_are_the_paper_space_and_a_wide_one_below_10_m():
     assert made["published"].num_subnets() == 5**5 * 4**6
     assert made["wide"] == wide_space(VIT_B)
     assert smallest_m(made["wide"]) < 10
+
+
+@pytest.mark.parametrize("name", ["vit_s", "vit_b", "vit_l", "vit_h"])
+def test_the_wide_space_and_the_designer_reach_subnets_that_are_70_percent_smaller(name):
+    shape = SHAPES[name]
+    wide = wide_space(shape)
+    wanted = 0.3 * subnet_cost(wide.largest(), shape).params_m
+    assert smallest_m(wide) <= wanted
+    assert float(re.search(r"([\d.]+) % smaller", wide.describe_ends()[1])[1]) >= 70
+    limits = LimitsConfig(smallest_m=wanted, elastic_heads=True, elastic_embed=True)
+    designed = design_space(shape, flat_scores(shape), sensitivity(), limits)
+    assert smallest_m(designed) <= wanted
 
 
 @pytest.mark.parametrize("name", ["vit_t", "vit_l", "vit_h"])
