@@ -6,6 +6,7 @@ Imports no torch.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from supersam.cluster.slurm.commands import missing_slurm, slurm_errors_to_user
 from supersam.config import TrainRun, UserError
 from supersam.config.errors import USAGE_ERROR, print_error
 from supersam.config.files import CANCEL_FILE, JOB_FILE, TENSORBOARD
-from supersam.health.records import saved_step
+from supersam.health.records import ATTEMPT_VARIABLE, saved_step
 from supersam.runs.attempts import end_attempt, reason_of, start_attempt
 from supersam.runtime.process import ends_with_reader, keep_others_from_writing
 
@@ -138,6 +139,7 @@ def _recorded(folder: Path, tasks: int, execute: Callable[[], int]) -> int:
     (folder / CANCEL_FILE).unlink(missing_ok=True)
     host = socket.gethostname()
     started = start_attempt(folder, hosts=[host] * tasks, world_size=tasks)
+    os.environ[ATTEMPT_VARIABLE] = str(started.attempt)
     code = FAILURE
     try:
         code = execute()
@@ -146,5 +148,6 @@ def _recorded(folder: Path, tasks: int, execute: Callable[[], int]) -> int:
         write_crash_log(task_log(folder, 0), f"error: {fault}")
         raise
     finally:
+        del os.environ[ATTEMPT_VARIABLE]
         end_attempt(folder, started, reason_of(code), code)
     return code

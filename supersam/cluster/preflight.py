@@ -247,7 +247,7 @@ def _check_time(cluster: ClusterConfig, partition: dict[str, str]) -> str:
 
 def _check_nodes(cluster: ClusterConfig, chosen: list[dict[str, str]]) -> str:
     """Whether the largest of the partitions has what the job cannot do without."""
-    wanted = cluster.min_nodes or (cluster.nodes or 1) + cluster.spare_nodes
+    wanted = cluster.min_nodes or cluster.nodes or 1
     total = max(int(partition.get("TotalNodes", wanted)) for partition in chosen)
     if wanted > total:
         names = ",".join(partition["PartitionName"] for partition in chosen)

@@ -116,7 +116,7 @@ class ClusterConfig(Section):
     min_nodes: PositiveInt | None = None
     """Fewest nodes to go on with when hosts fail or are not free; null insists on `nodes`."""
     spare_nodes: int = Field(0, ge=0)
-    """Further nodes, idle until one that works fails."""
+    """Further nodes, where they are free: idle until one that works fails."""
     tasks_per_node: PositiveInt | None = None
     """Ranks on each node (with `local`: on this machine); null takes one a GPU, else one."""
     partition: Plain | None = None

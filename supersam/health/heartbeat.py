@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 from supersam.config import UserError
 from supersam.config.files import HEARTBEATS, STATUS_FILE
@@ -29,6 +30,8 @@ from supersam.health.records import (
     Phase,
     RankHeartbeat,
     Status,
+    is_attempt_over,
+    own_attempt,
     read_status,
     saved_step,
 )
@@ -37,6 +40,8 @@ from supersam.runtime.process import available_gib, resident_gib, start_ticks
 
 logger = logging.getLogger(__name__)
 
+SUPERSEDED = 76
+"""Exit code of a rank that ended itself because its attempt is over."""
 _REMEMBERED_STEPS = 50
 _MESSAGE_LETTERS = 2000
 
@@ -54,7 +59,8 @@ class _Numbers:
 class Heartbeat:
     """Write what the trainer reports to disk, from a thread. A context manager.
 
-    Leaving the context records how the rank ended: finished, or failed with which exception.
+    Leaving the context records how the rank ended: finished, or failed by which exception. A rank
+    whose attempt is over writes nothing more, and its thread ends the process.
     """
 
     def __init__(
@@ -71,6 +77,7 @@ class Heartbeat:
         self.folder, self.interval_s = folder, interval_s
         self.rank, self.world_size = rank, world_size
         self._nodes, self._steps, self._memory_gib = nodes, steps, memory_gib
+        self.attempt = own_attempt()
         self._phase: Phase = "starting"
         self._step = self._first_step = self._marks = 0
         self._started = self._step_time = time.time()
@@ -195,6 +202,8 @@ class Heartbeat:
 
     def write(self) -> None:
         """Write the heartbeat now. A full or absent disk does not end the rank."""
+        if self.is_superseded():
+            return
         try:
             path = self.folder / HEARTBEATS / f"rank-{self.rank:05d}.json"
             write_json(path, asdict(self._own_record()), durable=False)
@@ -207,7 +216,18 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._over.wait(self.interval_s):
+            if self.is_superseded():
+                self.end_superseded()
             self.write()
+
+    def is_superseded(self) -> bool:
+        """Whether the run has gone on without this rank's attempt."""
+        return is_attempt_over(self.folder, self.attempt)
+
+    def end_superseded(self) -> NoReturn:
+        """End this process: another attempt has the run, and this one's files would mislead it."""
+        logger.error("attempt %d of this run is over; rank %d ends", self.attempt, self.rank)
+        os._exit(SUPERSEDED)  # the main thread may wait for ranks that are gone
 
     def _finished_seconds(self) -> dict[str, float]:
         """Seconds by phase; an unfinished step is counted apart, as it may never finish."""
@@ -233,6 +253,7 @@ class Heartbeat:
             memory_gib=self._memory_gib(),
             host_free_gib=available_gib(),
             fault=self._fault,
+            attempt=self.attempt,
         )
 
     def _status(self) -> Status:

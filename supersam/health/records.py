@@ -7,11 +7,16 @@ and `progress.json` of the last checkpoint.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from supersam.config.files import HEARTBEATS, PROGRESS_FILE, STATUS_FILE
+from supersam.config.files import ATTEMPTS_FILE, HEARTBEATS, PROGRESS_FILE, STATUS_FILE
+from supersam.runtime.jsonl import read_jsonl
+
+ATTEMPT_VARIABLE = "SUPERSAM_ATTEMPT"
+"""In the environment of every rank: the number of the attempt that it belongs to."""
 
 Phase = Literal[
     "starting",
@@ -66,6 +71,8 @@ class RankHeartbeat:
     host_free_gib: float
     """Memory that the host could still give."""
     fault: Fault | None = None
+    attempt: int = 0
+    """Number of the attempt that the rank belongs to; 0 where it does not know."""
 
     @property
     def has_ended(self) -> bool:
@@ -110,15 +117,36 @@ class Status:
     """All attempts so far, this one last."""
 
 
+def own_attempt() -> int:
+    """Return the attempt that this process belongs to; 0 where its environment names none."""
+    return int(os.environ.get(ATTEMPT_VARIABLE, 0))
+
+
+def is_attempt_over(folder: Path, attempt: int) -> bool:
+    """Whether the run of `folder` has recorded the end of an attempt, or a later one's start.
+
+    A rank can outlive its attempt: its host lost the network, and Slurm started the run elsewhere.
+    """
+    if attempt == 0:
+        return False
+    try:
+        events = read_jsonl(folder / ATTEMPTS_FILE, lambda e: (int(e["attempt"]), e["event"]))
+    except OSError:
+        return False
+    return any(number > attempt or (number, event) == (attempt, "end") for number, event in events)
+
+
 def read_heartbeats(folder: Path) -> list[RankHeartbeat]:
-    """Read the last heartbeat of each rank of the newest attempt, in rank order."""
+    """Read the last sign of life of each rank of the newest attempt, by rank."""
     beats = [
         beat
         for path in sorted((folder / HEARTBEATS).glob("rank-*.json"))
         if (beat := _read_heartbeat(path)) is not None
     ]
-    world_size = max(beats, key=lambda beat: beat.time).world_size if beats else 0
-    return [beat for beat in beats if beat.rank < world_size]
+    if not beats:
+        return []
+    newest = max(beats, key=lambda beat: (beat.attempt, beat.time))
+    return [b for b in beats if b.attempt == newest.attempt and b.rank < newest.world_size]
 
 
 def read_status(folder: Path) -> Status | None:

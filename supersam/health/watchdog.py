@@ -26,7 +26,6 @@ from supersam.health.heartbeat import Heartbeat
 from supersam.health.records import RankHeartbeat, read_heartbeats
 from supersam.runtime.atomic import write_json
 from supersam.runtime.process import describe_process
-from supersam.runtime.waiting import wait_until
 
 logger = logging.getLogger(__name__)
 
@@ -46,20 +45,27 @@ class HangReport:
     """One sentence with the rank, the host and what is known about them."""
 
 
-def read_hang_report(folder: Path) -> HangReport | None:
-    """Read the report of the last attempt; None where that did not end by a hang."""
+def read_hang_report(folder: Path, *, attempt: int | None = None) -> HangReport | None:
+    """Read whom a watchdog named when it ended an attempt; None where it ended none.
+
+    attempt: leave out the report of another attempt, whose ranks may outlive it.
+    """
     try:
         values = json.loads((folder / STALL_FILE).read_text(encoding="utf-8"))
+        if attempt is not None and values.get("attempt", attempt) != attempt:
+            return None
         return HangReport(values["rank"], values["host"], values["reason"])
     except (OSError, ValueError, KeyError):
         return None
 
 
-def record_hang(folder: Path, report: HangReport, *, step: int) -> None:
-    """Write `stall.json`, and count the hang against the host."""
+def record_hang(folder: Path, report: HangReport, *, step: int, attempt: int) -> None:
+    """Record who made the others of an attempt wait, and hold it against the host."""
     logger.error("%s", report.reason)
     now = time.time()
-    write_json(folder / STALL_FILE, {"time": now, "step": step, **asdict(report)})
+    write_json(
+        folder / STALL_FILE, {"time": now, "attempt": attempt, "step": step, **asdict(report)}
+    )
     if report.host is not None:
         name = folder.absolute().name
         hang = HostHang(now, report.host, name, report.rank, step, report.reason)
@@ -137,6 +143,8 @@ class Watchdog:
                 self._end(limit_s)
 
     def _end(self, limit_s: float) -> None:
+        if self._heartbeat.is_superseded():
+            self._heartbeat.end_superseded()
         logger.error("no progress for %.0f s; ending this attempt", limit_s)
         try:
             self._dump_stacks()
@@ -163,16 +171,18 @@ class Watchdog:
             faulthandler.dump_traceback(file, all_threads=True)
 
     def _record(self) -> None:
-        """Have the lowest rank that is alive write the report; the others wait a while for it."""
+        """The lowest rank that shows signs of life writes; the others wait for it, not for ever."""
         folder, config = self._heartbeat.folder, self._config
         beats = read_heartbeats(folder)
         report = find_hung_rank(beats, self._heartbeat.world_size, interval_s=config.heartbeat_s)
         alive = [beat.rank for beat in beats if beat.rank != report.rank]
         if self._heartbeat.rank != min(alive, default=self._heartbeat.rank):
-            written = (folder / STALL_FILE).exists
-            if wait_until(written, timeout_s=8 * self._pause_s, poll_s=self._pause_s / 4):
-                return
-        record_hang(folder, report, step=self._heartbeat.step)
+            deadline = time.monotonic() + 8 * self._pause_s
+            while time.monotonic() < deadline:
+                if read_hang_report(folder, attempt=self._heartbeat.attempt) is not None:
+                    return
+                time.sleep(self._pause_s / 4)
+        record_hang(folder, report, step=self._heartbeat.step, attempt=self._heartbeat.attempt)
 
 
 def _report_rank(beat: RankHeartbeat, what: str) -> HangReport:

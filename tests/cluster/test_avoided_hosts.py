@@ -52,7 +52,7 @@ def hosts_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         values = {"data": {"source": "synthetic"}, "run": tmp_path / "run"}
         run = TrainRun.model_validate({**values, "cluster": {"nodes": 2, **cluster}})
         run.folder.mkdir(exist_ok=True)
-        record_hang(run.folder, HangReport(1, "n2", "rank 1 on n2 hangs"), step=3)
+        record_hang(run.folder, HangReport(1, "n2", "rank 1 on n2 hangs"), step=3, attempt=1)
         return hosts_to_avoid(run, run.cluster.partition)
 
     return ask

@@ -21,22 +21,22 @@ LIMIT_S = 90.0
 
 
 class Scene:
-    """A run folder whose ranks beat when told to, under a vigil whose clock is turned by hand."""
+    """A run folder whose ranks beat when told to, under a monitor whose clock is turned by hand."""
 
     def __init__(self, folder: Path, config: WatchdogConfig = CONFIG) -> None:
         self.folder, self.now = folder, 1000.0
         (folder / HEARTBEATS).mkdir(parents=True)
-        self.beat(0, time=5.0)  # of an earlier attempt
-        self.vigil = HangMonitor(folder, config, clock=lambda: self.now)
+        self.beat(0, attempt=1)  # it has no end: its process may still beat
+        self.monitor = HangMonitor(folder, config, attempt=2, clock=lambda: self.now)
 
-    def beat(self, rank: int, *, time: float | None = None, phase: Phase = "training") -> None:
+    def beat(self, rank: int, *, phase: Phase = "training", attempt: int = 2) -> None:
         beat = RankHeartbeat(
             rank=rank,
             world_size=2,
             host=f"n{rank}",
             pid=1,
             started_ticks=0,
-            time=self.now if time is None else time,
+            time=self.now,
             phase=phase,
             step=40,
             step_time=900.0,
@@ -45,17 +45,18 @@ class Scene:
             marks=120,
             memory_gib=1.0,
             host_free_gib=10.0,
+            attempt=attempt,
         )
         path = self.folder / HEARTBEATS / f"rank-{rank:05d}.json"
         path.write_text(json.dumps(asdict(beat)), encoding="utf-8")
 
     def pass_time(self, seconds: float, *beating: int) -> bool:
-        """Whether the vigil saw a hang meanwhile."""
+        """Whether the monitor saw a hang meanwhile."""
         for _ in range(int(seconds / 10)):
             self.now += 10
             for rank in beating:
                 self.beat(rank)
-            if self.vigil.detects_hang():
+            if self.monitor.detects_hang():
                 return True
         return False
 
@@ -100,7 +101,7 @@ def test_a_rank_that_falls_silent_as_another_fails_was_killed_and_has_not_hung(
 def test_time_in_which_this_host_was_suspended_does_not_count(scene: Scene) -> None:
     assert not scene.pass_time(50, 0, 1)
     scene.now += 10 * LIMIT_S
-    assert not scene.vigil.detects_hang()
+    assert not scene.monitor.detects_hang()
     assert not scene.pass_time(LIMIT_S - 20, 0, 1)
 
 
@@ -118,16 +119,16 @@ def test_a_full_disk_is_no_evidence(scene: Scene, monkeypatch: pytest.MonkeyPatc
 def test_a_blame_of_the_ranks_ends_the_attempt_after_a_moment_for_their_stacks(
     scene: Scene,
 ) -> None:
-    record_hang(scene.folder, HangReport(1, "n1", "rank 1 on n1 hangs"), step=3)
-    assert not scene.vigil.detects_hang()
+    record_hang(scene.folder, HangReport(1, "n1", "rank 1 on n1 hangs"), step=3, attempt=2)
+    assert not scene.monitor.detects_hang()
     scene.now += 6
-    assert scene.vigil.detects_hang()
+    assert scene.monitor.detects_hang()
 
 
 def test_a_blame_of_an_earlier_attempt_ends_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    record_hang(folder, HangReport(1, "n1", "rank 1 on n1 hangs"), step=3)
+    record_hang(folder, HangReport(1, "n1", "rank 1 on n1 hangs"), step=3, attempt=2)
     assert not Scene(folder).pass_time(50)
 
 

@@ -37,7 +37,7 @@ def faults(**cluster: object) -> list[str]:
         ),
         ({"time": "2-00:00:00"}, "--time 2-00:00:00 is above the partition's MaxTime=1-00:00:00"),
         ({"nodes": 9}, "9 nodes, the partition has 8"),
-        ({"nodes": 8, "spare_nodes": 1}, "9 nodes, the partition has 8"),
+        ({"nodes": 9, "spare_nodes": 1}, "9 nodes, the partition has 8"),
         ({"partition": "small,urgent", "nodes": 9}, "9 nodes, the partition has 8"),
     ],
 )

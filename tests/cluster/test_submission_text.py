@@ -86,7 +86,7 @@ def test_what_was_asked_for_reaches_slurm():
 
 
 def test_a_run_that_may_lose_nodes_keeps_its_allocation():
-    assert options(run_with(nodes=4, spare_nodes=1))["nodes"] == "5"
+    assert options(run_with(nodes=4, spare_nodes=1))["nodes"] == "4-5"
     asked = options(run_with(nodes=4, min_nodes=2))
     assert (asked["nodes"], asked["no-kill"]) == ("2-4", "")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from supersam.cluster.slurm import srun
+from supersam.cluster.slurm import follow, srun, supervisor
 from supersam.cluster.slurm.commands import (
     KilledCommandError,
     SlurmError,
@@ -80,6 +80,67 @@ def test_an_allocation_that_lives_and_is_too_small_is_the_users_to_mend(
     with pytest.raises(UserError, match="the allocation holds none of"):
         job._attempt_all()
     assert not (tmp_path / "asked").exists()
+
+
+def test_an_allocation_that_slurm_has_taken_back_is_left_without_a_fault(
+    job: _Job, slurm: Install, tmp_path: Path
+):
+    """A requeue within the first second: squeue names no host any more."""
+    slurm("squeue", "echo")
+    assert job.execute() == 1
+    assert (tmp_path / "asked").read_text().splitlines() == ["release"]
+    assert read_attempts(job.folder) == []
+
+
+def test_an_srun_that_starts_no_rank_is_no_attempt(
+    job: _Job, slurm: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As where the controller is back and still holds the memory of the step before."""
+    (job.folder / "logs").mkdir()
+    monkeypatch.setattr(supervisor, "growing_pauses", lambda *_: iter([0.1] * 9))
+    slurm("sinfo", "echo n1 allocated; echo n2 allocated")
+    slurm(
+        "srun",
+        f"echo srun >> {tmp_path}/asked\n"
+        f"[ $(/usr/bin/wc -l < {tmp_path}/asked) -ge 3 ] || exit 1\n"
+        f": > {job.folder}/logs/task-00000.attempt-001.log; exit 3",
+    )
+    started = start_attempt(job.folder, job_id="7", hosts=("n1", "n2"), world_size=2)
+    assert job._run_ranks(started, ["n1", "n2"]) == 3
+    assert (tmp_path / "asked").read_text().splitlines() == ["srun"] * 3
+
+
+def test_a_folder_that_cannot_be_written_ends_the_supervisor_in_one_line(
+    job: _Job, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    def fail(self: _Job) -> int:
+        raise OSError(30, "Read-only file system", str(job.folder / "attempts.jsonl"))
+
+    monkeypatch.setattr(_Job, "execute", fail)
+    monkeypatch.setenv("SLURM_SUBMIT_DIR", str(job.folder))
+    with pytest.raises(SystemExit) as ended:
+        supervisor.Supervisor(str(job.folder))()
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert "Read-only file system" in said
+    assert "the same command goes on when the folder can be written again" in said
+
+
+def test_one_answer_in_the_moment_of_a_requeue_is_not_the_end_of_a_job(
+    slurm: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    states = tmp_path / "states"
+    states.write_text("NODE_FAIL\nPENDING\nRUNNING\nCOMPLETED\nCOMPLETED\n")
+    slurm(
+        "scontrol",
+        f'read -r state < {states}; /usr/bin/sed -i 1d {states}; echo "JobId=7 JobState=$state"',
+    )
+    monkeypatch.setattr(follow, "_POLL_S", 0.0)
+    monkeypatch.setattr(follow, "_CONFIRM_S", 0.0)
+    job = wait_for_end("7", lambda: None)
+    assert job is not None
+    assert job.state == "COMPLETED"
+    assert states.read_text() == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -12,12 +12,10 @@ import hashlib
 import json
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -26,6 +24,7 @@ from pathlib import Path
 from supersam.config import UserError
 from supersam.config.errors import print_error
 from supersam.runtime.atomic import atomic_file
+from supersam.runtime.scratch import scratch_folder
 from supersam.runtime.waiting import wait_until
 from supersam.search.ray.address import (
     OBJECT_STORE_BYTES,
@@ -78,7 +77,7 @@ def ray_command(
     """`ray start` of this host. head: host:port to join; None to be the head."""
     cores, gpus = len(os.sched_getaffinity(0)), _visible_gpus()
     services = [f"{name}={port}" for name, port in zip(_SERVICES, ports, strict=False)]
-    role = ["--head", services[0], "--include-dashboard=false"]
+    role = ["--head", services[0], "--include-dashboard=false", "--ray-client-server-port=0"]
     if head is not None:
         role = [f"--address={head}"]
     workers = ",".join(str(port) for port in ports[len(_SERVICES) :])
@@ -120,7 +119,7 @@ def serve(address_file: Path, *, is_head: bool, key: str) -> int:
     tag = f"ss-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     cores = len(os.sched_getaffinity(0))
     token = secrets.token_hex(16)  # of all starts: who joins reads it once
-    with _short_folder() as folder, _ending_on_signals():
+    with _short_folder() as folder, _ending_on_signals(), _removed(address_file, is_head):
         for start in range(_STARTS):  # a port can be taken between the test and the start
             count = len(_SERVICES) + cores + _WORKER_PORTS
             ports = choose_ports(count, host=ip, key=f"{key}/{start}")
@@ -166,13 +165,23 @@ def _is_there(address_file: Path) -> bool:
 
 @contextlib.contextmanager
 def _short_folder() -> Iterator[str]:
-    """A folder of this host's own for sockets and logs, removed at the end."""
-    folder = tempfile.mkdtemp(prefix="ss-")
+    """A folder of this host's own for sockets and logs, removed at the end.
+
+    One that a power cut left behind goes with the next search on the host.
+    """
+    with scratch_folder("ss-") as folder:
+        require_short(str(folder))
+        yield str(folder)
+
+
+@contextlib.contextmanager
+def _removed(address_file: Path, is_head: bool) -> Iterator[None]:
+    """After the block of the head the file with its token is gone, also where a signal ends it."""
     try:
-        require_short(folder)
-        yield folder
+        yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if is_head:
+            address_file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
 from supersam.cluster.search.ray_host import read_head_address
 from supersam.cluster.slurm import commands as slurm
 from supersam.cluster.slurm.script import shell_safe_path
-from supersam.cluster.slurm.srun import GRACE_S, step_environment
+from supersam.cluster.slurm.srun import GRACE_S, require_shared_folder, step_environment
 from supersam.cluster.slurm.submit import record_job
 from supersam.config import SearchRun, UserError, load_run
 from supersam.config.errors import print_error
-from supersam.config.files import SEARCH_YAML, SWEEP_YAML
+from supersam.config.files import JOURNAL_FILE, SEARCH_YAML, STARTS_FILE, SWEEP_YAML
+from supersam.runtime.jsonl import append_jsonl, read_jsonl
 from supersam.runtime.process import no_gc_while_importing
 from supersam.runtime.signals import StopFlag, stop_requested
+from supersam.runtime.waiting import wait_until
 
+_STOP_SHARE = 0.6
+"""Of the time between the notice and the time limit: for a search to end by itself."""
+_MOST_FRUITLESS = 3
 _END_S = 8.0
 """For the hosts of the Ray to end; the allocation is released after it in any case."""
 
@@ -41,18 +49,74 @@ class SearchSupervisor:
         os.chdir(os.environ["SLURM_SUBMIT_DIR"])  # relative paths of the run start there
         folder, home = Path(self.folder), Path(self.home)
         run = load_run(SearchRun, folder / SEARCH_YAML).model_copy(update={"out": folder})
+        starts = SearchStarts(folder, slurm.own_job_id())
+        starts.record()
         try:
             # From here on, so that no signal is lost while the hosts and the search start.
             with stop_requested() as stop, ray_on_all_hosts(folder, home) as address_file:
+                _requeue_late(stop, starts, delay_s=_STOP_SHARE * run.cluster.signal_delay_s)
                 code = _drive(run, address_file, stop)
         except UserError as fault:
             raise SystemExit(print_error(fault)) from None
         if code == 128 + signal.SIGUSR2:  # out of time; another allocation goes on
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(code))
-            slurm.retry_slurm(lambda: slurm.requeue(slurm.own_job_id()))
-            time.sleep(GRACE_S)  # Slurm ends this process; an exit of its own could come first
+            starts.requeue(code)
         _compare_sweep(home)
         raise SystemExit(code)
+
+
+class SearchStarts:
+    """The starts of a search's job, in a file: those that find nothing new are not repeated."""
+
+    def __init__(self, folder: Path, job_id: str) -> None:
+        self._folder, self._job_id = folder, job_id
+
+    def record(self) -> None:
+        """Record that the job starts now."""
+        place = {"time": time.time(), "job_id": self._job_id, "journal_bytes": self._journal()}
+        append_jsonl(self._folder / STARTS_FILE, place)
+
+    def without_progress(self) -> int:
+        """Count the job's last starts since which the journal has not grown."""
+        starts = read_jsonl(
+            self._folder / STARTS_FILE, lambda start: (start["job_id"], start["journal_bytes"])
+        )
+        now = (self._job_id, self._journal())
+        return len(list(takewhile(now.__eq__, reversed(starts))))
+
+    def requeue(self, code: int) -> None:
+        """Let Slurm start the job again and end this process; return where that is of no use."""
+        fruitless = self.without_progress()
+        if fruitless >= _MOST_FRUITLESS:
+            print_error(
+                f"{fruitless} starts of job {self._job_id} ended at the time limit without a new "
+                "trial: loading took all of it; raise --time, then the same command goes on"
+            )
+            return
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(code))
+        slurm.retry_slurm(lambda: slurm.requeue(self._job_id))
+        time.sleep(GRACE_S)  # Slurm ends this process; an exit of its own could come first
+
+    def _journal(self) -> int:
+        path = self._folder / JOURNAL_FILE
+        return path.stat().st_size if path.exists() else 0
+
+
+def _requeue_late(stop: StopFlag, starts: SearchStarts, *, delay_s: float) -> None:
+    """From a thread, requeue the job where the search has not ended `delay_s` after its notice.
+
+    An evaluator that loads, or a host that does not join, keeps it from that. The journal holds
+    each trial that is done, so nothing is lost.
+    """
+
+    def watch() -> None:
+        wait_until(lambda: stop.number == signal.SIGUSR2, timeout_s=math.inf, poll_s=1.0)
+        time.sleep(delay_s)
+        if starts.without_progress() >= _MOST_FRUITLESS:
+            return  # the time limit ends it, and `--why` says so
+        with contextlib.suppress(slurm.SlurmError):
+            slurm.requeue(slurm.own_job_id())
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def search_in_job(run: SearchRun, home: Path) -> int:
@@ -102,6 +166,8 @@ def ray_on_all_hosts(folder: Path, home: Path) -> Iterator[Path]:
     here = slurm.retry_slurm(lambda: slurm.job_hosts(job_id))
     lost = slurm.retry_slurm(lambda: slurm.lost_hosts(here))
     hosts = [host for host in here if host not in lost]
+    require_shared_folder(folder, hosts)
+    _remove_stale_addresses(address_file.parent)
     head = os.environ.get("SLURMD_NODENAME", socket.gethostname())
     (folder / "logs").mkdir(exist_ok=True)
     command = [
@@ -120,3 +186,9 @@ def ray_on_all_hosts(folder: Path, home: Path) -> Iterator[Path]:
         with contextlib.suppress(subprocess.TimeoutExpired):
             step.wait(_END_S)
         step.kill()
+
+
+def _remove_stale_addresses(folder: Path) -> None:
+    """Remove what jobs that were killed have left: a search has one job, and addresses a token."""
+    for file in folder.glob("*.json"):
+        file.unlink(missing_ok=True)

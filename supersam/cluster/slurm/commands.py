@@ -137,9 +137,9 @@ def whole_job(job_id: str) -> str:
 
 
 def job_hosts(job_id: str) -> list[str]:
-    """List the hosts of a job's allocation now, in Slurm's order."""
+    """List the hosts of a job's allocation now, in Slurm's order; none once it is taken back."""
     compact = run_command("squeue", "--noheader", "--jobs", job_id, "--format=%N").strip()
-    return expand_hosts(compact)
+    return expand_hosts(compact) if compact else []
 
 
 def expand_hosts(expression: str) -> list[str]:

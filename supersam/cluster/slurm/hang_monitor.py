@@ -1,4 +1,4 @@
-"""The supervisor's eye on the ranks: has one been reported as hung, or fallen silent?
+"""Detects, from the supervisor, ranks that hang: one was blamed by the others, or fell silent.
 
 A rank's own watchdog cannot act when its process is stopped or its host is frozen, and the others'
 act only where they wait for it. Heartbeats that stand still are seen from outside.
@@ -15,27 +15,30 @@ from supersam.cluster.slurm.supervisor_lease import renew_lease
 from supersam.config import WatchdogConfig
 from supersam.config.files import STALL_FILE
 from supersam.health.records import RankHeartbeat, read_heartbeats
-from supersam.health.watchdog import HangReport, record_hang
+from supersam.health.watchdog import HangReport, read_hang_report, record_hang
 
-_FAREWELL_S = (
-    5.0  # for the ranks to write their stacks and end, once one of them has reported the hang
-)
+_FAREWELL_S = 5.0
+"""For the ranks to write their stacks and end, once one of them has reported the hang."""
 _FRESH_BEATS = 6  # as `cluster.record` counts
 
 
 class HangMonitor:
-    """Over the ranks of one attempt. Times are this process's own: clocks of hosts differ."""
+    """Looks at the ranks of one attempt. Times are this process's own: clocks of hosts differ."""
 
     def __init__(
-        self, folder: Path, config: WatchdogConfig, *, clock: Callable[[], float] = time.monotonic
+        self,
+        folder: Path,
+        config: WatchdogConfig,
+        *,
+        attempt: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """attempt: its number; what ranks of other attempts write does not count."""
         self._folder, self._config, self._clock = folder, config, clock
+        self._attempt = attempt
         # Ranks that can still act do so at `stall_s` and leave their stacks: let them.
         beats = max(config.stall_s, _FRESH_BEATS * config.heartbeat_s)
         self.limit_s = beats + 3 * config.heartbeat_s
-        self._before = {
-            beat.rank: beat.time for beat in read_heartbeats(folder)
-        }  # of earlier attempts
         self._seen: dict[int, tuple[float, float]] = {}
         self._looked = clock()
         self._reported: float | None = None
@@ -46,7 +49,10 @@ class HangMonitor:
         if not self._config.enabled:
             return False
         now = self._clock()
-        if self._reported is None and (self._folder / STALL_FILE).exists():
+        if (
+            self._reported is None
+            and read_hang_report(self._folder, attempt=self._attempt) is not None
+        ):
             self._reported = now
         if self._reported is not None:
             return now - self._reported >= _FAREWELL_S
@@ -58,7 +64,8 @@ class HangMonitor:
         quiet_s = now - self._seen[silent.rank][1]
         what = f"gave no sign of life for {quiet_s:.0f} s ({silent.phase}, step {silent.step})"
         reason = f"rank {silent.rank} on {silent.host} {what}"
-        record_hang(self._folder, HangReport(silent.rank, silent.host, reason), step=silent.step)
+        report = HangReport(silent.rank, silent.host, reason)
+        record_hang(self._folder, report, step=silent.step, attempt=self._attempt)
         return True
 
     def _find_silent(self, now: float) -> RankHeartbeat | None:
@@ -66,7 +73,7 @@ class HangMonitor:
         if now - self._looked > self.limit_s / 2 or not self._can_write():
             self._seen.clear()  # this host was suspended, or the disk is full: no evidence
         self._looked = now
-        beats = [b for b in read_heartbeats(self._folder) if b.time != self._before.get(b.rank)]
+        beats = [b for b in read_heartbeats(self._folder) if b.attempt == self._attempt]
         # A rank that was killed is silent too, and the others fail for it: Slurm ends those soon.
         limit_s = self.limit_s + (GRACE_S if any(b.phase == "failed" for b in beats) else 0)
         working = {b.rank: b for b in beats if not b.has_ended}

@@ -116,7 +116,7 @@ def shell_safe_path(path: Path) -> Path:
 
 def _tasks(run: RankedRun) -> dict[str, int]:
     each, cores = run.cluster.ranks_per_node, cores_per_rank(run)
-    if run.cluster.min_nodes is None:
+    if not run.cluster.may_lose_nodes:
         return {"ntasks_per_node": each, "cpus_per_task": cores}
     # With tasks per node and a range of nodes, Slurm grants the fewest even if more are free.
     return {"cpus_per_task": each * cores}
@@ -145,6 +145,9 @@ def extra_options(cluster: ClusterConfig) -> dict[str, Any]:
     options = {key: True if value == "true" else value for key, value in options.items()}
     # B: the supervisor alone gets the notice, and passes it on.
     options |= {"signal": f"B:USR2@{cluster.signal_delay_s}", "requeue": True}
-    if cluster.min_nodes is not None:
-        options["nodes"] = f"{cluster.min_nodes}-{(cluster.nodes or 1) + cluster.spare_nodes}"
-    return options | ({"no-kill": True} if cluster.may_lose_nodes else {})
+    if not cluster.may_lose_nodes:
+        return options
+    # A range: a job that was requeued for a lost host starts without waiting for another spare.
+    nodes = cluster.nodes or 1
+    options["nodes"] = f"{cluster.min_nodes or nodes}-{nodes + cluster.spare_nodes}"
+    return options | {"no-kill": True}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from supersam.cluster.ranked_run import RankedRun
 from supersam.cluster.slurm.script import cores_per_rank
+from supersam.config import UserError
 from supersam.runtime.atomic import write_bytes
 
 GRACE_S = 30
@@ -38,7 +40,7 @@ def rank_step(run: RankedRun, hosts: Sequence[str], *, attempt: int) -> list[str
         *_srun_on(hosts, each),
         f"--cpus-per-task={cores_per_rank(run)}",
         "--distribution=block",
-        "--overlap",
+        *("--overlap", "--mem=0"),  # as a step that Slurm has not yet cleaned up may hold all
         f"--wait={GRACE_S}",
         "--kill-on-bad-exit=0",  # ranks that saved end one by one; --wait bounds it
         "--unbuffered",
@@ -66,6 +68,11 @@ def lease_watch_step(run: RankedRun, hosts: Sequence[str], *, job_id: str) -> li
     ]
 
 
+def ranks_began(folder: Path, attempt: int) -> bool:
+    """Whether Slurm started a rank of an attempt: it opens the log before the rank runs."""
+    return any((folder / "logs").glob(f"task-*.attempt-{attempt:03d}.log"))
+
+
 def hosts_that_miss(folder: Path, hosts: Sequence[str]) -> list[str]:
     """List those of `hosts` that do not see what this host writes to `folder`."""
     token = secrets.token_hex(8)
@@ -83,6 +90,17 @@ def hosts_that_miss(folder: Path, hosts: Sequence[str]) -> list[str]:
     except subprocess.TimeoutExpired:  # a host that is lost now is the attempt's to find out
         return []
     return sorted(set(done.stdout.split()) & set(hosts))
+
+
+def require_shared_folder(folder: Path, hosts: Sequence[str]) -> None:
+    """Raise UserError where some of `hosts` do not see what this host writes to `folder`."""
+    missing = hosts_that_miss(folder, hosts)
+    if missing:
+        names = ",".join(missing)
+        raise UserError(
+            f"{names} cannot read what {socket.gethostname()} writes to {folder}; choose a folder "
+            f"that all nodes share, or leave these out with --exclude {names}"
+        )
 
 
 def end_step(step: subprocess.Popen[bytes]) -> None:

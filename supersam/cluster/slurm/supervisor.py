@@ -33,7 +33,7 @@ from supersam.cluster.slurm.supervisor_lease import keep_lease
 from supersam.config import UserError
 from supersam.config.errors import USAGE_ERROR, print_error
 from supersam.health.bad_hosts import bad_hosts
-from supersam.health.records import saved_step
+from supersam.health.records import ATTEMPT_VARIABLE, saved_step
 from supersam.health.watchdog import STALLED, read_hang_report
 from supersam.runs.attempts import (
     AttemptEvent,
@@ -45,10 +45,13 @@ from supersam.runs.attempts import (
     start_attempt,
 )
 from supersam.runtime.process import keep_others_from_writing
+from supersam.runtime.waiting import growing_pauses, wait_until
 
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.3
+_START_S = 600.0
+"""For Slurm to start the ranks of an attempt, where it is busy or was away."""
 _WORDS = {"exit": "ends here", "restart": "starts again here", "requeue": "is requeued"}
 
 
@@ -70,6 +73,12 @@ class Supervisor:
         except (UserError, slurm.SlurmError) as fault:
             print_error(fault)
             code = USAGE_ERROR if isinstance(fault, UserError) else 1
+        except OSError as fault:
+            print_error(
+                f"the supervisor on {socket.gethostname()} cannot use {self.folder}: {fault}; the "
+                "same command goes on when the folder can be written again"
+            )
+            code = 1
         raise SystemExit(code)
 
 
@@ -91,7 +100,9 @@ class _Job:
         """Attempt the run until it is finished or another allocation has to go on."""
         (self.folder / "logs").mkdir(exist_ok=True)
         hosts = slurm.retry_slurm(lambda: slurm.job_hosts(self.id))
-        self._require_shared_folder(hosts)
+        if not hosts:
+            return self._leave_requeued()
+        srun.require_shared_folder(self.folder, hosts)
         if not self.run.cluster.may_lose_nodes:
             return self._attempt_all()
         keep_lease(self.folder)
@@ -104,15 +115,6 @@ class _Job:
             return self._attempt_all()
         finally:
             watchers.terminate()
-
-    def _require_shared_folder(self, hosts: list[str]) -> None:
-        missing = srun.hosts_that_miss(self.folder, hosts)
-        if missing:
-            names = ",".join(missing)
-            raise UserError(
-                f"{names} cannot read what {socket.gethostname()} writes to {self.folder}; choose "
-                f"a --run DIR that all nodes share, or leave these out with --exclude {names}"
-            )
 
     def _attempt_all(self) -> int:
         while True:
@@ -139,6 +141,8 @@ class _Job:
     def _leave_short_allocation(self) -> int:
         """Go back into the queue where Slurm gave a host that was dead already."""
         here = slurm.retry_slurm(lambda: slurm.job_hosts(self.id))
+        if not here:
+            return self._leave_requeued()
         lost = slurm.retry_slurm(lambda: slurm.lost_hosts(here))
         if not lost:
             raise UserError(f"the allocation holds none of {legal_node_counts(self.run)} nodes")
@@ -167,11 +171,30 @@ class _Job:
         return pick_hosts(here, bad=bad_hosts(self.folder), counts=counts)
 
     def _run_ranks(self, started: AttemptEvent, hosts: list[str]) -> int | None:
-        """Start the ranks and wait for them. Returns the exit code; None where nobody saw one."""
+        """Start the ranks and wait for them. Returns the exit code; None where nobody saw one.
+
+        An srun that started no rank, as where the controller has just come back and still holds
+        the step before, is followed by another one after a pause, for some minutes.
+        """
+        deadline, pauses = time.monotonic() + _START_S, growing_pauses(1.0, 30.0)
+        while True:
+            code = self._run_step(started, hosts)
+            if code in (0, None, STALLED) or srun.ranks_began(self.folder, started.attempt):
+                return code
+            if time.monotonic() > deadline or slurm.retry_slurm(lambda: slurm.lost_hosts(hosts)):
+                return code
+            pause_s = next(pauses)
+            logger.warning("srun started no rank (exit code %s): again in %g s", code, pause_s)
+            if wait_until(lambda: self.notice or self.ending, timeout_s=pause_s, poll_s=_POLL_S):
+                return code
+
+    def _run_step(self, started: AttemptEvent, hosts: list[str]) -> int | None:
+        """Run the ranks as one step, to its end. Returns as `_run_ranks`."""
         clear_rendezvous(self.folder)
-        monitor = HangMonitor(self.folder, self.run.watchdog)
+        monitor = HangMonitor(self.folder, self.run.watchdog, attempt=started.attempt)
         command = srun.rank_step(self.run, hosts, attempt=started.attempt)
-        step = subprocess.Popen(command, env=srun.step_environment())
+        number = {ATTEMPT_VARIABLE: str(started.attempt)}
+        step = subprocess.Popen(command, env=srun.step_environment() | number)
         save_until: float | None = None
         while step.poll() is None:
             time.sleep(_POLL_S)
@@ -249,14 +272,21 @@ class _Job:
             logger.info("without %s, where ranks hung", ", ".join(avoided))
             hosts = merge_hosts(self.run.cluster.exclude, avoided)
             slurm.retry_slurm(lambda: slurm.exclude_hosts(self.id, hosts))
-        # An exit before Slurm's TERM would be the job's own; to stay after it costs KillWait.
-        leave_at = time.monotonic() + srun.GRACE_S
-        while not self.ending and time.monotonic() < leave_at:
-            time.sleep(_POLL_S)
+        return self._wait_for_term()
+
+    def _leave_requeued(self) -> int:
+        """Leave an allocation that Slurm has taken back already, as for a requeue by a user."""
+        logger.info("this allocation has no hosts any more: Slurm has requeued or ended the job")
+        submit_release(self.run, self.id, self.restarts)
+        return self._wait_for_term()
+
+    def _wait_for_term(self) -> int:
+        """Stay until Slurm ends this process: an exit before would be the job's own end."""
+        wait_until(lambda: self.ending, timeout_s=srun.GRACE_S, poll_s=_POLL_S)
         return 1
 
     def _exit(self, ending: Ending) -> int:
-        if ending.requeued and ending.reason == "node failure":  # by Slurm, which leaves a moment
+        if ending.requeued:  # by Slurm, which leaves a moment
             submit_release(self.run, self.id, self.restarts)
         return ending.exit_code if ending.exit_code in (0, USAGE_ERROR) else 1
 
