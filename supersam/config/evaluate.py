@@ -10,6 +10,10 @@ from pydantic import Field, PositiveInt
 
 from supersam.config.sections import Section
 
+PromptWord = Literal["point", "box"]
+PROMPTS: tuple[PromptWord, ...] = ("point", "box")
+"""The headline first: a box gives most of the answer away."""
+
 
 class EvaluateRun(Section):
     """Metrics of one subnet on held-out images."""
@@ -24,8 +28,13 @@ class EvaluateRun(Section):
     """Folders of held-out shards; empty takes the run's validation sets."""
     checkpoint: str = "last"
     """last, best, initial (the weights before training), or a step number."""
-    prompt: tuple[Literal["point", "box"], ...] = ("point", "box")
-    """Prompts to evaluate with: point, box."""
+    prompt: tuple[Literal["point", "box", "both"], ...] = ("point", "box")
+    """Prompts to evaluate with: point, box, or both."""
+    against: str | None = None
+    """Another subnet, named as with --subnet, or pretrained (the largest before training): also
+    print the difference to it, object by object."""
+    cut_objects: bool = False
+    """Also score objects that are cut by the frame of a tile."""
     boundary: bool = False
     """Also measure boundary IoU (slower)."""
     images: PositiveInt | None = None
@@ -37,3 +46,9 @@ class EvaluateRun(Section):
     """auto takes a GPU where there is one."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")
     """Print the result as one JSON object on stdout."""
+
+    @property
+    def prompts(self) -> tuple[PromptWord, ...]:
+        """The prompts to evaluate with, the headline first, each once."""
+        both = "both" in self.prompt
+        return tuple(name for name in PROMPTS if both or name in self.prompt)

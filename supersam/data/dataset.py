@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from supersam.config.data import DataConfig
-from supersam.data.identity import origin_by_name
+from supersam.data.identity import cut_by_frame, origin_by_name
 from supersam.data.images import BadImageError, decode_rgb
+from supersam.data.masks import ObjectMasks
 from supersam.data.partition import AUGMENT_STREAM, SampleKey, philox
 from supersam.data.prompts import draw_prompt, stored_prompts, visible_objects
 from supersam.data.rle import Runs, decode_runs
@@ -161,16 +162,24 @@ class ShardDataset(Dataset[TrainSample]):
 
 
 class EvalDataset(Dataset[EvalImage]):
-    """Every image of the held-out folders, in order, with all its objects and fixed prompts.
+    """Every image of the held-out folders, in order, with its objects and fixed prompts.
 
-    A damaged record raises ShardFolderError: a score without it would not be the score of the set.
+    Objects that the frame of a tile cuts are left out: what is annotated of them is the cut, not
+    the object. A damaged record raises ShardFolderError: a score without it would not be the score
+    of the set.
     """
 
     def __init__(
-        self, readers: Sequence[ShardReader], *, side: int, prompt: Literal["point", "box"]
+        self,
+        readers: Sequence[ShardReader],
+        *,
+        side: int,
+        prompt: Literal["point", "box"],
+        cut_objects: bool = False,
     ) -> None:
-        """`side` is the model's input side in pixels."""
+        """`side` is the model's input side in pixels; `cut_objects` keeps objects that are cut."""
         self._readers = tuple(readers)
+        self._cut_objects = cut_objects
         self._first = np.cumsum([0, *(reader.num_images for reader in readers)])
         self._side = _checked_side(side)
         self._prompt = prompt
@@ -192,24 +201,25 @@ class EvalDataset(Dataset[EvalImage]):
         whole = Window(0, 0, meta.width, meta.height)
         geometry = Geometry(whole, self._side)
         origin = origin_by_name(meta.name) if meta.origin is None else meta.origin
-        points, labels = stored_prompts(meta.masks, self._prompt, geometry)
-        masks = np.zeros((len(meta.masks), meta.height, meta.width), bool)
-        for mask, runs in zip(masks, record.runs(range(len(masks))), strict=True):
-            if (patch := cut_patch(runs, whole)) is not None:
-                x0, y0, x1, y1 = patch.box
-                mask[y0:y1, x0:x1] = patch.pixels
+        kept = np.arange(len(meta.masks))
+        if origin.tile is not None and not self._cut_objects:
+            kept = kept[~cut_by_frame(meta.masks["bbox"], origin.tile)]
+        table = meta.masks[kept]
+        points, labels = stored_prompts(table, self._prompt, geometry)
+        runs = record.runs(kept.tolist())
         return EvalImage(
             image=torch.from_numpy(geometry.map_image(record.pixels())),
             size=geometry.size,
             original_size=(meta.height, meta.width),
             points=torch.from_numpy(points),
             labels=torch.from_numpy(labels),
-            masks=torch.from_numpy(masks),
-            boxes=torch.from_numpy(meta.masks["bbox"].copy()),
+            masks=ObjectMasks(tuple(runs), (meta.height, meta.width)),
+            boxes=torch.from_numpy(table["bbox"].copy()),
             sample_id=meta.id,
             source=origin.source,
             group=origin.group,
             tile=origin.tile,
+            num_cut=len(meta.masks) - len(kept),
         )
 
 

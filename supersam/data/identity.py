@@ -144,6 +144,18 @@ def cut_sides(tile: Tile) -> tuple[bool, bool, bool, bool]:
     return tile.x > 0, tile.y > 0, right < tile.source_width, bottom < tile.source_height
 
 
+def cut_by_frame(boxes: NDArray[np.float32], tile: Tile) -> NDArray[np.bool_]:
+    """Return which objects of a tile reach a side at which the source goes on, (M,).
+
+    boxes: (M, 4) tight boxes (x, y, width, height), pixels of the tile.
+    """
+    x, y, width, height = boxes.T
+    reaches = (x <= 0, y <= 0, x + width >= tile.width, y + height >= tile.height)
+    touches = [side & cut for side, cut in zip(reaches, cut_sides(tile), strict=True)]
+    cut: NDArray[np.bool_] = np.any(touches, axis=0)
+    return cut
+
+
 def _number(*parts: bytes) -> int:
     digest = hashlib.sha256()
     for part in parts:

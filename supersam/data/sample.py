@@ -5,13 +5,15 @@ Letters: B images, N prompts of an image, S input side in pixels, s = S / 4 mask
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # the readers and the converter run where torch is not wanted
     import torch
     from torch import Tensor
+
+    from supersam.data.masks import ObjectMasks
 
 ImageFormat = Literal["jpeg", "png"]
 
@@ -146,8 +148,8 @@ class EvalImage:
     """(M, 2, 2) float32: two prompt points of each object, pixels (x, y) of the padded square."""
     labels: Tensor
     """(M, 2) int64: LABEL_* of each prompt point."""
-    masks: Tensor
-    """(M, H, W) bool: the annotated masks at the original resolution."""
+    masks: ObjectMasks
+    """The M annotated masks at the original resolution, drawn when they are looked at."""
     boxes: Tensor
     """(M, 4) float32: tight boxes (x, y, width, height), pixels of the original image."""
     sample_id: int
@@ -158,3 +160,16 @@ class EvalImage:
     """Number of the clip or stack, else of the source image: the unit of resampling."""
     tile: Tile | None = None
     """The tile's place in the source; None for a whole image, or where it is unknown."""
+    num_cut: int = 0
+    """Objects that were left out, since the tile's frame cuts them."""
+
+    def select(self, which: Sequence[int]) -> EvalImage:
+        """Return the image with some of its objects, by index, and their prompts."""
+        rows = list(which)
+        return replace(
+            self,
+            points=self.points[rows],
+            labels=self.labels[rows],
+            masks=self.masks.take(rows),
+            boxes=self.boxes[rows],
+        )

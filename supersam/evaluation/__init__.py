@@ -1,10 +1,16 @@
 """How a subnet is judged: mask metrics, evaluator, intervals."""
 
-from supersam.evaluation.bootstrap import bootstrap_interval
+from supersam.evaluation.bootstrap import (
+    Difference,
+    bootstrap_interval,
+    mean_interval,
+    paired_difference,
+)
 from supersam.evaluation.evaluator import (
     DivergedError,
     Predictor,
     evaluate,
+    evaluate_all,
     require_finite,
     score_image,
 )
@@ -17,15 +23,19 @@ from supersam.evaluation.metrics import (
     mask_iou,
 )
 from supersam.evaluation.predictor import SamModelPredictor, SubnetPredictor
-from supersam.evaluation.result import EvalResult, ObjectTable, SizeScore, format_table
+from supersam.evaluation.priors import Priors, learn_priors
+from supersam.evaluation.result import EvalResult, ObjectTable, SizeScore
 from supersam.evaluation.single import single_mask_ious
+from supersam.evaluation.table import format_table, remarks
 
 __all__ = [
     "SIZE_BUCKETS",
+    "Difference",
     "DivergedError",
     "EvalResult",
     "ObjectTable",
     "Predictor",
+    "Priors",
     "SamModelPredictor",
     "SizeBucket",
     "SizeScore",
@@ -35,8 +45,13 @@ __all__ = [
     "boundary_iou",
     "box_fill_iou",
     "evaluate",
+    "evaluate_all",
     "format_table",
+    "learn_priors",
     "mask_iou",
+    "mean_interval",
+    "paired_difference",
+    "remarks",
     "require_finite",
     "score_image",
     "single_mask_ious",

@@ -4,69 +4,175 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from supersam.config import EvaluateRun, UserError
+from supersam.config import EvaluateRun, TrainRun, UserError
+from supersam.config.evaluate import PromptWord
 from supersam.config.files import SPACE_FILE
 from supersam.data.dataset import EvalDataset
 from supersam.data.loader import build_eval_loader
-from supersam.data.shards import open_held_out
-from supersam.evaluation import EvalResult, SubnetPredictor, evaluate, format_table
+from supersam.data.shards import ShardReader, open_held_out
+from supersam.evaluation.bootstrap import Difference
+from supersam.evaluation.evaluator import Predictor, evaluate_all
+from supersam.evaluation.predictor import SubnetPredictor
+from supersam.evaluation.priors import Priors, learn_priors
+from supersam.evaluation.result import EvalResult, subtract
+from supersam.evaluation.table import format_table, remarks
 from supersam.runs.folder import validation_folders
+from supersam.runs.provenance import training_folders
 from supersam.runs.subnet_reference import find_subnet
 from supersam.runs.supernet import load_supernet
-from supersam.runs.weights import find_weights, read_run
+from supersam.runs.weights import WeightSource, find_weights, read_run
 from supersam.runtime.atomic import write_json
 from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World
 from supersam.runtime.logging import setup_logging, shown
-from supersam.space import read_space, resolve_shape, subnet_cost
+from supersam.space import SearchSpace, SubnetSpec, read_space, resolve_shape, subnet_cost
+
+logger = logging.getLogger(__name__)
+
+PRETRAINED = "pretrained"
+"""With --against: the largest subnet with the weights that training began from."""
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What is evaluated, found and checked."""
+
+    train_run: TrainRun
+    space: SearchSpace
+    spec: SubnetSpec
+    source: WeightSource
+    folders: tuple[Path, ...]
+    readers: Sequence[ShardReader]
+    reference: SubnetSpec | None
+    """The subnet to compare with."""
 
 
 def run_evaluate(run: EvaluateRun) -> int:
     """Score the subnet, keep the result in the run's folder, and print a table or JSON."""
     setup_logging(World.single())
-    train_run = read_run(run.run)
-    space = read_space(run.run / SPACE_FILE, resolve_shape(train_run.model))
-    spec = find_subnet(run.subnet, space, run=run.run)
-    folders = run.data or validation_folders(train_run)
-    readers = open_held_out(folders)
-    if not readers:
-        raise UserError(f"{run.run} has no validation set; name held-out shards with --data DIR")
-    source = find_weights(train_run, run.checkpoint)
-    supernet = load_supernet(train_run, space, source).to(choose_device(run.device))
+    inputs = _find_inputs(run)
+    predictors = _build_predictors(run, inputs)
+    priors = learn_priors(training_folders(inputs.train_run))
     results: dict[str, EvalResult] = {}
-    for prompt in run.prompt:
-        dataset = EvalDataset(readers, side=space.shape.image_size, prompt=prompt)
-        loader = build_eval_loader(dataset, World.single(), limit=run.images, workers=run.workers)
-        images = shown(loader, len(loader), what=prompt, unit="image")
-        results[prompt] = evaluate(SubnetPredictor(supernet, spec), images, boundary=run.boundary)
-    cost = subnet_cost(spec, space.shape)
-    record = {
-        "subnet": spec.to_dict(),
-        "key": spec.key(),
-        "step": source.step,
-        "params_m": cost.params_m,
-        "flops_g": cost.flops_g,
-        "data": [str(folder.resolve()) for folder in folders],
-        "images": run.images,
-        "boundary": run.boundary,
-        "prompts": {prompt: result.as_dict() for prompt, result in results.items()},
-    }
+    differences: dict[str, Difference] = {}
+    for prompt in run.prompts:
+        results[prompt], *others = _score(run, inputs, predictors, prompt, priors)
+        for other in others:
+            differences[prompt] = subtract(results[prompt], other)
+    record = _describe(run, inputs, results, differences)
     fault = _keep(run.run / "results" / _file_name(record), record)
-    _print(run, record, results)  # though it could not be kept: it may have taken hours
+    _print(run, record, results, differences)  # also a result that could not be kept
     if fault is not None:
         raise fault
     return 0
 
 
+def _find_inputs(run: EvaluateRun) -> _Inputs:
+    train_run = read_run(run.run)
+    space = read_space(run.run / SPACE_FILE, resolve_shape(train_run.model))
+    spec = find_subnet(run.subnet, space, run=run.run)
+    reference = None
+    if run.against == PRETRAINED:
+        reference = space.largest()
+    elif run.against is not None:
+        reference = find_subnet(run.against, space, run=run.run, option="--against")
+    folders = tuple(run.data or validation_folders(train_run))
+    readers = open_held_out(folders)
+    if not readers:
+        raise UserError(f"{run.run} has no validation set; name held-out shards with --data DIR")
+    if not _known_by_content(readers):
+        logger.warning(
+            "the shards of %s do not hold their source images: images are grouped by name, and "
+            "objects that a tile's frame cuts are scored; make the shards anew to change both",
+            ", ".join(map(str, folders)),
+        )
+    source = find_weights(train_run, run.checkpoint)
+    return _Inputs(train_run, space, spec, source, folders, readers, reference)
+
+
+def _known_by_content(readers: Sequence[ShardReader]) -> bool:
+    return all(reader.origins().by_content for reader in readers)
+
+
+def _build_predictors(run: EvaluateRun, inputs: _Inputs) -> list[Predictor]:
+    """The subnet's, and that of the subnet to compare with."""
+    device = choose_device(run.device)
+    supernet = load_supernet(inputs.train_run, inputs.space, inputs.source).to(device)
+    predictors: list[Predictor] = [SubnetPredictor(supernet, inputs.spec)]
+    if inputs.reference is not None:
+        if run.against == PRETRAINED:
+            start = WeightSource(step=0)
+            supernet = load_supernet(inputs.train_run, inputs.space, start).to(device)
+        predictors.append(SubnetPredictor(supernet, inputs.reference))
+    return predictors
+
+
+def _score(
+    run: EvaluateRun,
+    inputs: _Inputs,
+    predictors: Sequence[Predictor],
+    prompt: PromptWord,
+    priors: Priors | None,
+) -> list[EvalResult]:
+    """The result of each predictor."""
+    dataset = EvalDataset(
+        inputs.readers,
+        side=inputs.space.shape.image_size,
+        prompt=prompt,
+        cut_objects=run.cut_objects,
+    )
+    loader = build_eval_loader(dataset, World.single(), limit=run.images, workers=run.workers)
+    images = shown(loader, len(loader), what=prompt, unit="image")
+    return evaluate_all(predictors, images, boundary=run.boundary, priors=priors)
+
+
+def _describe(
+    run: EvaluateRun,
+    inputs: _Inputs,
+    results: Mapping[str, EvalResult],
+    differences: Mapping[str, Difference],
+) -> dict[str, Any]:
+    """The result as plain values."""
+    cost = subnet_cost(inputs.spec, inputs.space.shape)
+    record = {
+        "subnet": inputs.spec.to_dict(),
+        "key": inputs.spec.key(),
+        "step": inputs.source.step,
+        "params_m": cost.params_m,
+        "flops_g": cost.flops_g,
+        "data": [str(folder.resolve()) for folder in inputs.folders],
+        "images": run.images,
+        "boundary": run.boundary,
+        "prompts": {prompt: result.as_dict() for prompt, result in results.items()},
+    }
+    if run.cut_objects:
+        record["cut_objects"] = True
+    record["groups"] = "content" if _known_by_content(inputs.readers) else "name"
+    if inputs.reference is not None:
+        record["against"] = {
+            "name": run.against,
+            "key": inputs.reference.key(),
+            "differences": {prompt: asdict(found) for prompt, found in differences.items()},
+        }
+    return record
+
+
 def _file_name(record: Mapping[str, Any]) -> str:
-    """Of other images, prompts or metrics another name: no evaluation replaces a different one."""
+    """Name the file by what was evaluated, so that no evaluation replaces a different one."""
     named = [record[name] for name in ("data", "images", "boundary")]
-    text = json.dumps([*named, sorted(record["prompts"])])
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    named += [sorted(record["prompts"])]
+    if "cut_objects" in record:
+        named += ["cut objects"]
+    if "against" in record:
+        named += [record["against"]["name"], record["against"]["key"]]
+    digest = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:8]
     return f"evaluate-{record['key']}-{digest}-step-{record['step']:06d}.json"
 
 
@@ -82,7 +188,12 @@ def _keep(path: Path, record: Mapping[str, Any]) -> UserError | None:
     return None
 
 
-def _print(run: EvaluateRun, record: Mapping[str, Any], results: Mapping[str, EvalResult]) -> None:
+def _print(
+    run: EvaluateRun,
+    record: Mapping[str, Any],
+    results: Mapping[str, EvalResult],
+    differences: Mapping[str, Difference],
+) -> None:
     if run.json_:
         print(json.dumps(record), flush=True)
         return
@@ -90,4 +201,7 @@ def _print(run: EvaluateRun, record: Mapping[str, Any], results: Mapping[str, Ev
         f"{run.subnet} at step {record['step']}: {record['params_m']:.2f} M parameters, "
         f"{record['flops_g']:.2f} GFLOPs per image with one prompt"
     )
-    print(format_table(dict(results)), flush=True)
+    print(format_table(results, differences or None, reference=run.against or ""))
+    for line in remarks(results):
+        print(line)
+    sys.stdout.flush()

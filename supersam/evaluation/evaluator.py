@@ -5,9 +5,10 @@ Letters: S input side, s mask-logit side, M objects of an image, H and W its ori
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, pairwise
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,8 +24,11 @@ from supersam.evaluation.metrics import (
     mask_area,
     mask_iou,
 )
+from supersam.evaluation.priors import Priors
 from supersam.evaluation.result import EvalResult, Floats, ObjectTable, summarize
 from supersam.evaluation.upscale import MaskUpscaler
+
+T = TypeVar("T")
 
 MASK_TOKENS = 4
 """Token 0 is the single mask, 1 to 3 are the multimask outputs, as in segment-anything."""
@@ -56,12 +60,12 @@ class Predictor(Protocol):
         ...
 
 
-def gather_from_all_ranks(tables: list[ObjectTable]) -> list[list[ObjectTable]]:
-    """The tables of every rank, on every rank; those of this process where no group exists."""
+def gather_from_all_ranks(found: T) -> list[T]:
+    """Return what every rank found, on every rank; alone, this process's where no group exists."""
     if not dist.is_available() or not dist.is_initialized():
-        return [tables]
-    gathered: list[list[ObjectTable]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, tables)
+        return [found]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, found)
     return gathered
 
 
@@ -72,6 +76,7 @@ def evaluate(
     *,
     boundary: bool = True,
     prompts_per_call: int = 64,
+    priors: Priors | None = None,
 ) -> EvalResult:
     """Score a predictor on this rank's share of the images; every rank gets the whole result.
 
@@ -83,22 +88,50 @@ def evaluate(
         boundary: also compute boundary IoU.
         prompts_per_call: prompts of one `predict` call. An image with more objects is predicted,
             and so encoded, again for each call.
+        priors: also score these baselines that never look at the image.
     """
+    (result,) = evaluate_all(
+        [predictor], images, boundary=boundary, prompts_per_call=prompts_per_call, priors=priors
+    )
+    return result
+
+
+@torch.no_grad()
+def evaluate_all(
+    predictors: Sequence[Predictor],
+    images: Iterable[EvalImage],
+    *,
+    boundary: bool = True,
+    prompts_per_call: int = 64,
+    priors: Priors | None = None,
+) -> list[EvalResult]:
+    """Score several predictors on the same images, which are read once; see `evaluate`."""
     if prompts_per_call < 1:
         raise ValueError(f"prompts_per_call={prompts_per_call}; at least 1 prompt is needed")
-    tables = [
-        score_image(predictor, image, boundary=boundary, prompts_per_call=prompts_per_call)
-        for image in images
-        if len(image.masks) > 0
-    ]
-    return summarize(_merge(gather_from_all_ranks(tables)))
+    tables: list[list[ObjectTable]] = [[] for _ in predictors]
+    num_cut = 0
+    for image in images:
+        num_cut += image.num_cut
+        if len(image.masks) == 0:
+            continue
+        prior = None if priors is None else priors.ious(image)
+        for scored, predictor in zip(tables, predictors, strict=True):
+            table = score_image(
+                predictor, image, boundary=boundary, prompts_per_call=prompts_per_call
+            )
+            scored.append(replace(table, prior_iou=prior))
+    cut = sum(gather_from_all_ranks(num_cut))
+    return [summarize(_merge(gather_from_all_ranks(each)), num_cut=cut) for each in tables]
 
 
 def _merge(tables_of_ranks: list[list[ObjectTable]]) -> ObjectTable:
     """One table, sorted by image. Each image's table comes whole from one rank."""
     tables = sorted(chain.from_iterable(tables_of_ranks), key=lambda table: table.sample_id[0])
     if len(tables) == 0:
-        raise ValueError("no image has an annotated object; evaluate on a split that holds objects")
+        raise UserError(
+            "no image has an annotated object (those that a tile's frame cuts do not count); "
+            "evaluate on a split that holds objects"
+        )
     for first, second in pairwise(tables):
         if first.sample_id[0] == second.sample_id[0]:
             raise ValueError(
@@ -115,10 +148,10 @@ def score_image(
     sizes = torch.tensor([image.size])
     parts: list[ObjectTable] = []
     for some in slices(len(image.masks), prompts_per_call):
-        points, labels, masks = image.points[some], image.labels[some], image.masks[some]
+        points, labels = image.points[some], image.labels[some]
         logits, estimates = predictor.predict(image.image[None], sizes, points[None], labels[None])
         _check_prediction(logits, estimates, num_prompts=len(points), sample_id=image.sample_id)
-        parts += _score_objects(image, logits[0], estimates[0], masks=masks, boundary=boundary)
+        parts += _score_objects(image, logits[0], estimates[0], first=some.start, boundary=boundary)
     return ObjectTable.concatenate(parts)
 
 
@@ -147,22 +180,26 @@ def require_finite(*predicted: Tensor, sample_id: int) -> None:
 
 
 def _score_objects(
-    image: EvalImage, logits: Tensor, estimates: Tensor, *, masks: Tensor, boundary: bool
+    image: EvalImage, logits: Tensor, estimates: Tensor, *, first: int, boundary: bool
 ) -> Iterator[ObjectTable]:
-    """A table for every few objects. logits: (n, 4, s, s). estimates: (n, 4). masks: (n, H, W)."""
+    """Score objects from the `first` on, a few at a time.
+
+    logits: (n, 4, s, s). estimates: (n, 4).
+    """
     upscaler = MaskUpscaler.for_image(
         logits, side=image.image.shape[-1], size=image.size, original_size=image.original_size
     )
     band_px = boundary_band_px(*image.original_size) if boundary else None
-    for some in slices(len(masks), objects_at_a_time(logits.device, image.original_size)):
-        target = masks[some].to(logits.device)
+    for some in slices(len(logits), objects_at_a_time(logits.device, image.original_size)):
+        # drawn now, and only these: all masks at full size may not fit into memory
+        target = image.masks[first + some.start : first + some.stop].to(logits.device)
         window = upscaler.window(logits[some], target)
         # outside the window all masks are empty, so every score is that of the whole frame
         yield _score_masks(
             upscaler.masks(logits[some], window),
             target[:, window[0], window[1]],
             estimates=estimates[some],
-            sample_id=image.sample_id,
+            image=image,
             band_px=band_px,
         )
 
@@ -180,7 +217,7 @@ def objects_at_a_time(device: torch.device, original_size: tuple[int, int]) -> i
 
 
 def _score_masks(
-    pred: Tensor, target: Tensor, *, estimates: Tensor, sample_id: int, band_px: int | None
+    pred: Tensor, target: Tensor, *, estimates: Tensor, image: EvalImage, band_px: int | None
 ) -> ObjectTable:
     """The rows of n objects, with the boundary IoU unless `band_px` is None.
 
@@ -189,7 +226,8 @@ def _score_masks(
     iou = mask_iou(pred, target[:, None])
     preferred = estimates[:, 1:].argmax(1, keepdim=True)
     return ObjectTable(
-        sample_id=np.full(len(target), sample_id),
+        sample_id=np.full(len(target), image.sample_id),
+        group=np.full(len(target), image.group),
         area=mask_area(target).long().cpu().numpy(),
         iou_single=_column(iou[:, 0]),
         iou_predicted_best=_column(iou[:, 1:].gather(1, preferred)[:, 0]),

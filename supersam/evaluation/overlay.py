@@ -34,7 +34,7 @@ def draw_overlays(
 def _row(image: EvalImage, predictors: Sequence[Predictor]) -> NDArray[np.uint8]:
     pixels = image.image.permute(1, 2, 0).numpy()
     points, labels = image.points[:OBJECTS_SHOWN], image.labels[:OBJECTS_SHOWN]
-    truth = F.interpolate(image.masks[None, :OBJECTS_SHOWN].float(), image.size)[0] > 0.5
+    truth = F.interpolate(image.masks[:OBJECTS_SHOWN][None].float(), image.size)[0] > 0.5
     pads = (0, pixels.shape[1] - image.size[1], 0, pixels.shape[0] - image.size[0])
     panels = [_with_prompts(pixels, points, labels), _with_masks(pixels, F.pad(truth, pads))]
     for predictor in predictors:

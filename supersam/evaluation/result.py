@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from supersam.evaluation.bootstrap import bootstrap_interval
+from supersam.evaluation.bootstrap import Difference, mean_interval, paired_difference
 from supersam.evaluation.metrics import SIZE_BUCKETS, SizeBucket, size_bucket
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-_SEED = 0  # of the bootstrap
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,8 @@ class ObjectTable:
 
     sample_id: Integers
     """The object's image."""
+    group: Integers
+    """The clip, stack or source image of the object: the unit of resampling."""
     area: Integers
     """Foreground pixels of the annotation, in the original image."""
     iou_single: Floats
@@ -38,6 +39,8 @@ class ObjectTable:
     """The IoU head's estimate for mask token 0."""
     box_fill_iou: Floats
     """IoU that filling the annotation's tight box would score."""
+    prior_iou: Floats | None = None
+    """IoU of a baseline that knows the prompt but not the image; None where it was not computed."""
 
     @classmethod
     def concatenate(cls, tables: Sequence[ObjectTable]) -> ObjectTable:
@@ -67,7 +70,7 @@ class EvalResult:
     miou: float
     """The main number: mean IoU of mask token 0 over all objects."""
     miou_interval: tuple[float, float] | None
-    """95 % bootstrap interval of `miou`, images resampled; None for a single image."""
+    """95 % bootstrap interval of `miou`, groups resampled; None for a single group."""
     miou_predicted_best: float
     """Mean over objects, of the three multimask outputs the one the IoU head prefers."""
     miou_oracle: float
@@ -89,6 +92,13 @@ class EvalResult:
     num_objects: int
     num_images: int
     """Images with at least one object."""
+    num_cut_objects: int
+    """Objects that were left out, since the frame of a tile cuts them."""
+    num_groups: int
+    """Clips, stacks and source images that they come from: tiles of one image are one group."""
+    prior_miou: float | None
+    """Mean score of a baseline that knows the prompt but not the image; None where there is none.
+    For a box the mean training mask in it, for a point the best disc around it."""
     objects: ObjectTable = field(repr=False, compare=False)
     """The numbers behind the means."""
 
@@ -98,8 +108,16 @@ class EvalResult:
         return plain | {"sizes": [asdict(score) for score in self.sizes]}
 
 
-def summarize(objects: ObjectTable) -> EvalResult:
-    """The means of a table, and the bootstrap interval of the main one."""
+def subtract(result: EvalResult, other: EvalResult) -> Difference:
+    """Compare two results on the same images object by object: `result` less `other`."""
+    first, second = result.objects, other.objects
+    if not np.array_equal(first.sample_id, second.sample_id):
+        raise ValueError("the two results are not of the same objects")
+    return paired_difference(first.iou_single, second.iou_single, first.group)
+
+
+def summarize(objects: ObjectTable, *, num_cut: int = 0) -> EvalResult:
+    """Return the means of a table, and the interval of the main one. num_cut: objects left out."""
     single, preferred = objects.iou_single, objects.iou_predicted_best
     _, image, per_image = np.unique(objects.sample_id, return_inverse=True, return_counts=True)
 
@@ -108,11 +126,7 @@ def summarize(objects: ObjectTable) -> EvalResult:
 
     return EvalResult(
         miou=float(single.mean()),
-        miou_interval=(
-            bootstrap_interval(single, objects.sample_id, rng=np.random.default_rng(_SEED))
-            if len(per_image) > 1
-            else None
-        ),
+        miou_interval=mean_interval(single, objects.group),
         miou_predicted_best=float(preferred.mean()),
         miou_oracle=float(objects.iou_oracle.mean()),
         image_miou=over_images(single),
@@ -124,6 +138,9 @@ def summarize(objects: ObjectTable) -> EvalResult:
         box_fill_miou=float(objects.box_fill_iou.mean()),
         num_objects=len(single),
         num_images=len(per_image),
+        num_cut_objects=num_cut,
+        num_groups=len(np.unique(objects.group)),
+        prior_miou=None if objects.prior_iou is None else float(objects.prior_iou.mean()),
         objects=objects,
     )
 
@@ -135,36 +152,3 @@ def _score_sizes(objects: ObjectTable) -> tuple[SizeScore, ...]:
         SizeScore(name, float(ious.mean()) if len(ious) else None, len(ious))
         for name, ious in zip(SIZE_BUCKETS, members, strict=True)
     )
-
-
-def format_table(results: dict[str, EvalResult]) -> str:
-    """Format an aligned table for a terminal, one line per result. results: by name."""
-    header = ["", "mIoU", "95 % interval", "best", "oracle", "per image", "boundary"]
-    header += [*SIZE_BUCKETS, "est. error", "box fill", "objects", "images"]
-    lines = [header] + [[name, *_cells(result)] for name, result in results.items()]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])])
-        for name, *cells in lines
-    )
-
-
-def _cells(result: EvalResult) -> list[str]:
-    interval = result.miou_interval
-    return [
-        _number(result.miou),
-        "-" if interval is None else f"{interval[0]:.4f}-{interval[1]:.4f}",
-        _number(result.miou_predicted_best),
-        _number(result.miou_oracle),
-        _number(result.image_miou),
-        _number(result.boundary_miou),
-        *(_number(score.miou) for score in result.sizes),
-        _number(result.iou_estimate_mae),
-        _number(result.box_fill_miou),
-        str(result.num_objects),
-        str(result.num_images),
-    ]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
 from supersam.data.dataset import EvalDataset
 from supersam.data.loader import build_eval_loader
+from supersam.data.masks import ObjectMasks
 from supersam.data.sample import (
     LABEL_BOX_MAX,
     LABEL_BOX_MIN,
@@ -42,11 +42,7 @@ def check_images(readers: Sequence[ShardReader], side: int) -> list[EvalImage]:
 
 
 def _first_objects(image: EvalImage) -> EvalImage:
-    if len(image.masks) <= _MAX_OBJECTS:
-        return image
-    parts = {name: getattr(image, name) for name in ("points", "labels", "masks", "boxes")}
-    # copies: a view would keep the masks of all objects in memory
-    return replace(image, **{name: part[:_MAX_OBJECTS].clone() for name, part in parts.items()})
+    return image.select(range(min(len(image.masks), _MAX_OBJECTS)))
 
 
 def max_difference(exported: Predictor, supernet: Predictor, images: Sequence[EvalImage]) -> float:
@@ -89,7 +85,7 @@ def _artificial_image(side: int) -> EvalImage:
         original_size=(height, side),
         points=points,
         labels=labels,
-        masks=torch.zeros(4, height, side, dtype=torch.bool),
+        masks=ObjectMasks.of(torch.zeros(4, height, side, dtype=torch.bool)),
         boxes=torch.zeros(4, 4),
         sample_id=0,
         source=0,

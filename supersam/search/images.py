@@ -5,8 +5,9 @@ Letters: B images of a batch, N prompts of an image, S input side, s = S / 4 mas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,11 @@ from supersam.config.search import ProtocolConfig
 from supersam.data.dataset import EvalDataset
 from supersam.data.sample import LABEL_PAD, LOGIT_STRIDE, EvalImage
 from supersam.data.shards import ShardReader
+from supersam.evaluation.evaluator import slices
 
 _ORDER_SEED = 0
+_PIXELS_AT_A_TIME = 2**25
+"""Pixels of masks drawn at full size at a time: 160 MiB."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +99,7 @@ def _some_objects(image: EvalImage, limit: int | None) -> EvalImage:
     if limit is None or count <= limit:
         return image
     some = [index * count // limit for index in range(limit)]
-    return replace(
-        image,
-        points=image.points[some],
-        labels=image.labels[some],
-        masks=image.masks[some],
-        boxes=image.boxes[some],
-    )
+    return image.select(some)
 
 
 def _stack(
@@ -133,7 +131,10 @@ def _grid_targets(images: Sequence[EvalImage], side: int, device: torch.device) 
         count = len(image.masks)
         height, width = (-(-length // LOGIT_STRIDE) for length in image.size)
         valid[row, :count] = True
-        masks[row, :count, :height, :width] = scale_masks(image.masks, (height, width))
+        for some in slices(count, max(1, _PIXELS_AT_A_TIME // math.prod(image.original_size))):
+            masks[row, :count][some, :height, :width] = scale_masks(
+                image.masks[some], (height, width)
+            )
         inside[row, :, :height, :width] = True
     return GridTargets(valid.to(device), masks.to(device), inside.to(device))
 

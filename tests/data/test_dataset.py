@@ -255,7 +255,7 @@ def test_an_evaluation_image_is_complete_and_unchanged(written, large, prompt):
         np.testing.assert_array_equal(image.image[:, :height, :width].permute(1, 2, 0), expected)
         assert image.sample_id == sample.id
         assert image.original_size == (sample.height, sample.width)
-        assert image.masks.shape == (len(sample.masks), sample.height, sample.width)
+        assert image.masks[:].shape == (len(sample.masks), sample.height, sample.width)
         for mask, annotated in zip(image.masks, decoded(sample), strict=True):
             np.testing.assert_array_equal(mask, annotated)
         assert image.boxes.tolist() == [list(mask.bbox) for mask in sample.masks]

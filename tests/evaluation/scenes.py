@@ -8,6 +8,7 @@ from segment_anything.modeling.transformer import TwoWayTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
+from supersam.data.masks import ObjectMasks
 from supersam.data.sample import (
     LABEL_BOX_MAX,
     LABEL_BOX_MIN,
@@ -31,7 +32,7 @@ def eval_image(masks: Tensor, *, side: int, size: tuple[int, int], sample_id: in
         original_size=tuple(masks.shape[1:]),
         points=points,
         labels=torch.tensor([[LABEL_FOREGROUND, LABEL_PAD]] * len(masks)).reshape(-1, 2),
-        masks=masks,
+        masks=ObjectMasks.of(masks),
         boxes=torch.zeros(len(masks), 4),  # the evaluator measures the masks themselves
         sample_id=sample_id,
         source=sample_id,

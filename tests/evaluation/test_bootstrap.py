@@ -49,5 +49,5 @@ def test_interval_does_not_depend_on_the_block_size(monkeypatch):
 
 
 def test_one_image_has_no_interval():
-    with pytest.raises(ValueError, match="1 image.* 2 or more"):
+    with pytest.raises(ValueError, match="1 group.* 2 or more"):
         bootstrap_interval(np.ones(3), np.zeros(3, dtype=np.int64), rng=np.random.default_rng(0))

@@ -1,7 +1,7 @@
 """The evaluator against segment-anything itself, and against predictors whose score is known."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -13,11 +13,13 @@ from supersam.data.sample import LABEL_BOX_MAX, LABEL_BOX_MIN, EvalImage
 from supersam.evaluation import (
     EvalResult,
     ObjectTable,
+    bootstrap_interval,
     evaluate,
-    format_table,
+    evaluate_all,
     mask_iou,
     single_mask_ious,
 )
+from supersam.evaluation.result import subtract
 from tests.evaluation.scenes import (
     Replay,
     SamPrompts,
@@ -104,11 +106,11 @@ def test_every_column_is_what_full_frames_give(logits, images):
     for image in sorted(images, key=lambda image: image.sample_id):
         key = image.sample_id
         pred = sam_postprocess(logits[key], **GEOMETRIES[key]) > 0
-        iou = mask_iou(pred, image.masks[:, None])
+        iou = mask_iou(pred, image.masks[:][:, None])
         best = estimates[key][:, 1:].argmax(1) + 1
         rows = slice(row, row := row + len(iou))
         assert (table.sample_id[rows] == key).all()
-        np.testing.assert_array_equal(table.area[rows], image.masks.sum((1, 2)))
+        np.testing.assert_array_equal(table.area[rows], image.masks[:].sum((1, 2)))
         np.testing.assert_array_equal(table.iou_single[rows], iou[:, 0])
         np.testing.assert_array_equal(table.iou_predicted_best[rows], iou[range(len(iou)), best])
         np.testing.assert_array_equal(table.iou_oracle[rows], iou[:, 1:].amax(1))
@@ -163,9 +165,9 @@ def test_sam_scores_as_through_its_own_predictor(prompt):
     labels = None if prompt == "box" else image.labels[:, :1]
     single, estimate, _ = predictor.predict_torch(points, labels, boxes, multimask_output=False)
     three, estimates, _ = predictor.predict_torch(points, labels, boxes, multimask_output=True)
-    ious = mask_iou(three, image.masks[:, None])
+    ious = mask_iou(three, image.masks[:][:, None])
     assert 0.05 < single.float().mean() < 0.95
-    np.testing.assert_allclose(table.iou_single, mask_iou(single[:, 0], image.masks), atol=1e-6)
+    np.testing.assert_allclose(table.iou_single, mask_iou(single[:, 0], image.masks[:]), atol=1e-6)
     np.testing.assert_allclose(table.iou_oracle, ious.amax(1), atol=1e-6)
     preferred = ious[range(6), estimates.argmax(1)]
     np.testing.assert_allclose(table.iou_predicted_best, preferred, atol=1e-6)
@@ -232,7 +234,7 @@ def test_one_image_has_a_mean_but_no_interval(logits, images):
 
 
 def test_nothing_to_evaluate_is_an_error(logits):
-    with pytest.raises(ValueError, match="no image has an annotated object"):
+    with pytest.raises(UserError, match="no image has an annotated object"):
         evaluate(Replay(logits), [])
 
 
@@ -269,11 +271,27 @@ def test_json_holds_every_number(logits, images):
     assert loaded["sizes"][2] == {"bucket": "large", "miou": None, "num_objects": 0}
 
 
-def test_table_is_aligned_and_shows_the_main_number_first(logits, images):
-    result = evaluate(Replay(logits), images)
-    single = evaluate(Replay(logits), images[:1], boundary=False)
-    header, *lines = format_table({"largest": result, "a longer name": single}).splitlines()
-    assert {len(header)} == {len(line) for line in lines}
-    assert lines[0].split()[:2] == ["largest", f"{result.miou:.4f}"]
-    assert lines[1].startswith(f"a longer name  {single.miou:.4f}")
-    assert len(header) <= 160
+def test_two_results_are_compared_object_by_object(logits, images):
+    shifted = {key: value - 0.2 for key, value in logits.items()}
+    first, second = evaluate_all([Replay(logits), Replay(shifted)], images, boundary=False)
+    alone = evaluate(Replay(shifted), images, boundary=False)
+    assert_same_tables(second.objects, replace(alone.objects, boundary_iou=None))
+    found = subtract(first, second)
+    assert found.mean == pytest.approx(first.miou - second.miou)
+    low, high = found.interval
+    assert low < found.mean < high
+    assert high - low < first.miou_interval[1] - first.miou_interval[0]
+
+
+def test_tiles_of_one_source_are_resampled_together(logits, images):
+    """The interval is that of the sources, and no interval where there is but one."""
+    together = [replace(image, group=1) for image in images]
+    result = evaluate(Replay(logits), together)
+    assert (result.num_groups, result.miou_interval) == (1, None)
+    pairs = [replace(image, group=int(image.sample_id == 7)) for image in images]
+    result = evaluate(Replay(logits), pairs)
+    table = result.objects
+    groups = (table.sample_id == 7).astype(np.int64)
+    expected = bootstrap_interval(table.iou_single, groups, rng=np.random.default_rng(0))
+    assert (result.num_groups, result.miou_interval) == (2, expected)
+    assert result.miou_interval != evaluate(Replay(logits), images).miou_interval

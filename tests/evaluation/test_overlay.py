@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from supersam.data.masks import ObjectMasks
 from supersam.data.sample import LABEL_BOX_MAX, LABEL_BOX_MIN, EvalImage
 from supersam.evaluation.overlay import draw_overlays
 
@@ -25,7 +26,7 @@ def test_a_mask_in_the_padding_is_not_shown():
         original_size=SIZE,
         points=torch.tensor([[[2.0, 2.0], [25.0, 15.0]]]),
         labels=torch.tensor([[LABEL_BOX_MIN, LABEL_BOX_MAX]]),
-        masks=torch.ones(1, *SIZE, dtype=torch.bool),
+        masks=ObjectMasks.of(torch.ones(1, *SIZE, dtype=torch.bool)),
         boxes=torch.tensor([[2.0, 2.0, 25.0, 15.0]]),
         sample_id=0,
         source=0,

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from experiments.trained import grouped, predict_ahead
+from supersam.data.masks import ObjectMasks
 from supersam.data.sample import EvalImage
 from supersam.evaluation import SubnetPredictor
 from supersam.model import SamSupernet, load_sam
@@ -27,7 +28,7 @@ def image_with(objects: int, *, seed: int) -> EvalImage:
         original_size=(80 - seed, 80),
         points=corners.sort(dim=1).values,
         labels=torch.tensor([2, 3]).expand(objects, 2).clone(),
-        masks=torch.zeros(objects, 80 - seed, 80, dtype=torch.bool),
+        masks=ObjectMasks.of(torch.zeros(objects, 80 - seed, 80, dtype=torch.bool)),
         boxes=torch.zeros(objects, 4),
         sample_id=seed,
         source=seed,
