@@ -59,8 +59,9 @@ class _Numbers:
 class Heartbeat:
     """Write what the trainer reports to disk, from a thread. A context manager.
 
-    Leaving the context records how the rank ended: finished, or failed by which exception. A rank
-    whose attempt is over writes nothing more, and its thread ends the process.
+    Leaving the context records how the rank ended: finished, stopped by a second Ctrl-C, or failed
+    with which exception. A rank whose attempt is over writes nothing more, and its thread ends the
+    process.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Heartbeat:
     ) -> None:
         if fault is not None and self._phase not in ENDED:
             self._fault = _describe(fault)
-            self.enter("failed")
+            self.enter("stopped" if isinstance(fault, KeyboardInterrupt) else "failed")
         elif self._phase not in ENDED:
             self.enter("finished")
         self._over.set()

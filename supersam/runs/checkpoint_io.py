@@ -10,6 +10,7 @@ finished.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -81,6 +82,21 @@ class CheckpointManager(SavedCheckpoints):
         barrier()
         return final
 
+    def record_score(self, state: TrainState) -> None:
+        """Put `state`, with a new score, into the checkpoint of its step. A collective.
+
+        Raises OSError on every rank where rank 0 could not write.
+        """
+        fault, path = None, self.path(state.step)
+        if self.world.is_first:
+            try:
+                values = json.loads((path / CHECKPOINT_MANIFEST).read_text(encoding="utf-8"))
+                write_json(path / CHECKPOINT_MANIFEST, {**values, "state": asdict(state)})
+                self._delete_old(state)
+            except OSError as problem:
+                fault = problem
+        self._agree(fault, path / CHECKPOINT_MANIFEST)
+
     def _make_room(self, partial: Path) -> OSError | None:
         """Remove what killed writers left and create the folder to write in."""
         for leftover in self._folder.glob(".step-*"):
@@ -136,7 +152,7 @@ class CheckpointManager(SavedCheckpoints):
         """Raise on every rank where one of them failed; a barrier otherwise."""
         if all_reduce_max(float(fault is not None)) == 0.0:
             return
-        if self.world.is_first:
+        if self.world.is_first and partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         reason = fault or "another rank failed; see its log"
         raise OSError(f"checkpoint {partial.parent} could not be written: {reason}") from fault

@@ -35,6 +35,8 @@ class TrainState:
     """Highest validation score so far; None before the first validation."""
     best_step: int | None = None
     """The step of that score."""
+    validated_step: int | None = None
+    """The step of the last validation."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,10 @@ def verify(path: Path) -> Manifest:
     try:
         values = json.loads((path / CHECKPOINT_MANIFEST).read_text(encoding="utf-8"))
         version = values.pop("format")
-        manifest = Manifest(**{**values, "state": TrainState(**values["state"])})
+        state = TrainState(**values["state"])
+        if "validated_step" not in values["state"]:  # 0.1.0 validated before it saved
+            state.validated_step = state.step
+        manifest = Manifest(**{**values, "state": state})
     except (OSError, ValueError, KeyError, TypeError) as fault:
         raise UserError(f"{path / CHECKPOINT_MANIFEST} is missing or damaged ({fault})") from None
     if version not in _READABLE:

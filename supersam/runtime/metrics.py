@@ -38,8 +38,8 @@ _RESULTS = (
 class MetricWriter:
     """Writes to one TensorBoard folder over all restarts of a run.
 
-    On the first write after a restart at step n, events of later steps are hidden (`purge_step`),
-    so that a curve has no doubled part.
+    On the first write after a restart at step n, events of the steps after n are hidden, so that a
+    curve has no doubled part; those of step n itself stay.
     """
 
     def __init__(self, folder: Path | None, *, first_step: int = 0) -> None:
@@ -52,9 +52,9 @@ class MetricWriter:
 
         self._lines = folder / METRICS_FILE
         _drop_later_lines(self._lines, first_step)
-        self._board = SummaryWriter(
-            str(folder / TENSORBOARD), purge_step=first_step or None, flush_secs=_FLUSH_S
-        )
+        board = folder / TENSORBOARD
+        purge_step = first_step + 1 if board.exists() else None  # TensorBoard's first hidden step
+        self._board = SummaryWriter(str(board), purge_step=purge_step, flush_secs=_FLUSH_S)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write scalars named by paths such as `train/loss`."""

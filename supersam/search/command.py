@@ -36,6 +36,8 @@ from supersam.search.tensorboard import TensorBoard
 
 logger = logging.getLogger(__name__)
 
+_STOP_NOTICE = "stopping after the subnets that are being evaluated; Ctrl-C again to quit now"
+
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -79,7 +81,7 @@ def run_search(
                     "--trials goes on", search.trials, wanted)  # fmt: skip
     journal = Journal(search.folder / JOURNAL_FILE)
     try:
-        with stop_requested() if stop is None else nullcontext(stop) as flag:
+        with stop_requested(_STOP_NOTICE) if stop is None else nullcontext(stop) as flag:
             return _Session(search, inputs, journal, flag).run(cluster)
     finally:
         journal.close()

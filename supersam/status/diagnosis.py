@@ -41,14 +41,27 @@ def explain(record: RunRecord) -> Why:
         begin = f", expected start {record.job.start}" if record.job.start else ""
         return Why(state, f"in the queue as job {record.job_id}: {reason}{begin}{_history(record)}")
     if state in ("cancelled", "stopped"):
-        how = "cancelled" if state == "cancelled" else "stopped on request"
-        return Why(state, f"{how} at step {record.step}; saved at step {record.saved_step}")
+        return Why(state, f"{_how_stopped(record)} at step {record.step}{_kept(record)}")
     if state == "stuck" and record.hang is not None:
         return Why(state, f"stuck: {record.hang.reason}{_history(record)}")
     if state == "new":
         return _refused(record) or Why(state, _never_began(record))
     failure = _failure(record)
     return Why(failure.kind, _one_line(failure.text) + _saved(record) + _history(record))
+
+
+def _how_stopped(record: RunRecord) -> str:
+    if record.state == "cancelled":
+        return "cancelled"
+    faults = [beat.fault for beat in record.heartbeats if beat.fault is not None]
+    at_once = any(fault.kind == KeyboardInterrupt.__name__ for fault in faults)
+    return "stopped at once by a second Ctrl-C" if at_once else "stopped on request"
+
+
+def _kept(record: RunRecord) -> str:
+    lost = record.step - record.saved_step
+    again = f", {lost} step(s) will be taken again" if lost > 0 else ""
+    return f"; saved at step {record.saved_step}{again}"
 
 
 def progress(record: RunRecord) -> str:

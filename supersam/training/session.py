@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from supersam.config import TrainRun, UserError, dump_run
-from supersam.config.files import SPACE_FILE, SUBNET_FILE
+from supersam.config.files import LOGS, SPACE_FILE, SUBNET_FILE
 from supersam.data.dataset import EvalDataset, ShardDataset
 from supersam.data.loader import TrainLoader, build_eval_loader, build_loader
 from supersam.health.heartbeat import Heartbeat
@@ -39,6 +39,8 @@ from supersam.training.validation import Validator
 
 logger = logging.getLogger(__name__)
 
+STOP_NOTICE = "stopping after this step; Ctrl-C again to quit now"
+
 
 def train(run: TrainRun) -> None:
     """Train `run` as the rank that the environment describes. Its folder is prepared already.
@@ -49,12 +51,13 @@ def train(run: TrainRun) -> None:
     device = choose_device(run.engine.device)
     world = init_world(device)
     device = choose_device(run.engine.device, world.local_rank)
-    setup_logging(world, run.folder / "logs" / f"train-{world.rank:05d}.log")
+    setup_logging(world, run.folder / LOGS / f"train-{world.rank:05d}.log")
     share_cores(run.engine.threads)
     keep_freed_memory()
     try:
         heartbeat = _build_heartbeat(run, world)
-        with stop_requested() as stop, heartbeat, Watchdog(heartbeat, run.watchdog):
+        notice = STOP_NOTICE if world.is_first else ""
+        with stop_requested(notice) as stop, heartbeat, Watchdog(heartbeat, run.watchdog):
             _Session(run, world, device, heartbeat).train(stop)
     finally:
         close_world()
@@ -98,7 +101,8 @@ class _Session:
             logger.info("resumed at step %d from %s (verified)", state.step, path)
         self._announce(supernet)
         self.heartbeat.begin(state.step)
-        if state.step >= self.run.optim.steps:
+        is_validated = not self.val_readers or state.validated_step == state.step
+        if state.step >= self.run.optim.steps and is_validated:
             logger.info("this run is complete at step %d; raise --optim.steps to go on", state.step)
             return
         self._fit(supernet, engine, state, stop)
@@ -131,6 +135,7 @@ class _Session:
             validator=validator,
             prioritizer=self._build_prioritizer(supernet, engine),
             save=lambda: self._save(supernet, engine, state),
+            record_score=lambda: self.checkpoints.record_score(state),
             state=state,
             device=self.device,
         )

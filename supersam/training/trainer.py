@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from supersam.config import TrainRun, UserError
+from supersam.config.files import LOGS
 from supersam.data.loader import TrainLoader
 from supersam.data.prefetch import DeviceBatches
 from supersam.data.sample import Batch
@@ -57,6 +58,7 @@ class Trainer:
         validator: Validator | None,
         prioritizer: Prioritizer | None,
         save: Callable[[], None],
+        record_score: Callable[[], None],
         state: TrainState,
         device: torch.device,
     ) -> None:
@@ -72,12 +74,21 @@ class Trainer:
         self.validator = validator
         self.prioritizer = prioritizer
         self.save = save
+        self.record_score = record_score
         self.state = state
         self.device = device
         self._bf16 = computes_bf16(run.engine.precision, device)
 
     def fit(self, stop: StopFlag) -> None:
-        """Train to the last step. Raises InterruptedRunError where `stop` was set, after saving."""
+        """Train to the last step. Raises InterruptedRunError where `stop` was set, after saving.
+
+        A step that is saved and validated is saved first, so that no interruption loses it; a
+        validation that an interruption prevented is made up for when the run goes on.
+        """
+        if self._validation_is_due():
+            self.validate(is_saved=True)
+        if self.state.step == self.run.optim.steps:
+            return
         batches = DeviceBatches(iter(self.loader), self.device)
         while self.state.step < self.run.optim.steps:
             self.supernet.train()
@@ -88,12 +99,12 @@ class Trainer:
             stopping = self._agree_to_stop(stop)
             last = self.state.step == self.run.optim.steps
             self.telemetry.pause()
-            if last or self.state.step % self.run.checkpoint.validate_every_steps == 0:
-                self.heartbeat.enter("validating")
-                self.validate()
-            if last or stopping or self.state.step % self.run.checkpoint.every_steps == 0:
+            saving = last or stopping or self.state.step % self.run.checkpoint.every_steps == 0
+            if saving:
                 self.heartbeat.enter("saving")
                 self.save()
+            if self._validation_is_due() and (last or not stopping):
+                self.validate(is_saved=bool(saving))
             self.heartbeat.enter("training")
             self.telemetry.resume()
             if stopping and not last:
@@ -168,15 +179,30 @@ class Trainer:
             self.engine.backward(prefix_loss)
         return losses
 
-    def validate(self) -> None:
-        """Score the fixed subnets on held-out images and remember the best step."""
+    def validate(self, *, is_saved: bool) -> None:
+        """Score the fixed subnets on held-out images and remember the best step.
+
+        is_saved: whether the step's checkpoint is written already, which then gets the score too.
+        """
         if self.validator is None:
             return
+        self.heartbeat.enter("validating")
         with self.engine.averaged():
             score = self.validator.validate(self.supernet, self.state.step)
         self.heartbeat.validated(score)
         if self.state.best_score is None or score > self.state.best_score:
             self.state.best_score, self.state.best_step = score, self.state.step
+        self.state.validated_step = self.state.step
+        if is_saved:
+            self.record_score()
+
+    def _validation_is_due(self) -> bool:
+        """Whether the present step is to be validated, and was not yet."""
+        step = self.state.step
+        if self.validator is None or step == 0 or self.state.validated_step == step:
+            return False
+        every = self.run.checkpoint.validate_every_steps
+        return step == self.run.optim.steps or step % every == 0
 
     def _agree_to_stop(self, stop: StopFlag) -> int:
         """The signal that asked any rank to stop, 0 for none: all must leave at the same step."""
@@ -188,7 +214,7 @@ class Trainer:
     def _log_sample_ids(self, batch: Batch) -> None:
         if not self.run.engine.log_sample_ids:
             return
-        path = Path(self.run.folder) / "logs" / f"sample_ids-{self.world.rank:05d}.jsonl"
+        path = Path(self.run.folder) / LOGS / f"sample_ids-{self.world.rank:05d}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         line = {"step": self.state.step, "ids": batch.sample_ids.tolist()}
         with path.open("a", encoding="utf-8") as file:

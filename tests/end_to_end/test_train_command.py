@@ -138,6 +138,7 @@ def test_ctrl_c_saves_two_ranks_and_one_goes_on_with_the_same_losses(config, fin
     _, errors = process.communicate(timeout=WAIT_S)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
+    assert errors.count("stopping after this step; Ctrl-C again to quit now") == 1
     stopped = max(metrics(folder))
     assert stopped < STEPS
     done = launch("--run", folder, "--tasks-per-node", 1)

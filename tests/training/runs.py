@@ -85,6 +85,7 @@ def build_trainer(run: TrainRun, world: World, space: SearchSpace) -> Trainer:
         validator=None,
         prioritizer=None,
         save=lambda: None,
+        record_score=lambda: None,
         state=TrainState(),
         device=torch.device("cpu"),
     )
