@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from supersam.cluster.slurm import commands as slurm
-from supersam.config import SearchClusterConfig, SearchRun, TrainRun, UserError, parse_cli
+from supersam.config import SearchCluster, SearchRun, TrainRun, UserError, parse_cli
 from supersam.config.commands import COMMANDS
 from supersam.config.files import JOB_FOLDER
 
@@ -102,7 +102,7 @@ def _parameters(run: TrainRun, asked: BaseModel, name: str) -> dict[str, Any]:
             n: v for n, v in run.cluster.model_dump(exclude_defaults=True).items() if n in _SITE
         }
         own = asked.cluster.model_dump(exclude_defaults=True)
-        there = SearchClusterConfig.model_validate({**ours, **own})
+        there = SearchCluster.model_validate({**ours, **own})
         return search_parameters(asked.model_copy(update={"name": name, "cluster": there}))
     gpus = None if run.cluster.gpus_per_node is None else 1
     place = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": gpus, "spare_nodes": 0}

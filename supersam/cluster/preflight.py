@@ -10,7 +10,7 @@ from pathlib import Path
 from supersam.cluster.follow_up import script_text
 from supersam.cluster.ranked_run import RankedRun, legal_node_counts, require_legal_world
 from supersam.cluster.slurm.commands import SlurmError, missing_slurm, run_command
-from supersam.config import ClusterConfig, TrainRun, UserError
+from supersam.config import SlurmSite, TrainRun, UserError
 from supersam.config.cluster import minutes
 from supersam.config.files import RUN_FILE
 
@@ -85,7 +85,7 @@ def check_run(run: TrainRun) -> list[str]:
     return found
 
 
-def check_slurm(cluster: ClusterConfig) -> list[str]:
+def check_slurm(cluster: SlurmSite) -> list[str]:
     """Findings about a job's partition and its limits, or what could not be checked."""
     missing = missing_slurm()
     if missing is not None:
@@ -96,7 +96,7 @@ def check_slurm(cluster: ClusterConfig) -> list[str]:
         return [f"not checked: partition, time limit and preemption ({fault})"]
 
 
-def require_enough_nodes(cluster: ClusterConfig) -> None:
+def require_enough_nodes(cluster: SlurmSite) -> None:
     """Raise UserError where the partition has too few nodes: the job would wait for ever.
 
     A partition that Slurm does not show is left to Slurm, and so is all where it does not answer.
@@ -111,7 +111,7 @@ def require_enough_nodes(cluster: ClusterConfig) -> None:
         raise UserError(finding.removeprefix("error: "))
 
 
-def check_partition(cluster: ClusterConfig, partitions: list[dict[str, str]]) -> list[str]:
+def check_partition(cluster: SlurmSite, partitions: list[dict[str, str]]) -> list[str]:
     """Findings about a job's partition among those of `scontrol show partition`."""
     wanted = cluster.partition
     names = [p["PartitionName"] for p in partitions]
@@ -236,7 +236,7 @@ def _is_chosen(partition: dict[str, str], wanted: str | None) -> bool:
     return partition["PartitionName"] in wanted.split(",")
 
 
-def _check_time(cluster: ClusterConfig, partition: dict[str, str]) -> str:
+def _check_time(cluster: SlurmSite, partition: dict[str, str]) -> str:
     most = partition.get("MaxTime", "UNLIMITED")
     if cluster.time is None:
         return f"ok: no --time; the partition's default is {partition.get('DefaultTime', '?')}"
@@ -245,9 +245,9 @@ def _check_time(cluster: ClusterConfig, partition: dict[str, str]) -> str:
     return f"ok: --time {cluster.time} within MaxTime={most}"
 
 
-def _check_nodes(cluster: ClusterConfig, chosen: list[dict[str, str]]) -> str:
+def _check_nodes(cluster: SlurmSite, chosen: list[dict[str, str]]) -> str:
     """Whether the largest of the partitions has what the job cannot do without."""
-    wanted = cluster.min_nodes or cluster.nodes or 1
+    wanted = cluster.fewest_nodes
     total = max(int(partition.get("TotalNodes", wanted)) for partition in chosen)
     if wanted > total:
         names = ",".join(partition["PartitionName"] for partition in chosen)

@@ -1,6 +1,6 @@
 """What a run is: sections, roots, files and flags. Imports no torch."""
 
-from supersam.config.cluster import ClusterConfig
+from supersam.config.cluster import SearchCluster, SlurmSite, TrainCluster
 from supersam.config.data import DataConfig, SourceConfig, SyntheticConfig
 from supersam.config.design import DesignRun
 from supersam.config.errors import UserError, exit_code
@@ -16,7 +16,7 @@ from supersam.config.io import (
 )
 from supersam.config.report import ReportRun
 from supersam.config.runs import MonitorRun, ShardRun, StatusRun, TrainRun
-from supersam.config.search import Constraint, SearchClusterConfig, SearchRun
+from supersam.config.search import Constraint, SearchRun
 from supersam.config.sections import (
     CheckpointConfig,
     EngineConfig,
@@ -32,7 +32,7 @@ from supersam.config.shipped import DEMO
 __all__ = [
     "DEMO",
     "CheckpointConfig",
-    "ClusterConfig",
+    "TrainCluster",
     "Constraint",
     "DataConfig",
     "DesignRun",
@@ -45,7 +45,8 @@ __all__ = [
     "OptimConfig",
     "ReportRun",
     "SandwichConfig",
-    "SearchClusterConfig",
+    "SearchCluster",
+    "SlurmSite",
     "SearchRun",
     "ShardRun",
     "SourceConfig",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 from pydantic import (
@@ -15,6 +15,7 @@ from pydantic import (
     PositiveInt,
     model_validator,
 )
+from typing_extensions import Self
 
 from supersam.config.sections import Section
 
@@ -106,19 +107,16 @@ Plain = Annotated[str, AfterValidator(plain)]
 SlurmTime = Annotated[str, BeforeValidator(_time_text), AfterValidator(_valid_time)]
 
 
-class ClusterConfig(Section):
-    """Where a run runs."""
+class SlurmSite(Section):
+    """What every job says of its place: fields that all commands share."""
+
+    other_commands: ClassVar[frozenset[str]] = frozenset()
+    """Settings of a site's profile that this command has no use for: read, and left out."""
 
     cluster: Literal["auto", "inline", "local", "slurm"] = "auto"
     """auto: Slurm where there is one and nodes are asked for, else this machine."""
     nodes: PositiveInt | None = None
-    """Nodes of the Slurm job that work; spare ones come on top."""
-    min_nodes: PositiveInt | None = None
-    """Fewest nodes to go on with when hosts fail or are not free; null insists on `nodes`."""
-    spare_nodes: int = Field(0, ge=0)
-    """Further nodes, where they are free: idle until one that works fails."""
-    tasks_per_node: PositiveInt | None = None
-    """Ranks on each node (with `local`: on this machine); null takes one a GPU, else one."""
+    """Nodes of the Slurm job."""
     partition: Plain | None = None
     """Slurm partition; null takes the site's default."""
     account: Plain | None = None
@@ -126,20 +124,15 @@ class ClusterConfig(Section):
     qos: Plain | None = None
     """Quality of service."""
     time: SlurmTime | None = None
-    """Time limit of one attempt: minutes, HH:MM:SS or D-HH:MM:SS. The run goes on in the next."""
-    constraint: Annotated[
-        Plain | None, tyro.conf.arg(name="node-constraint", aliases=("--constraint",))
-    ] = None
-    """Node features; --node-constraint with every command, as a search's --constraint is on
-    subnets."""
+    """Time limit of one job: minutes, HH:MM:SS or D-HH:MM:SS. The work goes on in the next."""
+    constraint: Annotated[Plain | None, tyro.conf.arg(name="node-constraint")] = None
+    """Node features."""
     exclude: Plain | None = None
     """Nodes to leave out."""
     gpus_per_node: PositiveInt | None = None
     """GPUs of each node; null asks for none."""
-    gpu_memory_gib: PositiveFloat | None = None
-    """Memory of one GPU; `--dry-run` says which batch fits. Null takes the visible GPU's."""
     cpus_per_task: PositiveInt | None = None
-    """Cores of each rank; null asks for one for the rank and one for each loader worker."""
+    """Cores of each task; null asks for one."""
     mem: Plain | None = None
     """Memory of each node, such as 64G."""
     sbatch: Annotated[
@@ -147,19 +140,63 @@ class ClusterConfig(Section):
     ] = ()
     """Further options of sbatch, KEY=VALUE."""
     wait: bool = False
+    """Stay, show the log, and exit as the job does; Ctrl-C leaves the job running."""
+    signal_delay_s: int = Field(120, ge=10)
+    """Seconds before the time limit at which the work is told to save and end."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_other_commands(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not cls.other_commands:
+            return values
+        if values.get("then") is not None:
+            raise ValueError("then follows a training alone; leave it out")
+        return {name: value for name, value in values.items() if name not in cls.other_commands}
+
+    @model_validator(mode="after")
+    def _node_counts_agree(self) -> Self:
+        fewest = getattr(self, "min_nodes", None)
+        if fewest is not None and fewest > (self.nodes or 1):
+            raise ValueError(f"--min-nodes {fewest} is more than --nodes {self.nodes or 1}")
+        return self
+
+    @property
+    def fewest_nodes(self) -> int:
+        """Nodes that the job cannot do without."""
+        return self.nodes or 1
+
+
+class RankCluster(SlurmSite):
+    """Where ranks run, which a host that fails takes along."""
+
+    nodes: PositiveInt | None = None
+    """Nodes of the Slurm job that work; spare ones come on top."""
+    min_nodes: PositiveInt | None = None
+    """Fewest nodes to go on with when hosts fail or are not free; null insists on `nodes`."""
+    spare_nodes: int = Field(0, ge=0)
+    """Further nodes, where they are free: idle until one that works fails."""
+    tasks_per_node: PositiveInt | None = None
+    """Ranks on each node (with `local`: on this machine); null takes one per GPU, else one."""
+    time: SlurmTime | None = None
+    """Time limit of one attempt: minutes, HH:MM:SS or D-HH:MM:SS. The run goes on in the next."""
+    constraint: Annotated[
+        Plain | None, tyro.conf.arg(name="node-constraint", aliases=("--constraint",))
+    ] = None
+    """Node features; --node-constraint with every command, as a search's --constraint is on
+    subnets."""
+    cpus_per_task: PositiveInt | None = None
+    """Cores of each rank; null asks for one for the rank and one for each loader worker."""
+    wait: bool = False
     """Stay, show rank 0's log, and exit as the run does; Ctrl-C leaves the job running."""
-    then: Annotated[str, AfterValidator(_valid_command)] | None = None
-    """What to do when training has succeeded, on Slurm as a job: "evaluate --subnet smallest"."""
     signal_delay_s: int = Field(120, ge=10)
     """Seconds before the time limit at which the ranks are told to save."""
     max_attempts_without_progress: PositiveInt = 3
     """Attempts in a row without a new checkpoint after which a job gives up."""
 
-    @model_validator(mode="after")
-    def _node_counts_agree(self) -> ClusterConfig:
-        if self.min_nodes is not None and self.min_nodes > (self.nodes or 1):
-            raise ValueError(f"--min-nodes {self.min_nodes} is more than --nodes {self.nodes or 1}")
-        return self
+    @property
+    def fewest_nodes(self) -> int:
+        """Nodes that the job cannot do without."""
+        return self.min_nodes or self.nodes or 1
 
     @property
     def ranks_per_node(self) -> int:
@@ -170,3 +207,39 @@ class ClusterConfig(Section):
     def may_lose_nodes(self) -> bool:
         """Whether the run can go on, in its allocation, without a host that failed."""
         return self.spare_nodes > 0 or self.min_nodes is not None
+
+
+class TrainCluster(RankCluster):
+    """Where a training runs."""
+
+    gpu_memory_gib: PositiveFloat | None = None
+    """Memory of one GPU; `--dry-run` says which batch fits. Null takes the visible GPU's."""
+    then: Annotated[str, AfterValidator(_valid_command)] | None = None
+    """What to do when training has succeeded, on Slurm as a job: "evaluate --subnet smallest"."""
+
+
+class DesignCluster(RankCluster):
+    """Where a design runs."""
+
+    other_commands: ClassVar[frozenset[str]] = frozenset({"gpu_memory_gib", "then"})
+
+
+class SearchCluster(SlurmSite):
+    """Where a search runs. `--constraint` is the search's own, on subnets."""
+
+    other_commands: ClassVar[frozenset[str]] = frozenset(
+        {"spare_nodes", "tasks_per_node", "gpu_memory_gib", "max_attempts_without_progress", "then"}
+    )
+
+    min_nodes: PositiveInt | None = None
+    """Fewest nodes to begin with where hosts do not join; null insists on `nodes`."""
+    evaluators_per_node: PositiveInt | None = None
+    """Evaluators on each node; null takes one per GPU, else one."""
+    time: SlurmTime | None = None
+    """Time limit of one job: minutes, HH:MM:SS or D-HH:MM:SS. The search goes on in the next."""
+    cpus_per_task: PositiveInt | None = None
+    """Cores of each evaluator; null asks for one."""
+    wait: bool = False
+    """Stay, show the log, and exit as the search does; Ctrl-C leaves the job running."""
+    signal_delay_s: int = Field(120, ge=10)
+    """Seconds before the time limit at which the search ends, to go on in another job."""

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from supersam.config.cluster import ClusterConfig
+from supersam.config.cluster import DesignCluster
 from supersam.config.data import PromptKind
 from supersam.config.sections import Fraction, Section, WatchdogConfig
 
@@ -120,13 +120,6 @@ class LimitsConfig(Section):
     """MLP and residual widths are multiples of this, for fast matrix kernels."""
 
 
-class DesignClusterConfig(ClusterConfig):
-    """Where a design runs; what is for trainings alone is read, and means nothing here."""
-
-    gpu_memory_gib: Annotated[PositiveFloat | None, tyro.conf.Suppress] = None
-    then: Annotated[str | None, tyro.conf.Suppress] = None
-
-
 class DesignRun(Section):
     """A search space designed from weights and a few calibration images."""
 
@@ -151,14 +144,12 @@ class DesignRun(Section):
     """Print what would be done, and stop."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")
     """Print the result as one JSON object on stdout."""
-    cluster: Annotated[DesignClusterConfig, tyro.conf.arg(name="")] = DesignClusterConfig()
+    cluster: Annotated[DesignCluster, tyro.conf.arg(name="")] = DesignCluster()
 
     @model_validator(mode="after")
     def _names_its_data(self) -> DesignRun:
         if not self.data:
             raise ValueError("--data names no shards; launch/shard.py makes some")
-        if self.cluster.then is not None:
-            raise ValueError("--then follows a training, not a design; leave it out")
         return self
 
     @property

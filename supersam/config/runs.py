@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 from pydantic import Field, PositiveInt, model_validator
 
-from supersam.config.cluster import ClusterConfig
+from supersam.config.cluster import TrainCluster
 from supersam.config.data import DataConfig, SourceConfig
 from supersam.config.design import PrioritizeConfig
 from supersam.config.files import RUN_FILE
@@ -60,7 +60,7 @@ class TrainRun(Section):
     """Folder of the run; null takes `runs/NAME`."""
     dry_run: bool = False
     """Print the resolved configuration and what it would need, and stop."""
-    cluster: Annotated[ClusterConfig, Flat] = ClusterConfig()
+    cluster: Annotated[TrainCluster, Flat] = TrainCluster()
     model: ModelConfig = ModelConfig()
     space: SpaceConfig = SpaceConfig()
     data: DataConfig = DataConfig()

@@ -8,12 +8,12 @@ import re
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import tyro
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
-from supersam.config.cluster import ClusterConfig, Plain, SlurmTime
+from supersam.config.cluster import SearchCluster
 from supersam.config.files import RESULTS
 from supersam.config.sections import Fraction, Section
 
@@ -105,51 +105,6 @@ def _valid_constraint(text: str) -> str:
 
 
 ConstraintText = Annotated[str, AfterValidator(_valid_constraint)]
-
-
-_OF_TRAININGS = frozenset(
-    {"spare_nodes", "tasks_per_node", "gpu_memory_gib", "max_attempts_without_progress"}
-)
-"""Settings of a site's profile that a search has no use for."""
-
-
-class SearchClusterConfig(ClusterConfig):
-    """Where a search runs. `--constraint` is the search's own, on subnets.
-
-    A site's profile may hold what is for trainings alone: it is read, and means nothing here.
-    """
-
-    nodes: PositiveInt | None = None
-    """Nodes of the Slurm job."""
-    min_nodes: PositiveInt | None = None
-    """Fewest nodes to begin with where hosts do not join; null insists on `nodes`."""
-    spare_nodes: Annotated[int, Field(ge=0), tyro.conf.Suppress] = 0
-    tasks_per_node: Annotated[PositiveInt | None, tyro.conf.Suppress] = None
-    time: SlurmTime | None = None
-    """Time limit of one job: minutes, HH:MM:SS or D-HH:MM:SS. The search goes on in the next."""
-    constraint: Annotated[Plain | None, tyro.conf.arg(name="node-constraint")] = None
-    """Node features."""
-    gpu_memory_gib: Annotated[PositiveFloat | None, tyro.conf.Suppress] = None
-    cpus_per_task: PositiveInt | None = None
-    """Cores of each evaluator; null asks for one."""
-    wait: bool = False
-    """Stay, show the log, and exit as the search does; Ctrl-C leaves the job running."""
-    then: Annotated[str | None, tyro.conf.Suppress] = None
-    signal_delay_s: int = Field(120, ge=10)
-    """Seconds before the time limit at which the search ends, to go on in another job."""
-    max_attempts_without_progress: Annotated[PositiveInt, tyro.conf.Suppress] = 3
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_what_trains(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        if values.get("then") is not None:
-            raise ValueError("then follows a training, not a search; leave it out")
-        return {name: value for name, value in values.items() if name not in _OF_TRAININGS}
-
-    evaluators_per_node: PositiveInt | None = None
-    """Evaluators on each node; null takes one a GPU, else one."""
 
 
 class ProtocolConfig(Section):
@@ -268,7 +223,7 @@ class SearchRun(Section):
     protocol: ProtocolConfig = ProtocolConfig()
     latency: LatencyConfig = LatencyConfig()
     sweep: SweepConfig = SweepConfig()
-    cluster: Annotated[SearchClusterConfig, Flat] = SearchClusterConfig()
+    cluster: Annotated[SearchCluster, Flat] = SearchCluster()
 
     @property
     def folder(self) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from supersam.config import ClusterConfig, ExportRun, TrainRun, UserError, merge
+from supersam.config import ExportRun, TrainCluster, TrainRun, UserError, merge
 from supersam.config.files import SPACE_FILE
 from supersam.runs.folder import prepare_run_folder
 from supersam.runs.weights import WeightSource
@@ -40,7 +40,7 @@ def prepare_finetune(
         "name": f"finetune-{spec.key()}",
         "run": place / f"{spec.key()}-from-{source.step:06d}-steps-{steps}-lr-{rate:g}",
         "dry_run": False,
-        "cluster": ClusterConfig().model_dump(),
+        "cluster": TrainCluster().model_dump(),
         "model": {"checkpoint": source.path or train_run.model.checkpoint},
         "space": {"file": train_run.folder / SPACE_FILE},
         "optim": {

@@ -10,7 +10,7 @@ from supersam.cluster.preflight import (
     describe_batch,
     describe_ranked_run,
 )
-from supersam.config import ClusterConfig, TrainRun
+from supersam.config import TrainCluster, TrainRun
 from supersam.runs.folder import prepare_run_folder
 from tests.training.runs import tiny_run
 
@@ -23,7 +23,7 @@ SMALL = URGENT | {"PartitionName": "small", "TotalNodes": "2"}
 
 
 def faults(**cluster: object) -> list[str]:
-    findings = check_partition(ClusterConfig.model_validate(cluster), [SMALL, BATCH, URGENT])
+    findings = check_partition(TrainCluster.model_validate(cluster), [SMALL, BATCH, URGENT])
     assert all(finding.startswith(("ok: ", "error: ")) for finding in findings)
     return [finding for finding in findings if finding.startswith("error: ")]
 

@@ -9,7 +9,7 @@ import pytest
 
 from supersam.cluster.slurm.sbatch_entry import main
 from supersam.cluster.slurm.script import sbatch_text
-from supersam.config import DEMO, ClusterConfig, TrainRun, merge, parse_cli, read_yaml
+from supersam.config import DEMO, TrainCluster, TrainRun, merge, parse_cli, read_yaml
 from tests.paths import ROOT
 
 PROFILES = sorted((ROOT / "configs" / "cluster").glob("*.yaml"))
@@ -19,7 +19,7 @@ SHOWN = ("partition", "account", "qos", "time", "constraint", "exclude", "cpus_p
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
 def test_a_profile_is_valid_and_reaches_slurm(profile: Path, tmp_path: Path) -> None:
     values = read_yaml(profile)
-    assert set(SHOWN) <= values["cluster"].keys() <= ClusterConfig.model_fields.keys()
+    assert set(SHOWN) <= values["cluster"].keys() <= TrainCluster.model_fields.keys()
     demo = read_yaml(ROOT / "configs" / "train" / "demo.yaml")
     asked = {"run": str(tmp_path / "run"), "cluster": {"nodes": 8, "sbatch": {"mail-type": "END"}}}
     text = sbatch_text(TrainRun.model_validate(merge(demo, values, asked)))

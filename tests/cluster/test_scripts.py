@@ -14,7 +14,7 @@ from supersam.cluster.follow_up import run_follow_up, script_text
 from supersam.cluster.follow_up_process import main
 from supersam.cluster.launcher import submit
 from supersam.cluster.slurm.script import sbatch_text
-from supersam.config import ClusterConfig, TrainRun
+from supersam.config import TrainCluster, TrainRun
 
 NASTY = ["$(touch hit)", "`touch hit`", "'; touch hit; '", '"; touch hit; "', "a b", "$HOME", "*"]
 
@@ -102,7 +102,7 @@ def test_a_flag_that_what_follows_does_not_know_is_refused(tmp_path: Path):
 @pytest.mark.parametrize("then", ["", "evaluate\nrm x", "evaluate 'x", "evaluate \x1b[2J"])
 def test_a_command_that_is_no_line_of_words_is_refused(then: str):
     with pytest.raises(ValidationError):
-        ClusterConfig.model_validate({"then": then})
+        TrainCluster.model_validate({"then": then})
 
 
 @pytest.mark.parametrize("name", [*NASTY, "a\n", "a\nrm x", "-x", "a'b", "", "é"])

@@ -13,7 +13,7 @@ from supersam.cluster.slurm.commands import (
 )
 from supersam.cluster.slurm.jobs import SlurmJob, parse_job, read_job
 from supersam.cluster.slurm.script import sbatch_text, shell_safe_path
-from supersam.config import ClusterConfig, TrainRun, UserError
+from supersam.config import TrainCluster, TrainRun, UserError
 from supersam.config.cluster import minutes
 
 ODD = ["a b", "a\nrm x", "$(id)", "`id`", "a'b", 'a"b', "a\\b", "a#b", "é", ""]
@@ -34,25 +34,25 @@ def options(run: TrainRun) -> dict[str, str]:
 @pytest.mark.parametrize("value", ODD)
 def test_a_value_that_could_be_a_command_is_refused(field, value):
     with pytest.raises(ValidationError, match="could be read as a command"):
-        ClusterConfig.model_validate({field: value})
+        TrainCluster.model_validate({field: value})
 
 
 @pytest.mark.parametrize("value", [v for v in ODD if v])
 def test_an_sbatch_value_that_could_be_a_command_is_refused(value):
     with pytest.raises(ValidationError, match="could be read as a command"):
-        ClusterConfig.model_validate({"sbatch": {"mail-user": value}})
+        TrainCluster.model_validate({"sbatch": {"mail-user": value}})
 
 
 @pytest.mark.parametrize("option", ["wrap=id", "export=ALL", "output=x", "signal=9", "chdir=/"])
 def test_options_that_belong_to_the_program_are_refused(option):
     with pytest.raises(ValidationError, match="set by SuperSAM"):
-        ClusterConfig.model_validate({"sbatch": [option]})
+        TrainCluster.model_validate({"sbatch": [option]})
 
 
 @pytest.mark.parametrize("option", ["mail-type", "-x=1", "Mail=1", "a b=1", "x\ny=1"])
 def test_an_sbatch_option_must_be_key_and_value(option):
     with pytest.raises(ValidationError, match="KEY=VALUE"):
-        ClusterConfig.model_validate({"sbatch": [option]})
+        TrainCluster.model_validate({"sbatch": [option]})
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a'b", "a$(id)", "a%jb", "a`b", "a;b", "a\\b"])
@@ -102,7 +102,7 @@ def test_times_are_read_as_slurm_reads_them(text, expected):
 @pytest.mark.parametrize("value", ["", "1h", "0", "-5", "1:2:3:4", 5400])
 def test_what_is_no_time_is_refused(value):
     with pytest.raises(ValidationError, match="time"):
-        ClusterConfig.model_validate({"time": value})
+        TrainCluster.model_validate({"time": value})
 
 
 def test_a_new_job_inherits_nothing_of_an_enclosing_one(monkeypatch):

@@ -56,11 +56,12 @@ def test_a_sites_profile_may_hold_what_is_for_trainings(tmp_path, capsys):
     profile = tmp_path / "site.yaml"
     profile.write_text("cluster: {partition: gpu, spare_nodes: 2, gpu_memory_gib: 80}\n")
     asked = parse("--run", "a", "--config", profile)
-    assert (asked.cluster.partition, asked.cluster.spare_nodes) == ("gpu", 0)
+    assert asked.cluster.partition == "gpu"
+    assert "spare_nodes" not in asked.cluster.model_dump()
     profile.write_text("cluster: {then: evaluate}\n")
     with pytest.raises(SystemExit):
         parse("--run", "a", "--config", profile)
-    assert "then follows a training, not a search" in capsys.readouterr().err
+    assert "then follows a training alone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from supersam.cluster.slurm.script import (
     search_parameters,
     shell_safe_path,
     submitit_script,
-    with_all_nodes,
 )
 from supersam.cluster.slurm.submit import record_job, require_no_active_job, submit_jobs
 from supersam.config import SearchRun, UserError, dump_run
@@ -62,7 +61,7 @@ def submit_search_jobs(run: SearchRun) -> list[str]:
 
     remedy = "wait for it, or end it with scancel {job} first"
     require_no_active_job(run.folder, what="search", remedy=remedy)
-    require_enough_nodes(with_all_nodes(run))
+    require_enough_nodes(run.cluster)
     home = shell_safe_path(run.folder)
     searches = expand(run)
     inputs = [find_inputs(search) for search in searches]  # all are checked before one is written
@@ -116,7 +115,7 @@ def _show_submission(run: SearchRun, searches: int) -> bool:
     array = f", as an array of {searches}," if searches > 1 else ""
     script = submitit_script(search_parameters(run), run.folder)
     print(f"\nsubmitted{array} would be\n\n{script}\npreflight")
-    return show_findings(check_slurm(with_all_nodes(run)), print)
+    return show_findings(check_slurm(run.cluster), print)
 
 
 def _is_for_slurm(run: SearchRun) -> bool:

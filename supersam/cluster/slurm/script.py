@@ -10,7 +10,7 @@ from typing import Any
 from submitit.slurm.slurm import _make_sbatch_string  # the only way to see a script without Slurm
 
 from supersam.cluster.ranked_run import RankedRun
-from supersam.config import ClusterConfig, SearchClusterConfig, SearchRun, UserError
+from supersam.config import SearchRun, SlurmSite, UserError
 from supersam.config.cluster import minutes
 from supersam.config.files import JOB_FOLDER
 
@@ -18,7 +18,12 @@ from supersam.config.files import JOB_FOLDER
 def sbatch_parameters(run: RankedRun) -> dict[str, Any]:
     """Return the parameters of submitit's Slurm executor for a training or a design."""
     nodes = (run.cluster.nodes or 1) + run.cluster.spare_nodes
-    return {**batch_parameters(run.name, run.cluster, run.folder), "nodes": nodes, **_tasks(run)}
+    parameters = batch_parameters(run.name, run.cluster, run.folder)
+    if run.cluster.may_lose_nodes:
+        # A range: a job that was requeued for a lost host starts without waiting for another spare.
+        lossy = {"nodes": f"{run.cluster.fewest_nodes}-{nodes}", "no-kill": True}
+        parameters["additional_parameters"] |= lossy
+    return {**parameters, "nodes": nodes, **_tasks(run)}
 
 
 def search_parameters(run: SearchRun) -> dict[str, Any]:
@@ -28,7 +33,7 @@ def search_parameters(run: SearchRun) -> dict[str, Any]:
     job whose batch host is lost would stand still until its time is over. And never a range of
     nodes, of which Slurm grants the fewest: `min_nodes` is for hosts that do not join.
     """
-    cluster = with_all_nodes(run)
+    cluster = run.cluster
     evaluators = cluster.evaluators_per_node or cluster.gpus_per_node or 1
     return {
         **batch_parameters(run.name, cluster, run.folder),
@@ -38,12 +43,7 @@ def search_parameters(run: SearchRun) -> dict[str, Any]:
     }
 
 
-def with_all_nodes(run: SearchRun) -> SearchClusterConfig:
-    """Return the search's place as Slurm is asked for it; see `search_parameters`."""
-    return run.cluster.model_copy(update={"min_nodes": None})
-
-
-def batch_parameters(name: str, cluster: ClusterConfig, folder: Path) -> dict[str, Any]:
+def batch_parameters(name: str, cluster: SlurmSite, folder: Path) -> dict[str, Any]:
     """Return the submitit parameters common to all jobs; the caller adds nodes and tasks.
 
     folder: holds the job's code and pickles.
@@ -139,15 +139,9 @@ def setup_lines(folder: Path) -> list[str]:
     ]
 
 
-def extra_options(cluster: ClusterConfig) -> dict[str, Any]:
+def extra_options(cluster: SlurmSite) -> dict[str, Any]:
     """Return the options of sbatch that submitit has no name for."""
     options: dict[str, Any] = dict(option.split("=", 1) for option in cluster.sbatch)
     options = {key: True if value == "true" else value for key, value in options.items()}
     # B: the supervisor alone gets the notice, and passes it on.
-    options |= {"signal": f"B:USR2@{cluster.signal_delay_s}", "requeue": True}
-    if not cluster.may_lose_nodes:
-        return options
-    # A range: a job that was requeued for a lost host starts without waiting for another spare.
-    nodes = cluster.nodes or 1
-    options["nodes"] = f"{cluster.min_nodes or nodes}-{nodes + cluster.spare_nodes}"
-    return options | {"no-kill": True}
+    return options | {"signal": f"B:USR2@{cluster.signal_delay_s}", "requeue": True}
