@@ -1,16 +1,28 @@
-"""A plain segment-anything model of any sizes. Needs torch and segment-anything, nothing else.
+"""An exported SuperSAM subnet as a plain segment-anything model.
 
-The rest of the package builds its models here too; an exported subnet is read where only this and
-safetensors are there.
+Needs torch, segment-anything and safetensors, and nothing of the rest of SuperSAM. Each exported
+folder carries a copy of this file as `load.py`:
+
+    import sys
+    sys.path.insert(0, "FOLDER")
+    from load import load_subnet
+    predictor = segment_anything.SamPredictor(load_subnet())
+
+`python FOLDER/load.py` checks the folder and says what it holds.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from segment_anything.modeling import (
     ImageEncoderViT,
     MaskDecoder,
@@ -21,6 +33,21 @@ from segment_anything.modeling import (
 from segment_anything.modeling.common import MLPBlock
 from segment_anything.modeling.image_encoder import Attention
 from torch import nn
+
+FORMAT = 1
+MANIFEST = "MANIFEST.json"
+"""SHA-256 of every other file; written last."""
+CONFIG = "config.json"
+"""What it is, and the sizes of the model."""
+WEIGHTS = "model.safetensors"
+"""Its weights, under segment-anything's names."""
+LOADER = "load.py"
+"""A copy of this file."""
+SPEC = "spec.json"
+"""The subnet as a slice of its supernet, as launch scripts read it."""
+CARD_JSON, CARD = "card.json", "README.md"
+"""Where it comes from and how good it is, for machines and for people."""
+ENCODER_ONNX, DECODER_ONNX = "encoder.onnx", "decoder.onnx"
 
 NORM_EPS = 1e-6  # as segment-anything builds its encoders
 
@@ -68,6 +95,23 @@ class SamSizes:
     def from_dict(cls, values: dict[str, Any]) -> SamSizes:
         """The inverse of `to_dict`. Raises KeyError or TypeError on anything else."""
         return cls(**{**values, "layers": tuple(LayerSizes(**each) for each in values["layers"])})
+
+
+def load_subnet(folder: Path | str = Path(__file__).parent, *, device: str = "cpu") -> Sam:
+    """Load the exported model, a segment-anything `Sam` in evaluation mode.
+
+    `SamPredictor` and `SamAutomaticMaskGenerator` accept it. Raises ValueError that names the file
+    that is missing, changed, or of a newer format.
+    """
+    folder = Path(folder)
+    _verify(folder, (CONFIG, WEIGHTS))
+    config = _read_json(folder / CONFIG)
+    try:
+        sam = build_plain_sam(SamSizes.from_dict(config["sizes"]))
+        sam.load_state_dict(load_file(folder / WEIGHTS))
+    except (KeyError, TypeError, RuntimeError, SafetensorError) as fault:
+        raise ValueError(f"{folder} does not hold a subnet that can be built: {fault}") from fault
+    return sam.to(device).requires_grad_(False).eval()
 
 
 def build_plain_sam(sizes: SamSizes) -> Sam:
@@ -129,3 +173,58 @@ def _resize_attention(attention: Attention, layer: LayerSizes, sizes: SamSizes) 
     attention.use_rel_pos = True
     attention.rel_pos_h = nn.Parameter(torch.zeros(2 * side - 1, sizes.head_dim))
     attention.rel_pos_w = nn.Parameter(torch.zeros(2 * side - 1, sizes.head_dim))
+
+
+def read_files(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file by the manifest. Raises ValueError if it is unreadable."""
+    manifest = _read_json(folder / MANIFEST)
+    if manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
+        raise ValueError(
+            f"{folder / MANIFEST} has format {manifest.get('format')!r}; this software reads "
+            f"{FORMAT}"
+        )
+    return dict(manifest["files"])
+
+
+def _verify(folder: Path, names: tuple[str, ...]) -> None:
+    files = read_files(folder)
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; copy the folder whole")
+        if file_sha256(path) != files.get(name):
+            raise ValueError(f"{path} is damaged: its content is not what was exported")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise ValueError(
+            f"{path} cannot be read, so this is not an exported subnet: {fault}"
+        ) from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a JSON object, so this is not an exported subnet")
+    return values
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file's content: 64 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _describe(sam: Sam) -> str:
+    encoder = sam.image_encoder
+    params_m = sum(parameter.numel() for parameter in sam.parameters()) / 1e6
+    return (
+        f"a Segment Anything model of {params_m:.2f} M parameters, {len(encoder.blocks)} encoder "
+        f"layers, images of {encoder.img_size} pixels a side; every file is as it was exported"
+    )
+
+
+if __name__ == "__main__":
+    print(_describe(load_subnet()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from supersam.export.checkpoint import load_subnet
+from supersam.standalone import load_subnet
 
 if TYPE_CHECKING:
     from supersam.export.writer import export_subnet

@@ -19,7 +19,6 @@ from supersam.data.sample import EvalImage
 from supersam.data.shards import ShardReader
 from supersam.evaluation import EvalResult, SamModelPredictor, SubnetPredictor, evaluate
 from supersam.export.check import check_images, max_difference
-from supersam.export.checkpoint import CARD, CARD_JSON
 from supersam.export.finetune import finetune, prepare_finetune
 from supersam.export.latency import describe_latency
 from supersam.export.model_card import ModelCard, card_text
@@ -40,6 +39,7 @@ from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World
 from supersam.runtime.logging import setup_logging, shown
 from supersam.space import subnet_cost
+from supersam.standalone import CARD, CARD_JSON
 from supersam.training.trainer import InterruptedRunError
 
 logger = logging.getLogger(__name__)

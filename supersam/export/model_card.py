@@ -116,9 +116,11 @@ def _usage(card: ModelCard) -> str:
         "four masks for each prompt, the single mask first."
     )
     return (
-        "```python\nfrom segment_anything import SamPredictor\nfrom supersam.export import "
-        "load_subnet  # needs torch, segment-anything, safetensors\n\npredictor = SamPredictor("
-        'load_subnet("this/folder"))\n```' + ("\n" + onnx if card.onnx else "")
+        "With torch, segment-anything and safetensors (`pip install torch torchvision safetensors "
+        "segment-anything`); `python this/folder/load.py` checks the files.\n\n"
+        "```python\nimport sys\n\nfrom segment_anything import SamPredictor\n\n"
+        'sys.path.insert(0, "this/folder")\nfrom load import load_subnet  # of this folder\n\n'
+        "predictor = SamPredictor(load_subnet())\n```" + ("\n" + onnx if card.onnx else "")
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,12 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.onnx import SamOnnxModel
 from torch import Tensor
 
+from supersam import __version__
 from supersam.config import UserError
 from supersam.data.sample import EvalImage
 from supersam.evaluation import SamModelPredictor, mask_iou
-from supersam.export.checkpoint import DECODER_ONNX, ENCODER_ONNX
 from supersam.model import normalize_images
+from supersam.standalone import DECODER_ONNX, ENCODER_ONNX
 
 OPSET = 17
 """The first with layer normalisation as one operator; segment-anything exports with it too."""
@@ -153,6 +155,7 @@ def _write_encoder(sam: Sam, path: Path) -> None:
         path,
         outputs=["image_embeddings"],
         dynamic={"images": {0: "batch"}, "image_embeddings": {0: "batch"}},
+        properties=_properties(sam, "image encoder"),
     )
 
 
@@ -179,7 +182,24 @@ def _write_decoder(sam: Sam, path: Path) -> None:
             "iou_predictions": {0: "prompts"},
             "low_res_masks": {0: "prompts"},
         },
+        fixed={"masks": {1: 4}, "low_res_masks": {1: 4, 2: side, 3: side}},
+        properties=_properties(sam, "prompt encoder and mask decoder"),
     )
+
+
+def _properties(sam: Sam, part: str) -> dict[str, str]:
+    """What a runtime must know of the file to feed it; also read by viewers."""
+    side = sam.image_encoder.img_size
+    return {
+        "model_type": "segment-anything",
+        "part": part,
+        "produced_by": f"supersam {__version__}",
+        "image_size": str(side),
+        "pixel_mean": json.dumps(sam.pixel_mean.flatten().tolist()),
+        "pixel_std": json.dumps(sam.pixel_std.flatten().tolist()),
+        "preparation": f"RGB, longest side {side}, normalised, padded at the right and bottom",
+        "mask_threshold": str(sam.mask_threshold),
+    }
 
 
 def _export(
@@ -189,8 +209,14 @@ def _export(
     *,
     outputs: list[str],
     dynamic: Mapping[str, Mapping[int, str]],
+    properties: Mapping[str, str],
+    fixed: Mapping[str, Mapping[int, int]] | None = None,
 ) -> None:
-    """By tracing: `torch.export` refuses segment-anything's crop at a size known only when run."""
+    """Export by tracing: `torch.export` refuses segment-anything's crop at a variable size.
+
+    dynamic: the names of the axes that may vary, by tensor and axis; fixed: the lengths of output
+    axes that the tracer cannot tell; properties: the file's metadata.
+    """
     import onnx
 
     with warnings.catch_warnings():
@@ -207,6 +233,13 @@ def _export(
             opset_version=OPSET,
             dynamo=False,
         )
+    exported = onnx.load(path)
+    onnx.helper.set_model_props(exported, dict(properties))
+    for output in exported.graph.output:
+        for axis, length in (fixed or {}).get(output.name, {}).items():
+            output.type.tensor_type.shape.dim[axis].dim_value = length
+    exported.graph.name = f"supersam {properties['part']}"
+    onnx.save(exported, path)
     onnx.checker.check_model(str(path))
 
 

@@ -12,7 +12,6 @@ from typing import Any
 from supersam.config import ExportRun, TrainRun, UserError
 from supersam.config.files import SPACE_FILE, SUBNET_FILE
 from supersam.data.shards import open_held_out
-from supersam.export.checkpoint import CARD_JSON, ENCODER_ONNX
 from supersam.export.finetune import peak_rate
 from supersam.export.model_card import Identity
 from supersam.export.onnx import require_onnx
@@ -23,6 +22,7 @@ from supersam.runs.seen_data import SeenData, seen_in_training
 from supersam.runs.subnet_reference import find_subnet
 from supersam.runs.weights import WeightSource, find_weights, read_run
 from supersam.space import SearchSpace, SubnetSpec, read_space, read_subnet, resolve_shape
+from supersam.standalone import CARD_JSON, ENCODER_ONNX
 
 logger = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,23 +10,34 @@ from typing import Any
 import torch
 from segment_anything.modeling import Sam
 
+from supersam import __version__, standalone
 from supersam.config import UserError
-from supersam.export.checkpoint import (
+from supersam.model import SamSupernet, extract_subnet
+from supersam.model.extract import sizes_of
+from supersam.runtime.atomic import atomic_folder, file_sha256, sync, write_json
+from supersam.runtime.tensors import save_tensors
+from supersam.space import SubnetSpec
+from supersam.standalone import (
     CARD_JSON,
     CONFIG,
     FORMAT,
+    LOADER,
     MANIFEST,
     SPEC,
     WEIGHTS,
     load_subnet,
     read_files,
 )
-from supersam.model import SamSupernet, extract_subnet
-from supersam.model.extract import sizes_of
-from supersam.runtime.atomic import atomic_folder, file_sha256, sync, write_json
-from supersam.runtime.tensors import save_tensors
-from supersam.space import SubnetSpec
 
+_IDENTITY = {
+    "format": FORMAT,
+    "model_type": "segment-anything",
+    "architectures": ["Sam"],
+    "produced_by": f"supersam {__version__}",
+    "loader": f"{LOADER}: load_subnet()",
+    "needs": ["torch", "segment-anything", "safetensors"],
+}
+"""What the folder is, for people and tools that meet it without SuperSAM."""
 Complete = Callable[[Path, Sam], Mapping[str, Any]]
 """Adds the other files, given the folder and the model read back from it; returns the card.
 Where it raises, no folder is left behind."""
@@ -65,7 +77,8 @@ def _write_model(supernet: SamSupernet, spec: SubnetSpec, folder: Path) -> None:
     assert all(tensor.dtype == torch.float32 for tensor in state.values())
     save_tensors(state, folder / WEIGHTS, metadata={"format": "pt"})
     sizes = sizes_of(spec, supernet.space.shape)
-    write_json(folder / CONFIG, {"format": FORMAT, "sizes": sizes.to_dict()})
+    write_json(folder / CONFIG, {**_IDENTITY, "sizes": sizes.to_dict()})
+    shutil.copyfile(standalone.__file__, folder / LOADER)
     spec.write(folder / SPEC)
     _write_manifest(folder)  # of what is there; reading back needs it
 

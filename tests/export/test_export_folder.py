@@ -12,9 +12,8 @@ from segment_anything.modeling import Sam
 
 from supersam.config import UserError
 from supersam.export import export_subnet, load_subnet
-from supersam.export.checkpoint import CONFIG, MANIFEST, WEIGHTS
 from supersam.model import extract_subnet
-from tests.paths import ROOT
+from supersam.standalone import CONFIG, LOADER, MANIFEST, WEIGHTS
 
 
 @pytest.fixture(scope="module")
@@ -44,22 +43,53 @@ def test_any_subnet_comes_back_as_it_went(supernet, tmp_path):
         assert torch.equal(back.image_encoder(pixels), expected.image_encoder(pixels))
 
 
-def test_it_loads_where_only_torch_segment_anything_and_safetensors_are(exported):
+BLOCKED = (
+    "supersam", "deepspeed", "ray", "submitit", "pydantic", "tyro", "yaml", "h5py", "pycocotools",
+    "tensorboard", "onnx", "onnxruntime", "optuna", "opentuner", "matplotlib",
+)  # fmt: skip
+
+
+def test_it_loads_with_its_own_loader_where_supersam_is_not(exported, supernet, tmp_path):
+    """Only torch, segment-anything and safetensors are there; the masks are the same."""
     program = f"""
 import sys
-blocked = ("deepspeed", "ray", "submitit", "pydantic", "tyro", "yaml", "h5py", "pycocotools",
-           "tensorboard", "onnx", "onnxruntime", "optuna", "opentuner", "matplotlib")
-for name in blocked:
+for name in {BLOCKED}:
     sys.modules[name] = None  # importing it raises ImportError
-from supersam.export import load_subnet
-print(type(load_subnet({str(exported)!r})).__module__)
-assert not [name for name in sys.modules if name.startswith("supersam.config")]
+sys.path.insert(0, {str(exported)!r})
+import torch
+from load import load_subnet
+sam = load_subnet()
+torch.manual_seed(0)
+side = sam.image_encoder.img_size
+torch.save((type(sam).__module__, sam.image_encoder(torch.randn(1, 3, side, side))), "said.pt")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-I", "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "segment_anything.modeling.sam"
+    module, embedding = torch.load(tmp_path / "said.pt")
+    assert module == "segment_anything.modeling.sam"
+    side = supernet.space.shape.image_size
+    expected = extract_subnet(supernet, supernet.space.smallest())
+    torch.manual_seed(0)
+    torch.testing.assert_close(
+        embedding, expected.image_encoder(torch.randn(1, 3, side, side)), rtol=0, atol=0
+    )
+
+
+def test_a_folder_says_what_it_is_and_checks_itself(exported):
+    config = json.loads((exported / CONFIG).read_text())
+    assert config["model_type"] == "segment-anything"
+    assert config["needs"] == ["torch", "segment-anything", "safetensors"]
+    assert config["loader"].startswith(LOADER)
+    command = [sys.executable, "-I", str(exported / LOADER)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    layers = len(config["sizes"]["layers"])
+    assert f"{layers} encoder layers" in done.stdout
+    with (exported / WEIGHTS).open("ab") as file:
+        file.write(b"x")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert f"{WEIGHTS} is damaged" in done.stderr
 
 
 def test_segment_anythings_own_tools_run_on_it(exported):

@@ -1,6 +1,7 @@
 """ONNX files say what PyTorch says, for sizes and prompts other than the traced ones."""
 
 import copy
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -17,8 +18,8 @@ from segment_anything.utils.onnx import SamOnnxModel  # noqa: E402  after the sk
 from supersam.config import UserError  # noqa: E402  after the skips
 from supersam.export import onnx as door  # noqa: E402  after the skips
 from supersam.export.check import check_images  # noqa: E402  after the skips
-from supersam.export.checkpoint import DECODER_ONNX, ENCODER_ONNX  # noqa: E402  after the skips
 from supersam.model import extract_subnet  # noqa: E402  after the skips
+from supersam.standalone import DECODER_ONNX, ENCODER_ONNX  # noqa: E402  after the skips
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,44 @@ def test_the_decoder_has_segment_anythings_own_interface(sam, folder):
     assert [each.name for each in decoder.get_inputs()] == list(names)
     outputs = [each.name for each in decoder.get_outputs()]
     assert outputs == ["masks", "iou_predictions", "low_res_masks"]
+
+
+def test_other_runtimes_find_the_names_types_and_dimensions_that_they_feed(sam, folder):
+    """Annotation tools built on samexporter's runtime classes feed and read exactly these."""
+    side, grid = sam.image_encoder.img_size, sam.prompt_encoder.image_embedding_size[0]
+    channels = sam.prompt_encoder.embed_dim
+    found = {}
+    for name in (ENCODER_ONNX, DECODER_ONNX):
+        here = session(folder / name)
+        for each in (*here.get_inputs(), *here.get_outputs()):
+            found[each.name] = (name, each.type, tuple(each.shape))
+    embedding = (channels, grid, grid)
+    assert found.pop("images") == (ENCODER_ONNX, "tensor(float)", ("batch", 3, side, side))
+    low, prompts = (4 * grid, 4 * grid), ("prompts", "points")
+    shapes = {
+        "point_coords": (*prompts, 2),
+        "point_labels": prompts,
+        "mask_input": (1, 1, *low),
+        "has_mask_input": (1,),
+        "orig_im_size": (2,),
+        "masks": ("prompts", 4, "height", "width"),
+        "iou_predictions": ("prompts", 4),
+        "low_res_masks": ("prompts", 4, *low),
+    }
+    assert found.pop("image_embeddings") == (DECODER_ONNX, "tensor(float)", (1, *embedding))
+    assert found == {name: (DECODER_ONNX, "tensor(float)", shape) for name, shape in shapes.items()}
+    encoded = session(folder / ENCODER_ONNX).get_outputs()[0]
+    assert (encoded.name, tuple(encoded.shape)) == ("image_embeddings", ("batch", *embedding))
+
+
+@pytest.mark.parametrize("name", [ENCODER_ONNX, DECODER_ONNX])
+def test_a_file_says_what_it_is_and_how_an_image_is_prepared(sam, folder, name):
+    said = session(folder / name).get_modelmeta().custom_metadata_map
+    assert said["model_type"] == "segment-anything"
+    assert int(said["image_size"]) == sam.image_encoder.img_size
+    assert json.loads(said["pixel_mean"]) == sam.pixel_mean.flatten().tolist()
+    assert json.loads(said["pixel_std"]) == sam.pixel_std.flatten().tolist()
+    assert float(said["mask_threshold"]) == sam.mask_threshold
 
 
 @pytest.mark.parametrize("size", [(60, 80), (120, 90), (33, 50)])
