@@ -14,7 +14,7 @@ from supersam.health.records import RankHeartbeat, read_heartbeats
 from supersam.runs.attempts import AttemptEvent, read_attempts
 from tests.cluster import light_rank
 from tests.cluster.handle import DevCluster, wait_for
-from tests.cluster.tiny_run import TINY
+from tests.cluster.tiny_run import TINY, status
 
 PATIENCE_S = 600.0
 """For what takes seconds: it is spent only where something is broken."""
@@ -94,13 +94,13 @@ class LightRun:
 
         wait_for(reached, PATIENCE_S, what=f"step {step} of attempt {attempt}")
 
-    def beat(self, rank: int) -> RankHeartbeat:
+    def heartbeat(self, rank: int) -> RankHeartbeat:
         """The rank's last sign of life."""
         return next(beat for beat in read_heartbeats(self.folder) if beat.rank == rank)
 
     def signal(self, rank: int, name: str) -> None:
         """Send a signal to a rank, on its own host."""
-        beat = self.beat(rank)
+        beat = self.heartbeat(rank)
         self.cluster.control("shell", beat.host, "--", "kill", f"-{name}", str(beat.pid))
 
     def events(self, event: str) -> list[AttemptEvent]:
@@ -115,3 +115,9 @@ class LightRun:
     def supervisor_log(self) -> str:
         """What its batch steps printed."""
         return "".join(log.read_text() for log in sorted(self.folder.glob("slurm/*.out")))
+
+    def cancel(self, *, attempts: int) -> None:
+        """End it as a user does, and wait for the end of its last attempt."""
+        done = status(self.folder, "--cancel", env=self.cluster.env)
+        assert done.returncode == 0, done.stderr
+        assert self.wait_for_event("end", attempts).reason == "cancelled"

@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1200)]
 SIZE = {"trials": 48, "population": 8, "chunk": 4, "protocol": {"images": 12}}
 LIMIT_MIN = 30
 START_S = 480
+NOTICE = "the time of this job ends soon"
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +36,40 @@ class Search:
     """`launch/search.py` on a cluster, followed to its end."""
 
     def __init__(self, cluster: DevCluster, run: Path, out: Path, *flags: str) -> None:
+        """It stands at its gate until that is opened."""
         self.out = out
         words = ["--run", run, "--out", out, "--trials", SIZE["trials"], "--chunk", SIZE["chunk"]]
         words += ["--population", SIZE["population"], "--protocol.images", 12]
         words += ["--protocol.images-per-batch", 2, "--threads", 1, "--device", "cpu"]
         words += ["--nodes", 4, "--wait", "--time", LIMIT_MIN, *flags]
         self.process = subprocess.Popen(
-            [sys.executable, ROOT / "launch" / "search.py", *map(str, words)],
+            [sys.executable, "-m", "tests.cluster.gated_search", *map(str, words)],
             env={**cluster.env, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            cwd=ROOT,
         )
+
+    def open_gate(self, trials: int = 10**9) -> None:
+        """Let chunks begin while the journal has fewer than `trials`; without end by default."""
+        self.out.mkdir(exist_ok=True)
+        partial = self.out / "gate.partial"
+        partial.write_text(str(trials))
+        partial.rename(self.out / "gate")
+
+    def logged(self) -> str:
+        """What its batch steps printed."""
+        return "".join(log.read_text() for log in sorted(self.out.glob("slurm/*_log.out")))
+
+    def wait_for_submission(self) -> None:
+        """Until its folder is prepared and its job is known."""
+
+        def submitted() -> bool:
+            return (self.out / "job.json").is_file() or self.process.poll() is not None
+
+        wait_for(submitted, START_S, what="submitted")
+        assert self.process.poll() is None, self.process.communicate()[0][-3000:]
 
     def num_trials(self) -> int:
         journal = self.out / "journal.jsonl"
@@ -69,14 +92,19 @@ def test_a_search_outlives_a_worker_and_the_head_and_finds_the_same(
     devcluster: DevCluster, searched_run, tmp_path
 ):
     broken = Search(devcluster, searched_run.folder, tmp_path / "broken")
+    broken.wait_for_submission()
+    broken.open_gate(8)
     broken.wait_for_trials(8)
     hosts = devcluster.run(["squeue", "--noheader", "--format=%N"]).strip()
     assert hosts == "n[1-4]"
     devcluster.kill("n3")
     before = broken.num_trials()
+    broken.open_gate(before + 8)
     broken.wait_for_trials(before + 8)  # it was requeued without n3, and went on
+    assert broken.num_trials() < SIZE["trials"]
     devcluster.kill("n1")  # the driver and the head of the Ray
     undisturbed = search(searched_run, tmp_path / "undisturbed", **SIZE)  # Slurm notices meanwhile
+    broken.open_gate()
     broken.end()
     journal = read_journal(tmp_path / "broken" / "journal.jsonl")
     lines = (tmp_path / "broken" / "journal.jsonl").read_text().splitlines()
@@ -97,7 +125,8 @@ def test_the_allocation_ends_with_the_search_and_its_exit_code(
     devcluster: DevCluster, searched_run, tmp_path
 ):
     whole = Search(devcluster, searched_run.folder, tmp_path / "s", "--trials", "8")
-    whole.wait_for_trials(8)
+    whole.wait_for_submission()
+    whole.open_gate()
     wait_for((tmp_path / "s" / "report.html").is_file, START_S, what="the end")
     ended = time.monotonic()
     wait_for(
@@ -111,10 +140,13 @@ def test_the_allocation_ends_with_the_search_and_its_exit_code(
 def test_a_sweep_is_one_array_and_one_comparison(devcluster: DevCluster, searched_run, tmp_path):
     flags = ["--nodes", 1, "--trials", 8, "--population", 8, "--sweep.searchers", "random", "nsga2"]
     sweep = Search(devcluster, searched_run.folder, tmp_path / "w", *map(str, flags))
+    sweep.wait_for_submission()
     listed = ["squeue", "--noheader", "--array", "--format=%i"]
     wait_for(lambda: len(devcluster.run(listed).split()) == 2, START_S, what="two elements")
     first, second = devcluster.run(listed).split()
     assert first.partition("_")[0] == second.partition("_")[0]
+    for file in (tmp_path / "w").glob("*/search.yaml"):
+        (file.parent / "gate").write_text(str(10**9))
     output = sweep.end()
     assert "not finished" not in output
     rows = json.loads((tmp_path / "w" / "sweep.json").read_text())["searches"]
@@ -129,19 +161,31 @@ def test_a_sweep_is_one_array_and_one_comparison(devcluster: DevCluster, searche
 def test_a_search_out_of_time_goes_on_in_another_start(
     devcluster: DevCluster, searched_run, tmp_path
 ):
-    trials = 2000  # more than a minute's worth
-    flags = ["--nodes", 2, "--signal-delay-s", 110, "--trials", trials]
+    """First while its evaluators do not come to an end, as if they loaded; then as it should be."""
+    flags = ["--nodes", 2, "--signal-delay-s", 110]
     cut = Search(devcluster, searched_run.folder, tmp_path / "t", *map(str, flags))
-    cut.wait_for_trials(4)
+    cut.wait_for_submission()
     job = devcluster.run(["squeue", "--noheader", "--format=%i"]).strip()
-    devcluster.end_time_soon(job)
     restarts = ["squeue", "--noheader", "--Format=RestartCnt"]
-    wait_for(lambda: devcluster.run(restarts).strip() == "1", START_S, what="a second start")
-    devcluster.set_limit(job, LIMIT_MIN)
-    before = cut.num_trials()
-    assert 0 < before < trials
-    cut.wait_for_trials(before + 4)
-    devcluster.run(["scancel", "--user", "root"])
-    cut.process.communicate(timeout=60)
+    evaluators = "evaluators on 2 hosts load"
+    for start in (1, 2):
+        wait_for(lambda n=start: cut.logged().count(evaluators) == n, START_S, what="evaluators")
+        if start == 2:
+            cut.open_gate(4)
+            cut.wait_for_trials(4)
+        devcluster.end_time_soon(job)
+        wait_for(lambda n=start: cut.logged().count(NOTICE) == n, START_S, what="the notice")
+        if start == 2:
+            cut.open_gate(cut.num_trials() + 1)  # chunks under way are finished
+        wait_for(
+            lambda n=start: devcluster.run(restarts).strip() == str(n), START_S, what="a requeue"
+        )
+        devcluster.set_limit(job, LIMIT_MIN)
+    assert cut.num_trials() >= 4
+    starts = [
+        json.loads(line) for line in (tmp_path / "t" / "starts.jsonl").read_text().splitlines()
+    ]
+    assert starts[0]["journal_bytes"] == starts[1]["journal_bytes"] == 0
+    cut.end()
     journal = read_journal(tmp_path / "t" / "journal.jsonl")
     assert len({trial.key for trial in journal}) == len(journal)

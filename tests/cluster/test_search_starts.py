@@ -15,7 +15,7 @@ def test_starts_without_a_new_trial_are_counted_back_to_the_last_that_found_one(
     starts.record()
     starts.record()
     assert starts.without_progress() == 2
-    journal.write_text("{}\n", encoding="utf-8")
+    journal.write_text('{"key": "a"}\n', encoding="utf-8")
     assert starts.without_progress() == 0
     starts.record()
     assert starts.without_progress() == 1

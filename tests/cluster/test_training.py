@@ -19,13 +19,11 @@ from tests.cluster.training import (
     assert_same_weights,
     ends,
     finish,
-    has_saved,
     job_of,
     launch,
     printed,
     reference_run,
     samples_by_step,
-    show_logs,
     wait_for_attempt,
 )
 
@@ -79,36 +77,6 @@ def test_notice_costs_no_step_and_no_sample(devcluster: DevCluster, folder: Path
     assert [s for e, s in steps if e == "end"][:-1] == [s for e, s in steps if e == "start"][1:]
     assert samples_by_step(folder) == samples_by_step(reference)
     assert_same_weights(folder, reference)
-
-
-def test_a_dead_host_costs_a_requeue_or_a_spare_takes_its_place(
-    devcluster: DevCluster, tmp_path: Path, reference: Path
-):
-    """Two runs at once, as each waits most of the time for Slurm to notice."""
-    plain, spared = tmp_path / "plain", tmp_path / "spared"
-    words = ("--nodes", "2", *SLURM)
-    spare = ("--spare-nodes", "1", "--exclude", "n1,n2")  # where Slurm puts the plain one
-    processes = {
-        # Not where the other runs: Slurm could give it the other's dead host, unnoticed yet.
-        plain: launch(plain, *words, "--exclude", "n3,n4,n5", env=devcluster.env),
-        spared: launch(spared, *words, *spare, env=devcluster.env),
-    }
-    try:
-        dead = {}
-        for folder in processes:
-            wait_for(lambda run=folder: has_saved(run, 4), PATIENCE_S, what="first checkpoint")
-            dead[folder] = read_attempts(folder)[0].hosts[1]
-            devcluster.kill(dead[folder])
-        for folder, process in processes.items():
-            finish(process, folder)
-            first, last = ends(folder)
-            assert first.reason == "node failure"
-            assert last.restart_count == (0 if folder == spared else 1)
-            assert dead[folder] not in last.hosts
-            assert_same_weights(folder, reference)
-    finally:
-        for folder in processes:
-            show_logs(folder)
 
 
 def test_other_numbers_of_hosts_go_on_with_the_same_samples_and_then_evaluate(

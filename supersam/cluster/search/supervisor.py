@@ -72,15 +72,15 @@ class SearchStarts:
 
     def record(self) -> None:
         """Record that the job starts now."""
-        place = {"time": time.time(), "job_id": self._job_id, "journal_bytes": self._journal()}
+        place = {"time": time.time(), "job_id": self._job_id, "trials": self._trials()}
         append_jsonl(self._folder / STARTS_FILE, place)
 
     def without_progress(self) -> int:
-        """Count the job's last starts since which the journal has not grown."""
+        """Count the job's last starts since which the journal has no new trial."""
         starts = read_jsonl(
-            self._folder / STARTS_FILE, lambda start: (start["job_id"], start["journal_bytes"])
+            self._folder / STARTS_FILE, lambda start: (start["job_id"], start["trials"])
         )
-        now = (self._job_id, self._journal())
+        now = (self._job_id, self._trials())
         return len(list(takewhile(now.__eq__, reversed(starts))))
 
     def requeue(self, code: int) -> None:
@@ -96,9 +96,9 @@ class SearchStarts:
         slurm.retry_slurm(lambda: slurm.requeue(self._job_id))
         time.sleep(GRACE_S)  # Slurm ends this process; an exit of its own could come first
 
-    def _journal(self) -> int:
+    def _trials(self) -> int:
         path = self._folder / JOURNAL_FILE
-        return path.stat().st_size if path.exists() else 0
+        return path.read_bytes().count(b'"key"') if path.exists() else 0
 
 
 def _requeue_late(stop: StopFlag, starts: SearchStarts, *, delay_s: float) -> None:
@@ -110,6 +110,7 @@ def _requeue_late(stop: StopFlag, starts: SearchStarts, *, delay_s: float) -> No
 
     def watch() -> None:
         wait_until(lambda: stop.number == signal.SIGUSR2, timeout_s=math.inf, poll_s=1.0)
+        print("the time of this job ends soon: chunks under way are finished", flush=True)
         time.sleep(delay_s)
         if starts.without_progress() >= _MOST_FRUITLESS:
             return  # the time limit ends it, and `--why` says so

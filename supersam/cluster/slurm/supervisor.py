@@ -140,9 +140,10 @@ class _Job:
 
     def _leave_short_allocation(self) -> int:
         """Go back into the queue where Slurm gave a host that was dead already."""
+        job = slurm.retry_slurm(lambda: read_job(self.id))
+        if job is None or job.state != "RUNNING" or job.restarts > self.restarts:
+            return self._leave_requeued()  # while it completes, fewer and fewer hosts are listed
         here = slurm.retry_slurm(lambda: slurm.job_hosts(self.id))
-        if not here:
-            return self._leave_requeued()
         lost = slurm.retry_slurm(lambda: slurm.lost_hosts(here))
         if not lost:
             raise UserError(f"the allocation holds none of {legal_node_counts(self.run)} nodes")
