@@ -26,6 +26,12 @@ from supersam.runs.attempts import read_attempts, start_attempt
 from supersam.runs.folder import prepare_run_folder
 
 Install = Callable[[str, str], None]
+SCONTROL = """\
+case "$*" in
+  "show hostnames"*) echo {hosts};;
+  "show job"*) echo JobId=7 JobState=RUNNING Restarts=0;;
+  *) echo "$@" >> {asked};;
+esac"""
 NOT_AT_FIRST = 'if [ ! -e "$0.asked" ]; then : > "$0.asked"; kill -{signal} $$; fi'
 
 
@@ -39,7 +45,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm: Install) -> Iter
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setattr(srun, "GRACE_S", 0)
     slurm("squeue", "echo n[1-2]")
-    slurm("scontrol", f'[ "$1" = show ] && echo n1 n2 || echo "$@" >> {tmp_path}/asked')
+    slurm("scontrol", SCONTROL.format(hosts="n1 n2", asked=tmp_path / "asked"))
     slurm("sbatch", f"echo release >> {tmp_path}/asked")
     signals = (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT)
     before = [signal.getsignal(number) for number in signals]
@@ -76,7 +82,7 @@ def test_an_allocation_that_lives_and_is_too_small_is_the_users_to_mend(
 ):
     slurm("sinfo", "echo n1 allocated")
     slurm("squeue", "echo n1")
-    slurm("scontrol", f'[ "$1" = show ] && echo n1 || echo "$@" >> {tmp_path}/asked')
+    slurm("scontrol", SCONTROL.format(hosts="n1", asked=tmp_path / "asked"))
     with pytest.raises(UserError, match="the allocation holds none of"):
         job._attempt_all()
     assert not (tmp_path / "asked").exists()
