@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from supersam.config.design import DesignRun
 from supersam.config.evaluate import EvaluateRun
 from supersam.config.export import ExportRun
+from supersam.config.predict import PredictRun
 from supersam.config.report import ReportRun
 from supersam.config.runs import ConfigRun, MonitorRun, ShardRun, StatusRun, TrainRun
 from supersam.config.search import SearchRun
@@ -57,6 +58,9 @@ COMMANDS = {
     ),
     "export": Command(
         ExportRun, "supersam.export.command:run_export", "write a subnet as a folder of its own"
+    ),
+    "predict": Command(
+        PredictRun, "supersam.evaluation.predict:run_predict", "segment one image with a subnet"
     ),
     "report": Command(
         ReportRun, "supersam.search.report.page:run_report", "write the page about a search"

@@ -36,24 +36,27 @@ def _row(image: EvalImage, predictors: Sequence[Predictor]) -> NDArray[np.uint8]
     points, labels = image.points[:OBJECTS_SHOWN], image.labels[:OBJECTS_SHOWN]
     truth = F.interpolate(image.masks[:OBJECTS_SHOWN][None].float(), image.size)[0] > 0.5
     pads = (0, pixels.shape[1] - image.size[1], 0, pixels.shape[0] - image.size[0])
-    panels = [_with_prompts(pixels, points, labels), _with_masks(pixels, F.pad(truth, pads))]
+    panels = [
+        _with_prompts(pixels, points, labels),
+        blend_masks(pixels, list(F.pad(truth, pads).numpy())),
+    ]
     for predictor in predictors:
         logits, _ = predictor.predict(
             image.image[None], torch.tensor([image.size]), points[None], labels[None]
         )
         masks = F.interpolate(logits[0, :, :1].cpu(), pixels.shape[:2], mode="bilinear")
-        panels.append(_with_masks(pixels, masks[:, 0] > 0))
+        panels.append(blend_masks(pixels, list((masks[:, 0] > 0).numpy())))
     height, width = image.size
     for panel in panels:
         panel[height:] = panel[:, width:] = 255
     return _stack(panels, axis=1)
 
 
-def _with_masks(pixels: NDArray[np.uint8], masks: Tensor) -> NDArray[np.uint8]:
+def blend_masks(pixels: NDArray[np.uint8], masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.uint8]:
+    """Lay (H, W) masks over (H, W, 3) pixels, each in its object's colour."""
     mixed = pixels.astype(np.float32)
-    for index, mask in enumerate(masks.numpy()):
-        colour = _colour(index)
-        mixed[mask] = (1 - _OPACITY) * mixed[mask] + _OPACITY * colour
+    for index, mask in enumerate(masks):
+        mixed[mask] = (1 - _OPACITY) * mixed[mask] + _OPACITY * object_colour(index)
     blended: NDArray[np.uint8] = mixed.astype(np.uint8)
     return blended
 
@@ -62,7 +65,7 @@ def _with_prompts(pixels: NDArray[np.uint8], points: Tensor, labels: Tensor) -> 
     drawn: NDArray[np.uint8] = pixels.copy()
     limit = np.array(pixels.shape[1::-1]) - 1
     for index, (pair, kinds) in enumerate(zip(points.numpy(), labels.numpy(), strict=True)):
-        colour = _colour(index).astype(np.uint8)
+        colour = object_colour(index).astype(np.uint8)
         (x0, y0), (x1, y1) = np.clip(pair.astype(int), 0, limit)
         if kinds[0] == LABEL_BOX_MIN:
             drawn[[y0, y1], x0 : x1 + 1] = colour
@@ -72,7 +75,7 @@ def _with_prompts(pixels: NDArray[np.uint8], points: Tensor, labels: Tensor) -> 
     return drawn
 
 
-def _colour(index: int) -> NDArray[np.float32]:
+def object_colour(index: int) -> NDArray[np.float32]:
     """Return the colour of an object: hues are a golden-ratio turn apart."""
     hue = (index * 0.618034) % 1.0
     ramps = [abs((hue * 6 + shift) % 6 - 3) - 1 for shift in (0, 4, 2)]

@@ -1,0 +1,196 @@
+"""What `supersam predict` does: masks of one image as a picture and as COCO JSON."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor
+from segment_anything.modeling import Sam
+from segment_anything.utils.amg import coco_encode_rle, mask_to_rle_pytorch
+
+from supersam.config import UserError
+from supersam.config.files import SPACE_FILE
+from supersam.config.predict import PredictRun
+from supersam.data.images import BadImageError, decode_rgb, encode_png
+from supersam.evaluation.overlay import blend_masks, object_colour
+from supersam.model import extract_subnet
+from supersam.runs.subnet_reference import find_subnet
+from supersam.runs.supernet import load_supernet
+from supersam.runs.weights import find_weights, read_run
+from supersam.runtime.atomic import write_bytes, write_json
+from supersam.runtime.device import choose_device
+from supersam.runtime.distributed import World
+from supersam.runtime.logging import setup_logging
+from supersam.space import read_space, resolve_shape
+from supersam.standalone import load_subnet
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PredictedMask:
+    """One mask of an image, and where it comes from."""
+
+    mask: NDArray[np.bool_]
+    """(H, W) bool, at the image's own size."""
+    score: float
+    """IoU that the model estimates for it."""
+    box: tuple[float, ...] | None = None
+    """The box that asked for it, pixels."""
+    point: tuple[float, ...] | None = None
+    """The point that asked for it, or the grid's point that found it, pixels."""
+
+
+def run_predict(options: PredictRun) -> int:
+    """Segment the image, write the picture and the JSON. Returns the exit code."""
+    setup_logging(World.single())
+    pixels = _read_image(options.image)
+    _require_inside(options, pixels)
+    sam = _load_model(options).to(choose_device(options.device))
+    found = _find_all(sam, pixels, options) if options.auto else _prompted(sam, pixels, options)
+    record = options.out.with_suffix(".json")
+    write_json(record, coco_record(options.image.name, pixels, found))
+    write_bytes(options.out, encode_png(draw_masks(pixels, found)))
+    masks = "1 mask" if len(found) == 1 else f"{len(found)} masks"
+    print(f"{masks}: picture {options.out}, COCO JSON {record}", flush=True)
+    if not found:
+        logger.warning(
+            "no mask passed --min-iou %g and --min-stability %g; lower them",
+            options.min_iou,
+            options.min_stability,
+        )
+    return 0
+
+
+def coco_record(name: str, pixels: NDArray[np.uint8], found: list[PredictedMask]) -> dict[str, Any]:
+    """The masks as a COCO data set of one image, with compressed run lengths."""
+    height, width = pixels.shape[:2]
+    image = {"id": 1, "file_name": name, "height": height, "width": width}
+    return {
+        "images": [image],
+        "categories": [{"id": 1, "name": "object"}],
+        "annotations": [_annotation(number, each) for number, each in enumerate(found, start=1)],
+    }
+
+
+def draw_masks(pixels: NDArray[np.uint8], found: list[PredictedMask]) -> NDArray[np.uint8]:
+    """Draw masks, the largest below, with their outlines, boxes and points. (H, W, 3) uint8."""
+    ordered = sorted(found, key=lambda each: -int(each.mask.sum()))
+    masks = [each.mask for each in ordered]
+    drawn = blend_masks(pixels, masks)
+    for index, mask in enumerate(masks):
+        drawn[_outline(mask)] = object_colour(index)
+    picture = Image.fromarray(drawn)
+    draw, thick = ImageDraw.Draw(picture), max(1, max(pixels.shape) // 400)
+    for index, each in enumerate(ordered):
+        colour = tuple(int(part) for part in object_colour(index))
+        if each.box is not None:
+            draw.rectangle(each.box, outline=colour, width=thick)
+        elif each.point is not None and len(found) <= _POINTS_SHOWN:
+            (x, y), radius = each.point, 2 * thick + 1
+            place = (x - radius, y - radius, x + radius, y + radius)
+            draw.ellipse(place, fill=colour, outline=(255, 255, 255))
+    return np.asarray(picture)
+
+
+_POINTS_SHOWN = 20
+"""More would hide the masks: a grid finds hundreds."""
+
+
+def _read_image(path: Path) -> NDArray[np.uint8]:
+    try:
+        return decode_rgb(path.read_bytes())
+    except (OSError, BadImageError) as fault:
+        raise UserError(f"{path} cannot be read as an image: {fault}") from None
+
+
+def _require_inside(options: PredictRun, pixels: NDArray[np.uint8]) -> None:
+    height, width = pixels.shape[:2]
+    for flag, prompts in (("--box", options.boxes), ("--point", options.points)):
+        for prompt in prompts:
+            if max(prompt[::2]) > width or max(prompt[1::2]) > height:
+                raise UserError(
+                    f"{flag} {','.join(f'{part:g}' for part in prompt)} reaches beyond the image, "
+                    f"which is {width} px wide and {height} px high"
+                )
+
+
+def _load_model(options: PredictRun) -> Sam:
+    if options.export is not None:
+        try:
+            return load_subnet(options.export)
+        except ValueError as fault:
+            raise UserError(str(fault)) from None
+    assert options.run is not None  # the configuration promises it
+    run = read_run(options.run)
+    space = read_space(options.run / SPACE_FILE, resolve_shape(run.model))
+    spec = find_subnet(options.subnet, space, run=options.run)
+    supernet = load_supernet(run, space, find_weights(run, options.checkpoint))
+    return extract_subnet(supernet, spec)
+
+
+def _prompted(sam: Sam, pixels: NDArray[np.uint8], options: PredictRun) -> list[PredictedMask]:
+    predictor = SamPredictor(sam)
+    predictor.set_image(pixels)
+    found = []
+    for box in options.boxes:
+        masks, scores, _ = predictor.predict(box=np.array(box), multimask_output=False)
+        found.append(PredictedMask(masks[0], float(scores[0]), box=box))
+    for point in options.points:
+        masks, scores, _ = predictor.predict(np.array([point]), np.array([1]))
+        best = int(scores.argmax())
+        found.append(PredictedMask(masks[best], float(scores[best]), point=point))
+    return found
+
+
+def _find_all(sam: Sam, pixels: NDArray[np.uint8], options: PredictRun) -> list[PredictedMask]:
+    generator = SamAutomaticMaskGenerator(
+        sam,
+        points_per_side=options.points_per_side,
+        pred_iou_thresh=options.min_iou,
+        stability_score_thresh=options.min_stability,
+    )
+    return [
+        PredictedMask(
+            each["segmentation"], float(each["predicted_iou"]), point=tuple(each["point_coords"][0])
+        )
+        for each in generator.generate(pixels)
+    ]
+
+
+def _annotation(number: int, found: PredictedMask) -> dict[str, Any]:
+    rows, columns = np.flatnonzero(found.mask.any(1)), np.flatnonzero(found.mask.any(0))
+    bbox = [0, 0, 0, 0]
+    if len(rows) > 0:
+        x, y = int(columns[0]), int(rows[0])
+        bbox = [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1]
+    rle = mask_to_rle_pytorch(torch.from_numpy(found.mask)[None])[0]
+    return {
+        "id": number,
+        "image_id": 1,
+        "category_id": 1,
+        "segmentation": coco_encode_rle(rle),
+        "area": int(found.mask.sum()),
+        "bbox": bbox,
+        "iscrowd": 0,
+        "score": round(found.score, 4),
+        "prompt": {"box": found.box, "point": found.point},
+    }
+
+
+def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels of the mask with a neighbour outside of it."""
+    inside = mask.copy()
+    inside[1:] &= mask[:-1]
+    inside[:-1] &= mask[1:]
+    inside[:, 1:] &= mask[:, :-1]
+    inside[:, :-1] &= mask[:, 1:]
+    outline: NDArray[np.bool_] = mask & ~inside
+    return outline

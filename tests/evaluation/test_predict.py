@@ -1,0 +1,145 @@
+"""`supersam predict`: masks of one image as a picture and as COCO JSON."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+from pycocotools.coco import COCO
+from segment_anything import SamPredictor
+
+from supersam.config.errors import exit_code
+from supersam.config.predict import PredictRun
+from supersam.evaluation.predict import PredictedMask, coco_record, draw_masks, run_predict
+from supersam.export import export_subnet, load_subnet
+
+
+@pytest.fixture(scope="module")
+def exported(make_supernet, tmp_path_factory):
+    supernet = make_supernet()
+    folder = tmp_path_factory.mktemp("predict") / "export"
+    export_subnet(supernet, supernet.space.medium(), folder)
+    return folder
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "photo.jpg"
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 9, 3), np.uint8)
+    Image.fromarray(pixels).resize((90, 60)).save(path)
+    return path
+
+
+def options_of(image, exported, **values):
+    values = {"export": exported, "out": image.with_name("masks.png")} | values
+    return PredictRun(image=image, **values)
+
+
+def test_prompts_give_the_predictor_s_masks_as_coco(image, exported, capsys):
+    options = options_of(image, exported, box=("10,5,60,40",), point=("30,20",))
+    assert run_predict(options) == 0
+    predictor = SamPredictor(load_subnet(exported))
+    predictor.set_image(np.asarray(Image.open(image)))
+    boxed, _, _ = predictor.predict(box=np.array([10, 5, 60, 40]), multimask_output=False)
+    masks, scores, _ = predictor.predict(np.array([[30.0, 20.0]]), np.array([1]))
+    expected = [boxed[0], masks[scores.argmax()]]
+    record = json.loads(image.with_name("masks.json").read_text())
+    found = [coco.decode(each["segmentation"]).astype(bool) for each in record["annotations"]]
+    assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
+    assert [each["area"] for each in record["annotations"]] == [mask.sum() for mask in expected]
+    assert record["images"][0]["file_name"] == "photo.jpg"
+    assert Image.open(image.with_name("masks.png")).size == (90, 60)
+    assert "2 masks" in capsys.readouterr().out
+
+
+def test_auto_finds_masks_without_prompts(image, exported):
+    assert (
+        run_predict(
+            options_of(image, exported, auto=True, points_per_side=3, min_iou=0, min_stability=0)
+        )
+        == 0
+    )
+    index = COCO(image.with_name("masks.json"))
+    assert all(index.annToMask(each).sum() == each["area"] for each in index.anns.values())
+    assert len(index.anns) > 0
+
+
+def test_no_mask_is_said_with_what_to_lower(image, exported, capsys):
+    assert run_predict(options_of(image, exported, auto=True, points_per_side=1, min_iou=1)) == 0
+    assert "lower them" in capsys.readouterr().err
+    assert json.loads(image.with_name("masks.json").read_text())["annotations"] == []
+
+
+def test_a_run_s_subnet_predicts_what_its_export_would(image, trained, tmp_path):
+    words = {"run": trained.folder, "export": None, "box": ("10,5,60,40",)}
+    areas = []
+    for subnet in ("largest", "smallest"):
+        options = options_of(image, None, **words, subnet=subnet)
+        assert run_predict(options) == 0
+        areas.append(json.loads(image.with_name("masks.json").read_text())["annotations"])
+    assert areas[0] != areas[1]
+
+
+def test_boxes_of_a_record_are_tight_and_an_empty_mask_has_none():
+    mask = np.zeros((6, 9), bool)
+    mask[2:4, 3:8] = True
+    pixels = np.zeros((6, 9, 3), np.uint8)
+    found = [PredictedMask(mask, 0.5), PredictedMask(np.zeros_like(mask), 0.1)]
+    first, second = coco_record("x.png", pixels, found)["annotations"]
+    assert (first["bbox"], first["area"]) == ([3, 2, 5, 2], 10)
+    assert (second["bbox"], second["area"]) == ([0, 0, 0, 0], 0)
+
+
+def test_a_small_mask_is_drawn_above_a_large_one():
+    small, large = np.zeros((2, 20, 20), bool)
+    small[8:12, 8:12] = True
+    large[:] = True
+    black = np.zeros((20, 20, 3), np.uint8)
+    picture = draw_masks(black, [PredictedMask(small, 1.0), PredictedMask(large, 1.0)])
+    assert not np.array_equal(picture[10, 10], picture[2, 2])
+    assert np.array_equal(draw_masks(black, []), black)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"box": ("1,2,3",)}, "--box 1,2,3 is not x0,y0,x1,y1"),
+        ({"box": ("5,5,5,9",)}, "is empty"),
+        ({"point": ("a,b",)}, "--point a,b is not x,y"),
+        ({}, "say what to segment"),
+        ({"auto": True, "point": ("1,1",)}, "--auto takes no prompts"),
+        ({"auto": True, "export": None}, "name one model"),
+        ({"auto": True, "out": "masks.jpg"}, "does not end in .png"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(image, exported, values, message):
+    with pytest.raises(ValueError, match=message):
+        options_of(image, exported, **values)
+
+
+def test_the_image_itself_is_never_replaced(tmp_path, exported):
+    with pytest.raises(ValueError, match="would replace the image itself"):
+        PredictRun(image=tmp_path / "a.png", export=exported, auto=True, out=tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"point": ("95,10",)}, "95,10 reaches beyond the image, which is 90 px wide"),
+        ({"auto": True, "export": "absent"}, "cannot be read"),
+    ],
+)
+def test_a_fault_leaves_no_file(image, exported, values, message, capsys):
+    assert exit_code(run_predict, options_of(image, exported, **values)) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in image.parent.iterdir()) == ["photo.jpg"]
+
+
+def test_a_file_that_is_not_an_image_is_named(tmp_path, exported, capsys):
+    text = tmp_path / "text.jpg"
+    text.write_text("hello")
+    assert exit_code(run_predict, options_of(text, exported, auto=True)) == 2
+    assert "text.jpg cannot be read as an image" in capsys.readouterr().err
