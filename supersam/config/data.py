@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from supersam.config.sections import Fraction, Section
 
 PromptKind = Literal["point", "box", "either"]
 SourceKind = Literal["sa1b", "coco", "labelmap", "tiff", "synthetic"]
 BadRecord = Literal["skip", "error"]
+ExifPolicy = Literal["auto", "stored", "upright"]
 
 
 class SyntheticConfig(Section):
@@ -37,22 +38,33 @@ class SourceConfig(Section):
     """Folder of the source; unused for synthetic images."""
     split: str = "train"
     """The source's own name of the split, for example train, val2017, training."""
-    ignore_id: int | None = None
-    """Label maps: the class id that is not an object (besides `background_id`)."""
+    ignore_id: tuple[int, ...] = ()
+    """Label maps: class ids that are not objects (besides `background_id`)."""
     background_id: int | None = 0
     """Label maps: the class id of the background; null where every id is a class."""
     instances: Literal["components", "classes"] = "components"
-    """Label maps and TIFF: an object is a connected component, or all pixels of a class."""
+    """Label maps and TIFF: an object is a connected component of an id, or all its pixels."""
     include_crowds: bool = False
-    """COCO: keep `iscrowd=1` regions as objects."""
+    """COCO: keep `iscrowd=1` regions as objects; without it they are counted and left out."""
+    exif: ExifPolicy = "auto"
+    """Photographs with an EXIF orientation: whether masks were drawn on the stored or the upright
+    picture. The annotated size decides where it can; auto then takes stored, and counts them."""
     min_area_px: PositiveInt = 16
     """Objects with fewer pixels are left out."""
     tile_px: int | None = Field(None, ge=16)
     """Cut larger images into a grid of tiles of at most this side; null keeps them whole."""
     on_bad: BadRecord = "error"
-    """An unreadable or inconsistent image: stop with its name, or skip, count and log it."""
+    """An unusable image or annotation: stop with its name, or leave it out, count and list it."""
     synthetic: SyntheticConfig = SyntheticConfig()
     """The generator's settings, for kind synthetic."""
+
+    @field_validator("ignore_id", mode="before")
+    @classmethod
+    def _one_id_or_several(cls, value: object) -> object:
+        """Settings of former versions hold one id or null."""
+        if value is None:
+            return ()
+        return (value,) if isinstance(value, int) else value
 
 
 class AugmentConfig(Section):

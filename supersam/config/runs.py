@@ -37,6 +37,8 @@ class ShardRun(Section):
     """Converting processes."""
     shard_mib: PositiveInt = 256
     """Size at which a shard is finished."""
+    part: str | None = Field(None, pattern=r"^[1-9]\d*/[1-9]\d*$")
+    """Do a share of the shards, for example 2/8, as one job of an array; the last one finishes."""
     verify: Path | None = None
     """Check a finished folder instead of converting."""
     full: bool = False
@@ -48,7 +50,17 @@ class ShardRun(Section):
             raise ValueError("give either --out DIR to convert or --verify DIR to check")
         if self.out is not None and self.source.kind != "synthetic" and self.source.root is None:
             raise ValueError(f"--source {self.source.kind} needs --root DIR, the data set's folder")
+        if self.share[0] >= self.share[1]:
+            raise ValueError(f"--part {self.part} counts too far; the last one is K/K")
         return self
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which part, counted from 0, of how many."""
+        if self.part is None:
+            return 0, 1
+        part, parts = map(int, self.part.split("/"))
+        return part - 1, parts
 
 
 class TrainRun(Section):

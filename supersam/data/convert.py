@@ -6,33 +6,44 @@ import json
 import logging
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from tqdm import tqdm
-
+from supersam.config import UserError
 from supersam.config.data import SourceConfig
 from supersam.data.manifest import (
+    MANIFEST,
+    PLAN,
+    Counts,
     Manifest,
+    ShardFolderError,
     ShardInfo,
     SkippedInput,
     pick,
+    read_manifest,
     shard_file,
     sidecar,
     write_manifest,
 )
-from supersam.data.plan import claim_folder, make_plan
+from supersam.data.plan import OtherSourceError, claim_folder, inputs_sha256, make_plan
 from supersam.data.shards import ShardWriter
 from supersam.data.sources import BadInputError, Item, SourceError, list_items, read_samples
 from supersam.runtime.atomic import file_sha256, stale_temporaries, write_json
+from supersam.runtime.logging import shown
 from supersam.runtime.process import begin_worker
 
 logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 256 << 20
+_POLL_S = 0.5
+
+
+class OutputError(UserError):
+    """An output folder that cannot be written, or workers that could not finish."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,7 @@ class ConvertReport:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _ShardWork:
     """The work on one shard; pickles."""
 
     path: Path
@@ -60,6 +71,8 @@ class _Job:
     items: Sequence[Item]
     source: SourceConfig
     dataset_uuid: str
+    is_set_finished: bool
+    """Whether the folder has a manifest, so that somebody may already read it."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +81,13 @@ class _Result:
 
     shard: ShardInfo
     skipped: tuple[SkippedInput, ...]
-    empty_inputs: int
-    small_objects: int
+    skipped_objects: tuple[SkippedInput, ...]
+    counts: Counts
+    inputs_sha256: str | None
+    """Of the shard's inputs, names and sizes; None where an older version wrote the shard."""
+
+
+_Note = Callable[[_ShardWork, _Result | None], None]
 
 
 def convert(
@@ -88,7 +106,7 @@ def convert(
     `part`, and the one that finds all shards there writes the manifest. A worker needs about
     `shard_bytes` of memory.
 
-    Raises SourceError, BadInputError (with `source.on_bad` "error"), OtherSourceError.
+    Raises SourceError, BadInputError (with `source.on_bad` "error"), OtherSourceError, OutputError.
     """
     if not 0 <= part < parts or workers < 1 or shard_bytes < 1:
         raise ValueError(
@@ -98,15 +116,21 @@ def convert(
     began = time.monotonic()
     items = list_items(source)
     _refuse_known_faults(items, source)
-    plan, shares = make_plan(source, items, shard_bytes=shard_bytes)
-    claim_folder(out, plan)
-    _remove(stale_temporaries(out))
-    paths = [out / shard_file(k) for k in range(plan.shards)]
-    jobs = [_Job(paths[k], k, shares[k], source, plan.dataset_uuid) for k in range(plan.shards)]
-    written = _run(jobs[part::parts], workers)
-    kept = len(jobs[part::parts]) - written
-    missing = tuple(path.name for path in paths if not sidecar(path).is_file())
-    manifest = None if missing else _finish(out, paths, source, plan.inputs)
+    plan = make_plan(source, items, shard_bytes=shard_bytes)
+    try:
+        plan = claim_folder(out, plan)
+        _remove(stale_temporaries(out))
+    except OSError as error:
+        raise _not_writable(out, error) from error
+    is_finished = (out / MANIFEST).is_file()
+    works = [
+        _ShardWork(out / shard_file(k), k, share, source, plan.dataset_uuid, is_finished)
+        for k, share in enumerate(plan.share(items))
+    ]
+    written = _run(works[part::parts], workers)
+    kept = len(works[part::parts]) - written
+    missing = tuple(work.path.name for work in works if not sidecar(work.path).is_file())
+    manifest = None if missing else _finish(out, works, source, is_changed=written > 0)
     return ConvertReport(out, manifest, written, kept, missing, time.monotonic() - began)
 
 
@@ -120,131 +144,232 @@ def _refuse_known_faults(items: Sequence[Item], source: SourceConfig) -> None:
         )
 
 
-def _run(jobs: Sequence[_Job], workers: int) -> int:
-    """Do the jobs; returns how many shards had to be written."""
+def _not_writable(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"--out {path} cannot be written: {error.strerror or error}; name another folder, or make "
+        "room (finished shards are kept)"
+    )
+
+
+def _run(works: Sequence[_ShardWork], workers: int) -> int:
+    """Do the work, showing progress by image; returns how many shards had to be written."""
     written = 0
-    total = sum(len(job.items) for job in jobs)
-    with tqdm(total=total, unit="img", desc="converting", disable=None) as progress:
 
-        def note(job: _Job, result: _Result | None) -> None:
-            nonlocal written
-            progress.update(len(job.items))
-            if result is None:
-                return
-            written += 1
-            logger.info(
-                "%s: %d images, %d masks", job.path.name, result.shard.images, result.shard.masks
-            )
-            for skipped in result.skipped:
-                logger.warning("skipped %s: %s", skipped.name, skipped.reason)
+    def note(work: _ShardWork, result: _Result | None) -> None:
+        nonlocal written
+        if result is None:
+            return
+        written += 1
+        logger.info(
+            "%s: %d images, %d masks", work.path.name, result.shard.images, result.shard.masks
+        )
+        for skipped in (*result.skipped, *result.skipped_objects):
+            logger.info("skipped %s: %s", skipped.name, skipped.reason)
 
-        if workers == 1:
-            for job in jobs:
-                note(job, _convert_shard(job))
-        else:
-            _run_in_processes(jobs, workers, note)
+    done = _run_here(works, note) if workers == 1 else _run_in_processes(works, workers, note)
+    for _ in shown(done, sum(len(work.items) for work in works), what="converting", unit="image"):
+        pass
     return written
 
 
-def _run_in_processes(
-    jobs: Sequence[_Job], workers: int, note: Callable[[_Job, _Result | None], None]
-) -> None:
+def _run_here(works: Sequence[_ShardWork], note: _Note) -> Iterator[None]:
+    """Convert in this process. Yields once per image."""
+    for work in works:
+        note(work, (yield from _convert_shard(work)))
+
+
+_counter: Any = None  # of a worker process: images done by all workers together
+
+
+def _begin_converter(counter: Any) -> None:
+    global _counter
+    _counter = counter
+    begin_worker()
+
+
+def _convert_in_worker(work: _ShardWork) -> _Result | None:
+    images = _convert_shard(work)
+    while True:
+        try:
+            next(images)
+        except StopIteration as end:
+            result: _Result | None = end.value
+            return result
+        with _counter.get_lock():
+            _counter.value += 1
+
+
+def _run_in_processes(works: Sequence[_ShardWork], workers: int, note: _Note) -> Iterator[None]:
+    """Convert in worker processes. Yields once per image."""
     others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")  # fork is unsafe where threads run
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker) as pool:
-        futures: dict[Future[_Result | None], _Job] = {}
+    counter = context.Value("Q", 0)
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_begin_converter, initargs=(counter,)
+    ) as pool:
+        futures: dict[Future[_Result | None], _ShardWork] = {}
         try:
-            for job in jobs:
-                futures[pool.submit(_convert_shard, job)] = job
-            for future in as_completed(futures):
-                note(futures[future], future.result())
+            for work in works:
+                futures[pool.submit(_convert_in_worker, work)] = work
+            waiting, seen = set(futures), 0
+            while waiting:
+                done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+                for future in done:
+                    note(futures[future], future.result())
+                now = counter.value
+                yield from (None for _ in range(seen, now))
+                seen = now
         except BaseException as error:
             for future in futures:
                 future.cancel()
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
                 process.join()
-            if jobs:
-                _remove(stale_temporaries(jobs[0].path.parent))
+            if works:
+                _remove(stale_temporaries(works[0].path.parent))
             if isinstance(error, BrokenProcessPool):
-                raise RuntimeError(
-                    "a converter process was killed, perhaps for memory; finished shards are kept, "
-                    "run again with fewer workers or a smaller shard_bytes"
+                raise OutputError(
+                    "a converting process was killed, most often for lack of memory; finished "
+                    "shards are kept: run it again with fewer --workers or a smaller --shard-mib"
                 ) from error
             raise
 
 
-def _convert_shard(job: _Job) -> _Result | None:
-    """Write a shard and its sidecar; None if both are there and whole."""
-    if _is_finished(job.path):
+def _convert_shard(work: _ShardWork) -> Generator[None, None, _Result | None]:
+    """Write a shard and its sidecar; None if both are there and whole. Yields once per image."""
+    if _is_finished(work):
+        yield from (None for _ in work.items)
         return None
     writer = ShardWriter(
-        job.path,
-        shard_index=job.index,
+        work.path,
+        shard_index=work.index,
         attributes={
-            "dataset_uuid": job.dataset_uuid,
-            "source": job.source.kind,
-            "split": job.source.split,
+            "dataset_uuid": work.dataset_uuid,
+            "source": work.source.kind,
+            "split": work.source.split,
         },
     )
     skipped: list[SkippedInput] = []
-    empty_inputs, small_objects = 0, 0
-    for item in job.items:
+    skipped_objects: list[SkippedInput] = []
+    counts = Counts()
+    for item in work.items:
         try:
-            found = read_samples(job.source, item)
+            found = read_samples(work.source, item)
         except BadInputError as error:
-            if job.source.on_bad == "error":
+            if work.source.on_bad == "error":
                 raise BadInputError(f"{error}; mend it or take --on-bad skip") from error
             skipped.append(SkippedInput(item.name, str(error).removeprefix(f"{item.name}: ")))
-            continue
-        for sample in found.samples:
-            writer.add(sample)
-        empty_inputs += found.empty
-        small_objects += found.small_objects
-    result = _Result(writer.finish(), tuple(skipped), empty_inputs, small_objects)
-    write_json(sidecar(job.path), asdict(result))
+        else:
+            for sample in found.samples:
+                writer.add(sample)
+            counts += found.counts
+            skipped_objects += [
+                SkippedInput(f"{item.name}, {which}", why) for which, why in found.bad
+            ]
+        yield
+    try:
+        result = _Result(
+            writer.finish(),
+            tuple(skipped),
+            tuple(skipped_objects),
+            counts,
+            inputs_sha256(work.items),
+        )
+        write_json(sidecar(work.path), _to_record(result))
+    except OSError as error:
+        raise _not_writable(work.path.parent, error) from error
     return result
 
 
-def _is_finished(path: Path) -> bool:
+def _is_finished(work: _ShardWork) -> bool:
+    path = work.path
     if not (path.is_file() and sidecar(path).is_file()):
         return False
     try:
-        shard = _read_sidecar(path).shard
+        result = _read_sidecar(path)
     except (ValueError, KeyError, TypeError):
         return False
-    if path.stat().st_size == shard.bytes and file_sha256(path) == shard.sha256:
+    if path.stat().st_size != result.shard.bytes or file_sha256(path) != result.shard.sha256:
+        logger.warning("%s is damaged; making it anew", path)
+        return False
+    if result.inputs_sha256 in (None, inputs_sha256(work.items)):
         return True
-    logger.warning("%s is damaged; making it anew", path)
+    if work.is_set_finished and not (result.skipped or result.skipped_objects):
+        raise OtherSourceError(
+            f"{path.parent} is finished, and the inputs of {path.name} have changed since (their "
+            "sizes differ); choose another output folder, or delete this one"
+        )
+    logger.warning("inputs of %s have changed; making it anew", path)
     return False
+
+
+def _to_record(result: _Result) -> dict[str, Any]:
+    record = asdict(result)
+    return {**record, **record.pop("counts")}
 
 
 def _read_sidecar(path: Path) -> _Result:
     record = json.loads(sidecar(path).read_bytes())
+    skipped, objects = (
+        tuple(pick(SkippedInput, each) for each in record.get(name, ()))
+        for name in ("skipped", "skipped_objects")
+    )
     return _Result(
         pick(ShardInfo, record["shard"]),
-        tuple(pick(SkippedInput, skipped) for skipped in record["skipped"]),
-        record["empty_inputs"],
-        record["small_objects"],
+        skipped,
+        objects,
+        Counts.of_record(record),
+        record.get("inputs_sha256"),
     )
 
 
-def _finish(out: Path, paths: Sequence[Path], source: SourceConfig, inputs: int) -> Manifest:
-    results = [_read_sidecar(path) for path in paths]
+def _finish(
+    out: Path, works: Sequence[_ShardWork], source: SourceConfig, *, is_changed: bool
+) -> Manifest:
+    """The manifest: as it is where no shard has changed, so that a finished set is only read."""
+    if not is_changed:
+        try:
+            return read_manifest(out)
+        except ShardFolderError:
+            pass  # absent or damaged: it is written anew
+    results = [_read_sidecar(work.path) for work in works]
     skipped = [skipped for result in results for skipped in result.skipped]
+    objects = [skipped for result in results for skipped in result.skipped_objects]
+    counts = sum((result.counts for result in results), Counts())
     if sum(result.shard.images for result in results) == 0:
-        first = f"; the first: {skipped[0].name}: {skipped[0].reason}" if skipped else ""
-        raise SourceError(
-            f"none of {inputs} inputs has an object of {source.min_area_px} px or more, "
-            f"{len(skipped)} were skipped{first}; check the source, then delete {out}"
+        inputs = sum(len(work.items) for work in works)
+        _remove([out / PLAN, *(path for work in works for path in (work.path, sidecar(work.path)))])
+        raise SourceError(_nothing_found(inputs, counts, [*skipped, *objects], source))
+    try:
+        return write_manifest(
+            out,
+            [result.shard for result in results],
+            source=source.model_dump(mode="json"),
+            skipped=skipped,
+            skipped_objects=objects,
+            counts=counts,
         )
-    return write_manifest(
-        out,
-        [result.shard for result in results],
-        source=source.model_dump(mode="json"),
-        skipped=skipped,
-        empty_inputs=sum(result.empty_inputs for result in results),
-        small_objects=sum(result.small_objects for result in results),
+    except OSError as error:
+        raise _not_writable(out, error) from error
+
+
+def _nothing_found(
+    inputs: int, counts: Counts, skipped: Sequence[SkippedInput], source: SourceConfig
+) -> str:
+    reasons = [
+        f"{number} {what}"
+        for number, what in (
+            (counts.crowds, "crowd regions were left out (--include-crowds keeps them)"),
+            (counts.without_mask, "annotations are boxes or key points without a mask"),
+            (counts.small_objects, "objects are smaller (--min-area-px)"),
+            (len(skipped), "images or annotations were skipped"),
+        )
+        if number > 0
+    ]
+    first = f"; the first skipped: {skipped[0].name}: {skipped[0].reason}" if skipped else ""
+    return (
+        f"none of {inputs} inputs has an object of {source.min_area_px} px or more"
+        f"{': ' if reasons else ''}{', '.join(reasons)}{first}; check the source and its settings"
     )
 
 

@@ -23,6 +23,7 @@ that it does not know: a newer minor version may have them.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,8 +84,11 @@ ORIGINS = "image/origin"
 RECORDS = ("image/data", "mask/data", "mask/offset", "mask/crc32", "mask/meta")
 
 
+_REFUSED = {errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM}
+
+
 class DamagedShardError(RuntimeError):
-    """A file that is no whole shard."""
+    """A file that is not a whole shard."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,11 @@ def write_shard(
 
 
 def read_layout(path: Path) -> Layout:
-    """Open a shard, check that it is whole and of a known version, and read its index."""
+    """Open a shard, check that it is whole and of a known version, and read its index.
+
+    Raises DamagedShardError, ShardFolderError for another version, and OSError where the system
+    refuses to open any file like it: too many are open, or permission or memory is lacking.
+    """
     try:
         with h5py.File(path, "r", locking=False) as file:
             check_schema(path, file.attrs["format"], file.attrs["schema_major"], SHARD_FORMAT)
@@ -135,7 +143,7 @@ def read_layout(path: Path) -> Layout:
             origins = file[ORIGINS][()] if ORIGINS in file else None
             origin_crc32 = file.attrs["origin_crc32"] if origins is not None else None
     except (OSError, KeyError, RuntimeError) as error:
-        if isinstance(error, ShardFolderError | DamagedShardError):
+        if isinstance(error, ShardFolderError | DamagedShardError) or _is_refused(error):
             raise
         raise DamagedShardError(f"cannot be opened: {error}") from error
     if crc32(*(index[name] for name in INDEX)) != index_crc32:
@@ -143,6 +151,11 @@ def read_layout(path: Path) -> Layout:
     if origins is not None and crc32(origins) != origin_crc32:
         raise DamagedShardError("its table of source images is damaged (CRC-32)")
     return Layout(index, position, origins)
+
+
+def _is_refused(error: Exception) -> bool:
+    """Whether the system, and not the file, is why it cannot be opened."""
+    return isinstance(error, OSError) and error.errno in _REFUSED
 
 
 def crc32(*arrays: NDArray[Any]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, astuple, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,10 +38,36 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class SkippedInput:
-    """An input image that was left out of the shards, and why."""
+    """An input image, or an annotation of one, that was left out of the shards, and why."""
 
     name: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a conversion left out or had to decide, in numbers."""
+
+    empty_inputs: int = 0
+    """Images or tiles without an object of sufficient size, left out."""
+    small_objects: int = 0
+    """Objects below the source's `min_area_px`, left out."""
+    crowds: int = 0
+    """COCO: regions with `iscrowd=1`, left out."""
+    without_mask: int = 0
+    """Annotations that are boxes or key points alone, left out."""
+    background_maps: int = 0
+    """Label maps with pixels of `background_id`, which are in no object."""
+    unsure_turns: int = 0
+    """Images with an EXIF orientation that the annotated size does not decide, taken as stored."""
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @staticmethod
+    def of_record(record: Mapping[str, Any]) -> Counts:
+        """Return the counts in a JSON object; what its version did not count yet is 0."""
+        return Counts(**{f.name: record.get(f.name, 0) for f in fields(Counts)})
 
 
 @dataclass(frozen=True)
@@ -52,11 +78,10 @@ class Manifest:
     source: Mapping[str, Any] = field(default_factory=dict)
     """The settings the shards were converted with."""
     skipped: tuple[SkippedInput, ...] = ()
-    """Inputs that could not be used."""
-    empty_inputs: int = 0
-    """Images or tiles without an object of sufficient size, left out."""
-    small_objects: int = 0
-    """Objects below the source's `min_area_px`, left out."""
+    """Images that could not be used."""
+    skipped_objects: tuple[SkippedInput, ...] = ()
+    """Annotations that could not be used; their images are there without them."""
+    counts: Counts = field(default_factory=Counts)
 
     @property
     def num_images(self) -> int:
@@ -91,11 +116,14 @@ def write_manifest(
     *,
     source: Mapping[str, Any] | None = None,
     skipped: Sequence[SkippedInput] = (),
-    empty_inputs: int = 0,
-    small_objects: int = 0,
+    skipped_objects: Sequence[SkippedInput] = (),
+    counts: Counts | None = None,
 ) -> Manifest:
     """Declare `folder` finished. The last step of a conversion: readers refuse it before."""
-    manifest = Manifest(tuple(shards), source or {}, tuple(skipped), empty_inputs, small_objects)
+    manifest = Manifest(
+        tuple(shards), source or {}, tuple(skipped), tuple(skipped_objects), counts or Counts()
+    )
+    content = asdict(manifest)
     record = {
         "format": FORMAT,
         "schema_major": SCHEMA_MAJOR,
@@ -104,7 +132,8 @@ def write_manifest(
         "fingerprint": manifest.fingerprint,
         "num_images": manifest.num_images,
         "num_masks": manifest.num_masks,
-        **asdict(manifest),
+        **content.pop("counts"),
+        **content,
     }
     write_json(folder / MANIFEST, record)
     return manifest
@@ -122,8 +151,8 @@ def read_manifest(folder: Path) -> Manifest:
             tuple(pick(ShardInfo, shard) for shard in record["shards"]),
             record["source"],
             tuple(pick(SkippedInput, skipped) for skipped in record["skipped"]),
-            record["empty_inputs"],
-            record["small_objects"],
+            tuple(pick(SkippedInput, each) for each in record.get("skipped_objects", ())),
+            Counts.of_record(record),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ShardFolderError(

@@ -111,8 +111,8 @@ def window_runs(
 
 def compress_counts(counts: Sequence[int], height: int, width: int) -> bytes:
     """COCO's compressed form of a list of run lengths. Raises ValueError unless they fit."""
-    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in counts):
-        raise ValueError("run lengths are no list of non-negative whole numbers")
+    if any(n < 0 for n in counts):
+        raise ValueError("a run length is negative")
     if sum(counts) != height * width:
         raise ValueError(
             f"the run lengths cover {sum(counts)} px, the image has {height} x {width} px"
@@ -121,14 +121,48 @@ def compress_counts(counts: Sequence[int], height: int, width: int) -> bytes:
 
 
 def rasterize_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> bytes:
-    """Compressed run lengths of the union of polygons (x0, y0, x1, y1, ...), COCO's own way."""
-    for polygon in polygons:
-        if len(polygon) < 6 or len(polygon) % 2 == 1 or not np.all(np.isfinite(polygon)):
-            raise ValueError(f"a polygon of {len(polygon)} numbers; it takes 3 or more x, y pairs")
+    """Return compressed run lengths of the union of polygons (x0, y0, x1, y1, ...), COCO's own way.
+
+    Each has three or more finite points. Points may lie outside of the image, however far: COCO's
+    code would take memory for each pixel of the way there, so what is far outside is clipped.
+    """
     if len(polygons) == 0:
-        raise ValueError("a list of no polygons")
-    flat = [list(map(float, polygon)) for polygon in polygons]
-    return bytes(coco.merge(coco.frPyObjects(flat, height, width))["counts"])
+        raise ValueError("the list of polygons is empty")
+    flat = [
+        _clip(np.array(polygon, np.float64).reshape(-1, 2), height, width) for polygon in polygons
+    ]
+    drawn = [points.ravel().tolist() for points in flat if len(points) >= 3]
+    if not drawn:
+        return _compress([height * width], height, width)
+    return bytes(coco.merge(coco.frPyObjects(drawn, height, width))["counts"])
+
+
+def _clip(points: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
+    """A polygon (N, 2) cut to three times the image, by Sutherland and Hodgman's method."""
+    for axis, size in ((0, width), (1, height)):
+        for sign, limit in ((1.0, -size), (-1.0, -2 * size)):  # sign * value >= limit is kept
+            inside = sign * points[:, axis] - limit
+            if len(points) == 0 or inside.min() >= 0:
+                continue
+            points = _cut_off(points, inside)
+    return points
+
+
+def _cut_off(points: NDArray[np.float64], inside: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The part of a polygon (N, 2) where `inside` (N,) is not negative."""
+    kept: list[NDArray[np.float64]] = []
+    previous, before = points[-1], inside[-1]
+    for point, now in zip(points, inside, strict=True):
+        if (before < 0) != (now < 0):
+            # From the end that is near the image: the other may be so far that sums lose it.
+            near, far, share = previous, point, before / (before - now)
+            if before < 0:
+                near, far, share = point, previous, now / (now - before)
+            kept.append(near + (far - near) * share)
+        if now >= 0:
+            kept.append(point)
+        previous, before = point, now
+    return np.array(kept).reshape(-1, 2)
 
 
 def mask_record(
@@ -173,7 +207,7 @@ def _decompress(rle: bytes) -> NDArray[np.int64]:
     if len(letters) == 0:
         return letters
     if letters.min() < 0 or letters.max() > 63 or letters[-1] & 32:
-        raise ValueError("the run lengths are no text in COCO's compressed form")
+        raise ValueError("the run lengths are not text in COCO's compressed form")
     ends = np.flatnonzero((letters & 32) == 0)
     begins = np.concatenate([[0], ends[:-1] + 1])
     place = np.arange(len(letters)) - np.repeat(begins, ends - begins + 1)

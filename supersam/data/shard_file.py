@@ -73,9 +73,8 @@ class ImageRecord:
 class OpenShard:
     """One shard file, open for reading. Thread-safe; belongs to the process that opened it."""
 
-    def __init__(self, path: Path, *, check_crc: bool = True) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._check_crc = check_crc
         layout = read_layout(path)
         self._position = layout.position
         self._ids: NDArray[np.uint64] = layout.index["image/meta"]["id"]
@@ -102,7 +101,7 @@ class OpenShard:
         """Image `i` and the table of its masks."""
         start, stop = self._span("image/offset", i)
         image = self._pread("image/data", start, stop, i)
-        if self._check_crc and isal_zlib.crc32(image) != self._index["image/crc32"][i]:
+        if isal_zlib.crc32(image) != self._index["image/crc32"][i]:
             raise self._bad(i, "the image's bytes are damaged (CRC-32)")
         id, height, width, format_code = self._meta[i].tolist()
         return ImageRecord(
@@ -128,7 +127,7 @@ class OpenShard:
         data = self._pread("mask/data", first, offset[high + 1], i)
         rles = [data[offset[k] - first : offset[k + 1] - first] for k in which]
         for k, rle in zip(which, rles, strict=True):
-            if self._check_crc and isal_zlib.crc32(rle) != crc[k]:
+            if isal_zlib.crc32(rle) != crc[k]:
                 raise self._bad(i, f"the run lengths of mask {k} are damaged (CRC-32)")
         return rles
 
@@ -185,10 +184,9 @@ class OpenShard:
         offset = self._table("mask/offset", a, b + 1, i)
         meta = self._table("mask/meta", a, b, i)
         crc = self._table("mask/crc32", a, b, i)
-        if self._check_crc:
-            found = isal_zlib.crc32(crc, isal_zlib.crc32(meta, isal_zlib.crc32(offset)))
-            if found != self._index["image/mask_crc32"][i]:
-                raise self._bad(i, "the table of its masks is damaged (CRC-32)")
+        found = isal_zlib.crc32(crc, isal_zlib.crc32(meta, isal_zlib.crc32(offset)))
+        if found != self._index["image/mask_crc32"][i]:
+            raise self._bad(i, "the table of its masks is damaged (CRC-32)")
         return _MaskRows(
             np.frombuffer(meta, MASK_META),
             memoryview(offset).cast("Q"),

@@ -10,12 +10,10 @@ import bisect
 import contextlib
 import itertools
 import os
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from isal import isal_zlib
@@ -33,6 +31,7 @@ from supersam.data.hdf5 import (
 )
 from supersam.data.identity import Origins, name_ids, shared_sources
 from supersam.data.manifest import ShardFolderError, ShardInfo, read_manifest, write_manifest
+from supersam.data.open_files import open_files
 from supersam.data.sample import MaskRecord, Origin, SegmentationSample
 from supersam.data.shard_file import BadRecordError, ImageRecord, OpenShard
 from supersam.runtime.atomic import atomic_file, file_sha256
@@ -145,14 +144,12 @@ class ShardWriter:
 class ShardReader:
     """A finished folder of shards as one sequence of images. Pickles; safe across fork and spawn.
 
-    Files are opened when first read, by each process for itself, and the least recently used is
-    dropped beyond `max_open`.
+    Files are opened when first read, by each process for itself; all readers of a process together
+    keep at most half as many open as the system allows.
     """
 
-    def __init__(self, folder: Path, *, check_crc: bool = True, max_open: int = 128) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._check_crc = check_crc
-        self._max_open = max_open
         manifest = read_manifest(folder)
         self._shards = manifest.shards
         self.fingerprint = manifest.fingerprint
@@ -160,7 +157,7 @@ class ShardReader:
         self.num_masks = manifest.num_masks
         self.shard_sizes = tuple(shard.images for shard in self._shards)
         self._first = (0, *itertools.accumulate(self.shard_sizes))
-        self._opened = _OpenShards()
+        self._own_files()
         _check_present(folder, self._shards)
 
     def __len__(self) -> int:
@@ -246,36 +243,51 @@ class ShardReader:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
+        return {**self.__dict__, "_last": None, "_owner": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _opened=_OpenShards())
+        self.__dict__.update(state)
+        self._own_files()
+
+    def _own_files(self) -> None:
+        self._last: _Located | None = None
+        self._owner = object()
+        weakref.finalize(self, _forget, self._owner).atexit = False
 
     def _locate(self, index: int) -> tuple[OpenShard, int]:
-        if self._opened.pid != os.getpid():  # forked: the parent's files are not ours
-            self._opened = _OpenShards()
-        last = self._opened.last  # the masks of an image are asked for after its bytes
-        if last is not None and last[0] == index:
-            return last[1:]
+        last = self._last  # the masks of an image are asked for after its bytes
+        if last is not None and last.image == index and last.pid == os.getpid():
+            return last.shard, last.i
         if not 0 <= index < self.num_images:
             raise IndexError(f"image {index} of {self.folder}, which has {self.num_images}")
         k = bisect.bisect_right(self._first, index) - 1
         i = index - self._first[k]
-        try:
-            shard = self._opened.get(k, self._open, self._max_open)
-            self._opened.last = (index, shard, i)
-            return shard, i
-        except DamagedShardError as error:
-            raise BadRecordError(self._shards[k].file, i, None, None, str(error)) from error
-
-    def _open(self, k: int) -> OpenShard:
         info = self._shards[k]
-        shard = OpenShard(self.folder / info.file, check_crc=self._check_crc)
-        if shard.num_images != info.images:
-            raise DamagedShardError(
-                f"holds {shard.num_images} images, {info.images} in the manifest"
-            )
-        return shard
+        self._last = None  # its file may have to be closed for the next
+        try:
+            shard = open_files().get(self._owner, self.folder / info.file)
+            if shard.num_images != info.images:
+                raise DamagedShardError(
+                    f"holds {shard.num_images} images, {info.images} in the manifest"
+                )
+        except DamagedShardError as error:
+            raise BadRecordError(info.file, i, None, None, str(error)) from error
+        self._last = _Located(os.getpid(), index, shard, i)
+        return shard, i
+
+
+def _forget(owner: object) -> None:
+    open_files().forget(owner)
+
+
+class _Located(NamedTuple):
+    """The image that was located last."""
+
+    pid: int
+    image: int
+    shard: OpenShard
+    i: int
+    """Its index in the shard."""
 
 
 def open_held_out(folders: Sequence[Path]) -> list[ShardReader]:
@@ -293,26 +305,6 @@ def open_held_out(folders: Sequence[Path]) -> list[ShardReader]:
                 f"{shared.how}, and a score counts each image once; name one of the two alone"
             )
     return readers
-
-
-@dataclass
-class _OpenShards:
-    """The open shards of one process, least recently used first."""
-
-    pid: int = field(default_factory=os.getpid)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    shards: OrderedDict[int, OpenShard] = field(default_factory=OrderedDict)
-    last: tuple[int, OpenShard, int] | None = None
-    """The image that was located last: its index, its shard, its index there."""
-
-    def get(self, k: int, open_: Callable[[int], OpenShard], max_open: int) -> OpenShard:
-        with self.lock:
-            if k not in self.shards:
-                self.shards[k] = open_(k)
-            self.shards.move_to_end(k)
-            if len(self.shards) > max_open:
-                self.shards.popitem(last=False)
-            return self.shards[k]
 
 
 def _origin_row(origin: Origin) -> tuple[int, ...]:

@@ -7,11 +7,12 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
-from supersam.runtime.distributed import World
+if TYPE_CHECKING:  # it imports torch, which conversions do not need
+    from supersam.runtime.distributed import World
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -20,10 +21,14 @@ _LINE_S = 10.0
 _FORMAT = "%(asctime)s %(levelname).1s %(message)s"
 
 
-def setup_logging(world: World, file: Path | None = None) -> None:
-    """Send the library's log to stderr and, where given, to `file` (appended)."""
+def setup_logging(world: World | None = None, file: Path | None = None) -> None:
+    """Send the library's log to stderr and, where given, to `file` (appended).
+
+    `world` None is a process without ranks.
+    """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    handlers[0].setLevel(logging.INFO if world.is_first else logging.WARNING)
+    is_first = world is None or world.is_first
+    handlers[0].setLevel(logging.INFO if is_first else logging.WARNING)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(file, encoding="utf-8"))

@@ -94,7 +94,7 @@ def test_changed_inputs_are_refused(tmp_path):
     convert(source, tmp_path / "out")
     with (root / "train" / "sa_0001.json").open("a") as file:
         file.write(" ")
-    with pytest.raises(OtherSourceError, match="names or sizes of the inputs have changed"):
+    with pytest.raises(OtherSourceError, match="finished, and the inputs of shard-000000.h5 have"):
         convert(source, tmp_path / "out")
     make_sa1b(root, 4)
     with pytest.raises(OtherSourceError, match="inputs: 3 there, 4 here"):

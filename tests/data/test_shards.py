@@ -1,16 +1,20 @@
 """Shards give back what was written, to every kind of process, and refuse what they should."""
 
 import concurrent.futures
+import errno
 import json
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from supersam.data import open_files
 from supersam.data.shards import (
     MASK_META,
     BadRecordError,
@@ -21,6 +25,7 @@ from supersam.data.shards import (
     write_manifest,
 )
 from tests.data.samples import random_sample, write_shards
+from tests.paths import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +45,14 @@ def test_every_sample_is_read_as_written(folder, samples):
     assert reader.num_masks == sum(len(sample.masks) for sample in samples)
 
 
+@pytest.fixture
+def one_open_file(monkeypatch):
+    monkeypatch.setattr(open_files, "_files", open_files.OpenFiles(1))
+
+
+@pytest.mark.usefixtures("one_open_file")
 def test_the_order_of_reads_does_not_matter(folder, samples):
-    reader = ShardReader(folder, max_open=1)
+    reader = ShardReader(folder)
     for i in np.random.default_rng(0).integers(0, len(samples), 50):
         assert reader.read(i) == samples[i]
 
@@ -102,8 +113,9 @@ def test_what_is_needed_soon_is_announced_where_the_system_takes_hints(
     assert [reader.read(i) for i in (3, 4)] == samples[3:5]
 
 
+@pytest.mark.usefixtures("one_open_file")
 def test_threads_share_a_reader(folder, samples):
-    reader = ShardReader(folder, max_open=1)
+    reader = ShardReader(folder)
     indices = list(range(len(samples))) * 10
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         assert list(pool.map(reader.read, indices)) == [samples[i] for i in indices]
@@ -214,3 +226,68 @@ def test_a_shard_that_cannot_be_opened_is_named_with_its_folder(tmp_path):
     os.truncate(shard, shard.stat().st_size // 2)
     with pytest.raises(ShardFolderError, match=rf"{folder}: .*cannot be opened.*--verify {folder}"):
         ShardReader(folder).image_ids()
+
+
+def test_all_readers_together_keep_few_files_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(open_files, "_files", open_files.OpenFiles(5))
+    written = [write_shards(tmp_path / str(k), (1,) * 4) for k in range(3)]
+    readers = [ShardReader(tmp_path / str(k)) for k in range(3)]
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        for reader, samples in zip(readers, written, strict=True):
+            assert [reader.read(i) for i in range(4)] == samples
+    assert len(open_files.open_files()) == 5
+    # Each reader holds the shard of its last image besides.
+    assert len(os.listdir("/proc/self/fd")) - before <= 5 + len(readers)
+    del readers, reader
+    assert len(open_files.open_files()) == 0
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from supersam.data.shards import ShardReader
+readers = [ShardReader(Path(folder)) for folder in sys.argv[1:]]
+for reader in readers:
+    for i in range(3):
+        reader.read(i)
+others = []
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+try:
+    while True:
+        others.append(open("/dev/null"))
+except OSError:
+    pass
+for _ in range(2):
+    for reader in readers:
+        assert len([reader.read(i) for i in range(3)]) == 3
+print("read")
+"""
+
+
+def test_a_full_table_of_open_files_is_not_called_damage(tmp_path):
+    for k in range(3):
+        write_shards(tmp_path / str(k), (1, 1, 1))
+    run = [sys.executable, "-c", LIMITED, *(str(tmp_path / str(k)) for k in range(3))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(run, capture_output=True, text=True, env=environment)
+    assert done.stdout == "read\n", done.stderr
+
+
+def test_a_shard_that_may_not_be_opened_is_not_called_damaged(tmp_path, monkeypatch):
+    write_shards(tmp_path, (2,))
+
+    def refuse(*_, **__):
+        raise OSError(errno.EACCES, "Permission denied")
+
+    reader = ShardReader(tmp_path)
+    monkeypatch.setattr(h5py, "File", refuse)
+    with pytest.raises(ShardFolderError, match="Permission denied; make it readable"):
+        reader.read(0)
+    monkeypatch.setattr(h5py, "File", lambda *_, **__: refuse_many())
+    with pytest.raises(ShardFolderError, match=r"may open \d+ files .*ulimit -n"):
+        reader.read(0)
+
+
+def refuse_many():
+    raise OSError(errno.EMFILE, "Too many open files")

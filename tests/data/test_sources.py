@@ -108,7 +108,7 @@ def test_labelmap_objects_fill_the_classes(instances):
         root=root,
         split="validation",
         instances=instances,
-        ignore_id=11,
+        ignore_id=(11,),
         min_area_px=1,
     )
     for item in list_items(config)[::12]:
@@ -191,8 +191,8 @@ def test_a_tile_keeps_each_object_apart(tmp_path):
         parts = [mask[y : y + 25, x : x + 30] for mask in masks]
         wanted = [part for part in parts if part.sum() >= 60]
         assert np.array_equal(masks_of_tile, wanted)
-    assert found.empty == 2  # the right third: only 5 x 4 px of the second object
-    assert found.small_objects == 2  # that, and 5 x 4 px in the left third
+    assert found.counts.empty_inputs == 2  # the right third: only 5 x 4 px of the second object
+    assert found.counts.small_objects == 2  # that, and 5 x 4 px in the left third
 
 
 def test_small_and_empty_objects_are_left_out_and_counted(tmp_path):
@@ -205,7 +205,7 @@ def test_small_and_empty_objects_are_left_out_and_counted(tmp_path):
     config = SourceConfig(kind="sa1b", root=tmp_path, min_area_px=16)
     found = read_samples(config, list_items(config)[0])
     assert [mask.area for mask in found.samples[0].masks] == [16, 81]
-    assert (found.empty, found.small_objects) == (0, 2)
+    assert (found.counts.empty_inputs, found.counts.small_objects) == (0, 2)
 
 
 def test_sa1b_takes_lists_of_run_lengths_and_nested_folders(tmp_path):
@@ -324,7 +324,7 @@ def test_an_empty_folder_and_no_folder_are_refused(tmp_path):
         list_items(SourceConfig(kind="sa1b", root=tmp_path))
     with pytest.raises(SourceError, match="give --root DIR"):
         list_items(SourceConfig(kind="coco"))
-    with pytest.raises(SourceError, match="gone is no folder"):
+    with pytest.raises(SourceError, match="gone is not a folder"):
         list_items(SourceConfig(kind="coco", root=tmp_path / "gone"))
 
 
@@ -340,7 +340,7 @@ def test_a_coco_file_that_is_none_is_refused(tmp_path):
     (tmp_path / "annotations").mkdir()
     path = tmp_path / "annotations" / "instances_train.json"
     config = SourceConfig(kind="coco", root=tmp_path)
-    for text, reason in (("{", "is no COCO JSON"), ('{"images": []}', "lacks 'annotations'")):
+    for text, reason in (("{", "is not a JSON file"), ('{"images": []}', "has no annotations")):
         path.write_text(text)
         with pytest.raises(SourceError, match=reason):
             list_items(config)
@@ -360,6 +360,6 @@ def test_a_bad_item_is_named(tmp_path):
     (tmp_path / "train" / "sa_0000.json").write_text("{}")
     config = SourceConfig(kind="sa1b", root=tmp_path)
     with pytest.raises(
-        BadInputError, match=r"^train/sa_0000.jpg: sa_0000.json lacks 'annotations'$"
+        BadInputError, match=r"^train/sa_0000.jpg: sa_0000.json .*has no annotations$"
     ):
         read_samples(config, list_items(config)[0])

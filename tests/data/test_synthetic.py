@@ -8,7 +8,7 @@ from pycocotools import mask as coco
 
 from supersam.config.data import SourceConfig, SyntheticConfig
 from supersam.data.images import decode_rgb
-from supersam.data.sources import draw_sample, list_items, read_samples
+from supersam.data.sources import list_items, read_samples
 from supersam.data.sources.synthetic import draw_image
 
 CONFIG = SyntheticConfig(images=6, size_px=128)
@@ -19,15 +19,19 @@ def drawn(sample):
     return np.array([coco.decode({"size": size, "counts": m.rle}) for m in sample.masks], bool)
 
 
-def test_an_image_depends_on_seed_and_index_alone():
-    source = SourceConfig(kind="synthetic", synthetic=CONFIG)
+def draw_samples(config):
+    source = SourceConfig(kind="synthetic", synthetic=config)
     items = list_items(source)
-    assert len(items) == CONFIG.images
-    for index in (5, 0, 3):
-        assert read_samples(source, items[index]).samples == (draw_sample(CONFIG, index),)
-    other = draw_sample(CONFIG.model_copy(update={"seed": 1}), 0)
-    assert other.image != draw_sample(CONFIG, 0).image
-    assert other.id != draw_sample(CONFIG, 0).id
+    assert len(items) == config.images
+    return [sample for item in items for sample in read_samples(source, item).samples]
+
+
+def test_an_image_depends_on_seed_and_index_alone():
+    samples = draw_samples(CONFIG)
+    assert draw_samples(CONFIG.model_copy(update={"images": 3})) == samples[:3]
+    other = draw_samples(CONFIG.model_copy(update={"images": 1, "seed": 1}))[0]
+    assert other.image != samples[0].image
+    assert other.id != samples[0].id
 
 
 def test_the_pixels_never_change():
@@ -39,9 +43,8 @@ def test_the_pixels_never_change():
 
 @pytest.mark.parametrize("size_px", [16, 17, 256])
 def test_every_image_has_objects_that_do_not_overlap(size_px):
-    config = SyntheticConfig(size_px=size_px)
-    for index in range(12):
-        sample = draw_sample(config, index)
+    config = SyntheticConfig(size_px=size_px, images=12)
+    for sample in draw_samples(config):
         masks = drawn(sample)
         assert decode_rgb(sample.image).shape == (size_px, size_px, 3)
         assert 1 <= len(masks) <= config.max_objects

@@ -164,16 +164,6 @@ def test_damage_while_open_is_found(whole, copy):
         reader.read(7)
 
 
-def test_unchecked_reads_are_the_callers_choice(whole, copy):
-    path = copy / "shard-000000.h5"
-    flip(path, position(path, "image/data", 5))
-    with pytest.raises(BadRecordError):
-        ShardReader(copy).read(0)
-    damaged = ShardReader(copy, check_crc=False).read(0)
-    assert damaged.image != whole[1][0].image
-    assert damaged.masks == whole[1][0].masks
-
-
 def test_a_shard_of_a_newer_major_version_is_refused(copy):
     with h5py.File(copy / "shard-000000.h5", "r+") as file:
         file.attrs["schema_major"] = 9

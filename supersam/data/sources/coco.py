@@ -1,46 +1,71 @@
-"""COCO: root/split/*.jpg and root/annotations/instances_split.json, read once for all images."""
+"""COCO: one JSON for all images of a split, in the places where public tools put them."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from supersam.config.data import SourceConfig
-from supersam.data.rle import decode_runs, rasterize_polygons
+from supersam.data.manifest import Counts
 from supersam.data.sources.annotated import (
     AnnotatedImage,
     AnnotatedObject,
     BadInputError,
     Item,
+    ObjectList,
     SourceError,
+    file_bytes,
     no_such_split,
     read_file,
+    settle_size,
     source_root,
 )
-from supersam.data.sources.sa1b import read_counts
+from supersam.data.sources.segmentation import Size, has_mask, read_mask
+from supersam.data.sources.values import (
+    BadValueError,
+    category,
+    image_size,
+    list_of,
+    load_json,
+    show,
+)
 
 logger = logging.getLogger(__name__)
 
+_BESIDE_IMAGES = "_annotations.coco.json"
+_YES, _NO = (1, "1", "true", "True"), (0, "0", "false", "False", "", None)
+_Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Detail:
+    """What the JSON says of one image."""
+
+    image: _Record
+    annotations: list[_Record]
+
 
 def list_coco(config: SourceConfig) -> list[Item]:
-    """The images of the split, by name, each with its annotations."""
+    """Return the images of the split by name, each with its annotations."""
     root = source_root(config.root)
-    path = root / "annotations" / f"instances_{config.split}.json"
-    if not path.is_file():
-        found = path.parent.glob("instances_*.json")
-        splits = [other.stem.removeprefix("instances_") for other in found]
-        raise no_such_split(config.split, path, splits)
+    path = _find_json(root, config.split)
     images, annotations = _load_index(path)
-    repeated = {id for id, count in Counter(image["id"] for image in images).items() if count > 1}
+    repeated = {id for id, count in Counter(map(_id, images)).items() if count > 1}
+    places = _Places(root, config.split)
     items = []
     for image in images:
-        own = annotations.pop(image["id"], []) if image["id"] not in repeated else []
-        name = f"{config.split}/{image['file_name']}"
-        fault = f"image id {image['id']} is used twice" if image["id"] in repeated else None
-        items.append(Item(name, _num_bytes(root / name, own), (image, own), fault))
+        own = annotations.pop(_id(image), []) if _id(image) not in repeated else []
+        name, fault = places.find(image)
+        if _id(image) in repeated:
+            fault = f"image id {show(image['id'])} is used twice"
+        num_bytes = file_bytes(root / name) + 200 * len(own)
+        items.append(Item(name, num_bytes, _Detail(image, own), fault))
     lost = sum(len(own) for id, own in annotations.items() if id not in repeated)
     if lost:
         logger.warning("%d annotations of %s belong to no image listed there", lost, path)
@@ -48,62 +73,146 @@ def list_coco(config: SourceConfig) -> list[Item]:
 
 
 def read_coco(config: SourceConfig, item: Item) -> AnnotatedImage:
-    """One image; crowd regions only with `include_crowds`."""
-    image, annotations = item.detail
+    """Return one image; crowd regions only with `include_crowds`, else they are counted."""
+    detail: _Detail = item.detail
     try:
-        size = (int(image["height"]), int(image["width"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadInputError(f"its entry in the JSON has no valid {error}") from error
-    objects = []
-    for annotation in annotations:
-        if annotation.get("iscrowd", 0) and not config.include_crowds:
+        stated = image_size(detail.image, "in the JSON, its")
+    except BadValueError as error:
+        raise BadInputError(str(error)) from error
+    masked = [each for each in detail.annotations if has_mask(each.get("segmentation"))]
+    data = read_file(source_root(config.root) / item.name)
+    size = settle_size(stated, (each["segmentation"] for each in masked), data, config)
+    if size is None:
+        raise BadInputError("its entry in the JSON has no height and width")
+    found, crowds = ObjectList(config), 0
+    for annotation in masked:
+        if annotation.get("iscrowd") in _YES and not config.include_crowds:
+            crowds += 1
             continue
-        try:
-            objects.append(_object(annotation, size))
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInputError(
-                f"annotation id {annotation.get('id')} is broken: {type(error).__name__}: {error}"
-            ) from error
-    return AnnotatedImage(item.name, read_file(source_root(config.root) / item.name), size, objects)
+        which = f"annotation id {show(annotation.get('id'))}"
+        found.add(which, partial(_object, annotation, size))
+    counts = Counts(crowds=crowds, without_mask=len(detail.annotations) - len(masked))
+    return AnnotatedImage(item.name, data, size, found.objects, found.bad, counts)
 
 
-def _load_index(path: Path) -> tuple[list[dict[str, Any]], dict[Any, list[dict[str, Any]]]]:
+def _find_json(root: Path, split: str) -> Path:
+    """The JSON of a split, where COCO and the exports of annotation tools put it."""
+    places = (
+        root / "annotations" / f"instances_{split}.json",
+        root / "annotations" / f"{split}.json",
+        root / split / _BESIDE_IMAGES,
+    )
+    for path in places:
+        if path.is_file():
+            return path
+    named = (path.stem for path in (root / "annotations").glob("*.json"))
+    splits = {stem.removeprefix("instances_") for stem in named}
+    splits |= {path.parent.name for path in root.glob(f"*/{_BESIDE_IMAGES}")}
+    if (root / _BESIDE_IMAGES).is_file():
+        splits.add(".")
+    raise no_such_split(split, places[0], splits)
+
+
+class _Places:
+    """Finds the file of an image: tools name it in several forms, and use several folders."""
+
+    def __init__(self, root: Path, split: str) -> None:
+        self._root = root
+        self._folders = (split, f"images/{split}", "images", ".")
+
+    def find(self, image: _Record) -> tuple[str, str | None]:
+        """Return the name relative to the root, and the fault where there is no such file."""
+        written = _written_name(image)
+        if written is None:
+            given = show(image.get("file_name"))
+            return f"image id {show(image['id'])}", f"its file_name is {given}; a name is needed"
+        for name in self._candidates(written):
+            if (self._root / name).is_file():
+                return name, None
+        # Reading it will say that it is not there, or is a link to nothing.
+        return next(self._candidates(written), f"{self._folders[0]}/{written}"), None
+
+    def _candidates(self, written: str) -> Iterator[str]:
+        """Names to look for: as written, then without leading folders that are not here."""
+        if not PureWindowsPath(written).is_absolute() and not written.startswith("/"):
+            yield from (_join(folder, written) for folder in self._folders[:1])
+        windows = "\\" in written or PureWindowsPath(written).drive
+        parts = (PureWindowsPath if windows else PurePosixPath)(written).parts
+        parts = tuple(part for part in parts if part.strip("/\\") and part != "..")
+        parts = parts[1:] if PureWindowsPath(written).drive else parts
+        for start in range(len(parts)):
+            for folder in self._folders:
+                yield _join(folder, "/".join(parts[start:]))
+            if any((self._root / folder / parts[start]).is_dir() for folder in self._folders[:3]):
+                return  # that folder is here, so another one is not meant
+
+
+def _join(folder: str, name: str) -> str:
+    return name if folder == "." else f"{folder}/{name}"
+
+
+def _written_name(image: _Record) -> str | None:
+    """What the JSON calls the file; LVIS has its address in COCO's folders alone."""
+    name = image.get("file_name")
+    if name is None and isinstance(image.get("coco_url"), str):
+        parts = PurePosixPath(unquote(urlsplit(image["coco_url"]).path)).parts
+        return "/".join(parts[-2:])
+    return name if isinstance(name, str) and name.strip() else None
+
+
+def _load_index(path: Path) -> tuple[list[_Record], dict[Any, list[_Record]]]:
     """The images, and the annotations by image id."""
     try:
-        record = json.loads(path.read_bytes())
-        images = record["images"]
-        by_image: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in images}
-        for annotation in record["annotations"]:
-            by_image.setdefault(annotation["image_id"], []).append(annotation)
-        if any("file_name" not in image for image in images):
-            raise KeyError("file_name")
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"lacks {error}" if isinstance(error, KeyError) else f"is no COCO JSON: {error}"
-        raise SourceError(f"{path} {reason}; it takes images, annotations and their ids") from error
+        record = load_json(path.read_bytes())
+        if not isinstance(record, dict):
+            raise BadValueError(f"holds {show(record)}; images and annotations are needed")
+        for name in ("images", "annotations"):
+            if name not in record:
+                raise BadValueError(f"has no {name}; images and annotations are needed")
+        images = _records(record["images"], "image", "id")
+        by_image: dict[Any, list[_Record]] = {_id(image): [] for image in images}
+        for annotation in _records(record["annotations"], "annotation", "image_id"):
+            by_image.setdefault(_id(annotation, "image_id"), []).append(annotation)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}") from error
+    except BadValueError as error:
+        raise SourceError(f"{path} {error}") from error
     return images, by_image
 
 
-def _num_bytes(path: Path, annotations: list[dict[str, Any]]) -> int:
-    image_bytes = path.stat().st_size if path.is_file() else 0
-    return image_bytes + 200 * len(annotations)
+def _records(value: Any, what: str, key: str) -> list[_Record]:
+    """A list of objects that have `key`. Raises BadValueError that completes "FILE ..."."""
+    try:
+        found = list_of(value, f"the list of {what}s")
+    except BadValueError as error:
+        raise BadValueError(f"is not a COCO JSON: {error}") from error
+    for k, each in enumerate(found):
+        if not isinstance(each, dict):
+            raise BadValueError(f"is not a COCO JSON: {what} {k} is {show(each)}, not an object")
+        if each.get(key) is None or isinstance(each[key], list | dict):
+            raise BadValueError(f"is not a COCO JSON: {what} {k} has no {key}")
+    return found
+
+
+def _id(record: _Record, key: str = "id") -> Any:
+    """An id to be compared: 7 and "7" are one image."""
+    value = record[key]
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _flag_repeated_names(items: list[Item]) -> list[Item]:
     counts = Counter(item.name for item in items)
     return [
-        Item(item.name, item.num_bytes, item.detail, item.fault or "file_name is used twice")
+        replace(item, fault=item.fault or "file_name is used twice")
         if counts[item.name] > 1
         else item
         for item in items
     ]
 
 
-def _object(annotation: dict[str, Any], size: tuple[int, int]) -> AnnotatedObject:
-    segmentation = annotation["segmentation"]
-    if isinstance(segmentation, list):
-        rle = rasterize_polygons(segmentation, *size)
-    else:
-        if tuple(segmentation["size"]) != size:
-            raise ValueError(f"its mask has size {segmentation['size']}, the image {list(size)}")
-        rle = read_counts(segmentation["counts"], *size)
-    return AnnotatedObject(decode_runs(rle, *size), rle, category=int(annotation["category_id"]))
+def _object(annotation: _Record, size: Size) -> AnnotatedObject:
+    crowd = annotation.get("iscrowd")
+    if crowd not in _YES and crowd not in _NO:
+        raise BadValueError(f"iscrowd is {show(crowd)}; 0 or 1 is needed")
+    runs, rle = read_mask(annotation["segmentation"], size)
+    return AnnotatedObject(runs, rle, category=category(annotation.get("category_id")))

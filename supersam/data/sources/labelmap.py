@@ -1,23 +1,27 @@
-"""Label maps, as ADE20K: root/images/split/*.jpg and root/annotations/split/*.png, one id a pixel.
+"""Label maps, one id per pixel: ADE20K's folders, or Cityscapes' own.
 
-An object is a connected component of a class (over pixel sides) or all pixels of a class. Maps of
-instance ids, 8 or 16 bit, work alike: each id is a class of its own.
+root/images/split/*.jpg with root/annotations/split/*.png, or root/leftImg8bit/split/CITY/ with
+root/gtFine/split/CITY/. An object is a connected component of an id (over pixel sides) or all
+pixels of an id. Maps of instance ids, 8 or 16 bit, work alike: each id is a class of its own.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from supersam.config.data import SourceConfig
+from supersam.data.manifest import Counts
 from supersam.data.rle import Runs, window_runs
 from supersam.data.sources.annotated import (
+    IMAGE_SUFFIXES,
     AnnotatedImage,
     AnnotatedObject,
     BadInputError,
@@ -28,54 +32,59 @@ from supersam.data.sources.annotated import (
     source_root,
 )
 
-_IMAGES = (".jpg", ".jpeg", ".png")
+_MAPS = (".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jpg", ".jpeg")
 _MAX_ID = 0xFFFF
 _MODES = frozenset({"1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N"})
+_FOLDERS = (("images", "annotations"), ("leftImg8bit", "gtFine"), ("leftImg8bit", "gtCoarse"))
+# What tools append to an image's stem; other maps of the same image, which are not of class ids.
+_IMAGE_END = re.compile(r"_leftImg8bit$")
+_MAP_END = re.compile(r"(?:_gt(?:Fine|Coarse))?_(?:labelIds|masks?|labels?|seg(?:mentation)?|gt)$")
+_OTHER_MAP = re.compile(r"_gt(?:Fine|Coarse)_(?:color|instanceIds|(?:label|instance)TrainIds)$")
+
+_Files = dict[str, list[tuple[str, int]]]
+"""By stem: names relative to the folder, and bytes."""
 
 
 def list_labelmap(config: SourceConfig) -> list[Item]:
-    """Images and maps of the split, paired by their stems."""
+    """Return the images and maps of the split, paired by their stems."""
     root = source_root(config.root)
-    for kind in ("images", "annotations"):
-        folder = root / kind / config.split
-        if not folder.is_dir():
-            splits = (path.name for path in folder.parent.glob("*") if path.is_dir())
-            raise no_such_split(config.split, folder, splits)
-    images = _by_stem(root / "images" / config.split, _IMAGES)
-    maps = _by_stem(root / "annotations" / config.split, (".png",))
+    image_folder, map_folder = _find_folders(root, config.split)
+    images = _by_stem(root / image_folder, IMAGE_SUFFIXES)
+    maps = _by_stem(root / map_folder, _MAPS)
+    images, maps = _shorten_stems(images, maps)
     return [
-        _item(config.split, stem, images.get(stem, []), maps.get(stem, []))
+        _item(stem, image_folder, map_folder, images.get(stem, []), maps.get(stem, []))
         for stem in sorted(images.keys() | maps.keys())
     ]
 
 
 def read_labelmap(config: SourceConfig, item: Item) -> AnnotatedImage:
-    """One image and the objects of its label map."""
+    """Return one image and the objects of its label map."""
     root = source_root(config.root)
     labels = _read_labels(root / item.detail)
-    left_out = {id for id in (config.background_id, config.ignore_id) if id is not None}
+    background = [] if config.background_id is None else [config.background_id]
     components = config.instances == "components"
+    left_out = {*background, *config.ignore_id}
     objects = [
         AnnotatedObject(runs, category=label)
         for label, runs in label_objects(labels, components=components, left_out=left_out)
     ]
+    counts = Counts(background_maps=int(bool(np.isin(labels, background).any())))
+    data = read_file(root / item.name)
     height, width = labels.shape
-    return AnnotatedImage(item.name, read_file(root / item.name), (height, width), objects)
+    return AnnotatedImage(item.name, data, (height, width), objects, counts=counts)
 
 
 def label_objects(
     labels: NDArray[np.integer[Any]], *, components: bool, left_out: Collection[int]
 ) -> Iterator[tuple[int, Runs]]:
-    """(label, pixels) of every label, or of its connected components, by label, then by place."""
+    """Yield (label, pixels) of every label or connected component, by label, then by place."""
     from scipy import ndimage  # slow to import; only conversions come here
 
     height, width = labels.shape
-    # Plus one, as it looks for labels from 1.
-    for label, where in enumerate(ndimage.find_objects(labels.astype(np.int64) + 1)):
-        if where is None or label in left_out:
+    for label, y, x, window in _windows(labels):
+        if label in left_out:
             continue
-        y, x = where[0].start, where[1].start
-        window = labels[where] == label
         if not components:
             yield label, window_runs(window, height, width, y=y, x=x)
             continue
@@ -85,43 +94,118 @@ def label_objects(
             yield label, window_runs(parts[inner] == part, height, width, y=top, x=left)
 
 
-def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[tuple[str, int]]]:
-    found: dict[str, list[tuple[str, int]]] = {}
+def _windows(
+    labels: NDArray[np.integer[Any]],
+) -> Iterator[tuple[int, int, int, NDArray[np.bool_]]]:
+    """(label, top, left, pixels) of every label, in its tight box."""
+    from scipy import ndimage  # slow to import; only conversions come here
+
+    values = None
+    if labels.max() > _MAX_ID:  # it lists every number up to the largest
+        values, inverse = np.unique(labels, return_inverse=True)
+        labels = inverse.reshape(labels.shape)
+    # Plus one, as it looks for labels from 1.
+    for label, where in enumerate(ndimage.find_objects(labels.astype(np.int64) + 1)):
+        if where is not None:
+            value = label if values is None else int(values[label])
+            yield value, where[0].start, where[1].start, labels[where] == label
+
+
+def _find_folders(root: Path, split: str) -> tuple[str, str]:
+    """Where images and maps of the split lie, relative to the root."""
+    for images, maps in _FOLDERS:
+        if (root / images / split).is_dir() and (root / maps / split).is_dir():
+            return f"{images}/{split}", f"{maps}/{split}"
+    places = [root / folder for folders in _FOLDERS for folder in folders]
+    splits = {path.name for place in places for path in place.glob("*") if path.is_dir()}
+    lacking = next(
+        (root / folder / split for folder in _FOLDERS[0] if not (root / folder / split).is_dir()),
+        root,
+    )
+    raise no_such_split(split, lacking, splits)
+
+
+def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> _Files:
+    found: _Files = {}
     for name, num_bytes in list_files(folder, suffixes):
         found.setdefault(str(PurePosixPath(name).with_suffix("")), []).append((name, num_bytes))
     return found
 
 
+def _shorten_stems(images: _Files, maps: _Files) -> tuple[_Files, _Files]:
+    """Stems without what tools append, where that makes a pair."""
+    bare = {_IMAGE_END.sub("", stem): stem for stem in images}
+    renamed = {}
+    for stem in [*maps]:
+        if stem in images:
+            continue
+        short = _MAP_END.sub("", stem)
+        if short in bare and short not in maps:
+            renamed[bare[short]] = maps.pop(stem)
+        elif _OTHER_MAP.search(stem):
+            del maps[stem]
+    return images, maps | renamed
+
+
 def _item(
-    split: str, stem: str, images: list[tuple[str, int]], maps: list[tuple[str, int]]
+    stem: str,
+    image_folder: str,
+    map_folder: str,
+    images: list[tuple[str, int]],
+    maps: list[tuple[str, int]],
 ) -> Item:
     num_bytes = sum(n for _, n in images + maps)
-    map_name = f"annotations/{split}/{stem}.png"
     if len(images) == 0:
-        return Item(map_name, num_bytes, fault=f"no image images/{split}/{stem}.* for this map")
-    name = f"images/{split}/{images[0][0]}"
+        map_name = f"{map_folder}/{maps[0][0]}"
+        return Item(map_name, num_bytes, fault=f"no image {image_folder}/{stem}.* for this map")
+    name = f"{image_folder}/{images[0][0]}"
     if len(images) > 1:
         return Item(name, num_bytes, fault=f"{len(images)} images of the stem {stem}")
     if len(maps) == 0:
-        return Item(name, num_bytes, fault=f"no label map {map_name} for this image")
-    return Item(name, num_bytes, f"annotations/{split}/{maps[0][0]}")
+        wanted = f"{map_folder}/{stem}.png"
+        return Item(name, num_bytes, fault=f"no label map {wanted} for this image")
+    if len(maps) > 1:
+        return Item(name, num_bytes, fault=f"{len(maps)} label maps of the stem {stem}")
+    return Item(name, num_bytes, f"{map_folder}/{maps[0][0]}")
 
 
 def _read_labels(path: Path) -> NDArray[np.int64]:
+    labels = _one_channel(_open_map(path), path.name).astype(np.int64)
+    if labels.min() < 0 or labels.max() > _MAX_ID:
+        raise BadInputError(
+            f"the label map {path.name} has ids from {labels.min()} to {labels.max()}; ids from 0 "
+            f"to {_MAX_ID} can be read"
+        )
+    return labels
+
+
+def _open_map(path: Path) -> Image.Image:
     data = read_file(path)
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
+    except UnidentifiedImageError:
+        raise BadInputError(
+            f"the label map {path.name} cannot be decoded: it is not in a known format"
+        ) from None
     except Exception as error:  # on damaged bytes the decoders raise whatever they meet
         raise BadInputError(f"the label map {path.name} cannot be decoded: {error}") from error
-    if image.mode not in _MODES:
+    if image.format in ("JPEG", "MPO"):
         raise BadInputError(
-            f"the label map {path.name} has mode {image.mode}; it takes one id a pixel, 8 or 16 bit"
+            f"the label map {path.name} is a JPEG, which changes ids at edges; export it as PNG"
         )
-    labels = np.asarray(image).astype(np.int64)
-    if labels.min() < 0 or labels.max() > _MAX_ID:
-        raise BadInputError(
-            f"the label map {path.name} has ids from {labels.min()} to {labels.max()}; it takes 0 "
-            f"to {_MAX_ID}"
-        )
-    return labels
+    return image
+
+
+def _one_channel(image: Image.Image, name: str) -> NDArray[np.integer[Any]]:
+    """(H, W) ids; of colour images only where all channels are equal. Alpha says nothing."""
+    if image.mode in _MODES:
+        return np.asarray(image)
+    if image.mode in ("LA", "RGB", "RGBA"):
+        channels = np.asarray(image)[..., : -1 if image.mode[-1] == "A" else None]
+        if np.all(channels == channels[..., :1]):
+            return channels[..., 0]
+    raise BadInputError(
+        f"the label map {name} has colours (mode {image.mode}), not ids; export it with one class "
+        "id per pixel, grey or palette, 8 or 16 bit"
+    )

@@ -22,6 +22,7 @@ from supersam.data.sources.sa1b import list_sa1b, read_sa1b
 from supersam.data.sources.samples import Samples, make_samples
 from supersam.data.sources.synthetic import list_synthetic, read_synthetic
 from supersam.data.sources.tiff import list_tiff, read_page_content, read_tiff
+from supersam.data.sources.values import not_utf8
 
 _List = Callable[[SourceConfig], list[Item]]
 _Read = Callable[[SourceConfig, Item], AnnotatedImage]
@@ -42,7 +43,7 @@ def list_items(config: SourceConfig) -> list[Item]:
             f"no images of kind {config.kind!r} in {config.root}, split {config.split!r}; "
             "--source names another layout, --split another split"
         )
-    return _note_first_frames(items)
+    return _note_first_frames([_printable(item) for item in items])
 
 
 def read_samples(config: SourceConfig, item: Item) -> Samples:
@@ -55,6 +56,15 @@ def read_samples(config: SourceConfig, item: Item) -> Samples:
         return make_samples(image, config, group=group)
     except BadInputError as error:
         raise BadInputError(f"{item.name}: {error}") from error
+
+
+def _printable(item: Item) -> Item:
+    """The item, refused by a name that can be printed where its own is not UTF-8."""
+    if not not_utf8(item.name):
+        return item
+    shown = item.name.encode("utf-8", "backslashreplace").decode()
+    fault = "the file's name is not UTF-8 and cannot be stored; rename the file"
+    return replace(item, name=shown, detail=None, fault=fault)
 
 
 def _note_first_frames(items: list[Item]) -> list[Item]:

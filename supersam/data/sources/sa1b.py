@@ -1,107 +1,135 @@
-"""SA-1B: root/split/*.jpg beside *.json, one JSON an image. Split "." is the root itself."""
+"""SA-1B: root/split/*.jpg beside *.json, one JSON per image. Split "." is the root itself."""
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
 from supersam.config.data import SourceConfig
-from supersam.data.rle import compress_counts, decode_runs
+from supersam.data.manifest import Counts
 from supersam.data.sources.annotated import (
+    IMAGE_SUFFIXES,
     AnnotatedImage,
     AnnotatedObject,
     BadInputError,
     Item,
+    ObjectList,
     list_files,
     no_such_split,
     read_file,
+    settle_size,
     source_root,
 )
-
-_IMAGES = (".jpg", ".jpeg", ".png")
+from supersam.data.sources.segmentation import Size, has_mask, read_mask
+from supersam.data.sources.values import (
+    BadValueError,
+    category,
+    image_size,
+    list_of,
+    load_json,
+    number,
+    show,
+)
 
 
 def list_sa1b(config: SourceConfig) -> list[Item]:
-    """Every image and every JSON file below the split's folder, paired by their stems."""
+    """Return every image and every JSON file below the split's folder, paired by their stems."""
     root = source_root(config.root)
     folder = root / config.split
     if not folder.is_dir():
         splits = [path.name for path in root.iterdir() if path.is_dir()]
-        if any(path.suffix in _IMAGES for path in root.iterdir()):
+        if any(path.suffix.lower() in IMAGE_SUFFIXES for path in root.iterdir()):
             splits.append(".")
         raise no_such_split(config.split, folder, splits)
     prefix = PurePosixPath(config.split)
     pairs: dict[PurePosixPath, dict[str, int]] = {}
-    for name, num_bytes in list_files(folder, (*_IMAGES, ".json")):
+    for name, num_bytes in list_files(folder, (*IMAGE_SUFFIXES, ".json")):
         path = prefix / name
         pairs.setdefault(path.with_suffix(""), {})[path.suffix] = num_bytes
     return [_item(stem, files) for stem, files in sorted(pairs.items())]
 
 
 def read_sa1b(config: SourceConfig, item: Item) -> AnnotatedImage:
-    """One image and the annotations of the JSON beside it."""
-    root = source_root(config.root)
-    path = root / item.name
-    annotation_path = path.with_suffix(".json")
+    """Return one image and the annotations of the JSON beside it."""
+    path = source_root(config.root) / item.name
+    json_path = path.with_suffix(item.detail)
     try:
-        record = json.loads(read_file(annotation_path))
-        annotations = record["annotations"]
-        stated = record.get("image", {})
-        size = (stated["height"], stated["width"]) if "height" in stated else None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"lacks {error}" if isinstance(error, KeyError) else f"is no SA-1B JSON: {error}"
-        raise BadInputError(f"{annotation_path.name} {reason}") from error
-    sizes = {size} if size is not None else set()
-    objects = []
+        stated, annotations = _read_record(read_file(json_path))
+    except BadValueError as error:
+        raise BadInputError(f"{json_path.name} {error}") from error
+    data = read_file(path)
+    masked = [each for each in annotations if not isinstance(each, dict) or _is_masked(each)]
+    parts = [each.get("segmentation") for each in masked if isinstance(each, dict)]
+    size = settle_size(stated, parts, data, config)
+    if size is None:
+        lack = "no mask of a readable size" if masked else "no mask"
+        raise BadInputError(f"{json_path.name} states no size of the image and has {lack}")
+    found = ObjectList(config)
     for k, annotation in enumerate(annotations):
-        try:
-            objects.append(_object(annotation))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise BadInputError(
-                f"annotation {k} of {annotation_path.name} is broken: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        sizes.add((objects[-1].runs.height, objects[-1].runs.width))
-    if len(sizes) > 1:
-        raise BadInputError(
-            f"image and masks of {annotation_path.name} have different sizes: {sorted(sizes)}"
-        )
-    if len(sizes) == 0:
-        raise BadInputError(f"{annotation_path.name} states no size of the image and has no mask")
-    return AnnotatedImage(item.name, read_file(path), sizes.pop(), objects)
+        if not isinstance(annotation, dict) or _is_masked(annotation):
+            found.add(f"annotation {k} of {json_path.name}", partial(_object, annotation, size))
+    counts = Counts(without_mask=len(annotations) - len(masked))
+    return AnnotatedImage(item.name, data, size, found.objects, found.bad, counts)
 
 
 def _item(stem: PurePosixPath, files: dict[str, int]) -> Item:
-    images = sorted(suffix for suffix in files if suffix != ".json")
+    texts = sorted(suffix for suffix in files if suffix.lower() == ".json")
+    images = sorted(suffix for suffix in files if suffix.lower() != ".json")
     total = sum(files.values())
     if len(images) == 0:
-        return Item(f"{stem}.json", total, fault=f"no image beside {stem.name}.json")
+        return Item(f"{stem}{texts[0]}", total, fault=f"no image beside {stem.name}{texts[0]}")
     name = f"{stem}{images[0]}"
-    if len(images) > 1:
-        return Item(name, total, fault=f"{len(images)} images of one name: {', '.join(images)}")
-    if ".json" not in files:
+    for kind, found in (("images", images), ("JSON files", texts)):
+        if len(found) > 1:
+            return Item(name, total, fault=f"{len(found)} {kind} of one name: {', '.join(found)}")
+    if len(texts) == 0:
         return Item(name, total, fault=f"no {stem.name}.json beside the image")
-    return Item(name, total)
+    return Item(name, total, texts[0])
 
 
-def _object(annotation: dict[str, Any]) -> AnnotatedObject:
-    segmentation = annotation["segmentation"]
-    height, width = segmentation["size"]
-    rle = read_counts(segmentation["counts"], height, width)
-    point = annotation.get("point_coords")
+def _read_record(data: bytes) -> tuple[Size | None, list[Any]]:
+    """The stated size and the annotations. Raises BadValueError that completes "a.json ..."."""
+    record = load_json(data)
+    if not isinstance(record, dict):
+        raise BadValueError(f"is not an SA-1B JSON: it holds {show(record)}, not an object")
+    if "annotations" not in record:
+        raise BadValueError("is not an SA-1B JSON: it has no annotations")
+    try:
+        size = image_size(record.get("image"), "the image's")
+        return size, list_of(record["annotations"], "the list of annotations")
+    except BadValueError as error:
+        raise BadValueError(f"is not an SA-1B JSON: {error}") from error
+
+
+def _is_masked(annotation: dict[str, Any]) -> bool:
+    return has_mask(annotation.get("segmentation"))
+
+
+def _object(annotation: Any, size: Size) -> AnnotatedObject:
+    if not isinstance(annotation, dict):
+        raise BadValueError(f"it is {show(annotation)}; an object with a segmentation is needed")
+    runs, rle = read_mask(annotation["segmentation"], size)
     return AnnotatedObject(
-        decode_runs(rle, height, width),
+        runs,
         rle,
-        category=int(annotation.get("category_id", 0)),
-        predicted_iou=float(annotation.get("predicted_iou", 1.0)),
-        stability_score=float(annotation.get("stability_score", 1.0)),
-        point=(float(point[0][0]), float(point[0][1])) if point else None,
+        category=category(annotation.get("category_id")),
+        predicted_iou=_score(annotation, "predicted_iou"),
+        stability_score=_score(annotation, "stability_score"),
+        point=_point(annotation.get("point_coords")),
     )
 
 
-def read_counts(counts: str | list[int], height: int, width: int) -> bytes:
-    """Compressed run lengths of a JSON's `counts`, be they compressed text or a list."""
-    if isinstance(counts, str):
-        return counts.encode()
-    return compress_counts(counts, height, width)
+def _score(annotation: dict[str, Any], name: str) -> float:
+    value = annotation.get(name)
+    return 1.0 if value is None else number(value, name)
+
+
+def _point(value: Any) -> tuple[float, float] | None:
+    """The first point of a list of points, or a point without the list around it."""
+    if not value:
+        return None
+    point = value[0] if isinstance(value, list) and isinstance(value[0], list) else value
+    if not isinstance(point, list) or len(point) != 2:
+        raise BadValueError(f"point_coords is {show(value)}; [[x, y]] is needed")
+    return number(point[0], "a point's x"), number(point[1], "a point's y")

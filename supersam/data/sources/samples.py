@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 
 from supersam.config.data import SourceConfig
 from supersam.data.identity import content_id, stable_id
-from supersam.data.images import BadImageError, LoadedImage, encode_png, load_image
+from supersam.data.images import (
+    MAX_WHOLE_PX,
+    BadImageError,
+    LoadedImage,
+    encode_png,
+    load_image,
+)
+from supersam.data.manifest import Counts
 from supersam.data.rle import mask_record, window_runs
 from supersam.data.sample import MaskRecord, Origin, SegmentationSample, Tile
 from supersam.data.sources.annotated import AnnotatedImage, AnnotatedObject, BadInputError
@@ -21,10 +28,10 @@ class Samples:
     """What came of one input image."""
 
     samples: tuple[SegmentationSample, ...]
-    empty: int
-    """Images or tiles without an object, left out."""
-    small_objects: int
-    """Objects (of tiles: their cut parts) below `min_area_px`, empty ones included, left out."""
+    counts: Counts
+    """Images or tiles without an object; of tiles, small objects are their cut parts."""
+    bad: tuple[tuple[str, str], ...] = ()
+    """Annotations that could not be used: which, and why."""
 
 
 def make_samples(
@@ -34,29 +41,32 @@ def make_samples(
 
     `group` is the number of its clip or stack; None where it stands alone.
     """
-    loaded = _load(image)
+    loaded = _load(image, config)
     source = content_id(image.image) if image.content is None else image.content
     origin = Origin(source, source if group is None else group)
     height, width = image.size
+    counts = image.counts + Counts(unsure_turns=int(loaded.is_turn_unsure))
     if config.tile_px is None or max(height, width) <= config.tile_px:
         objects = [_record(o) for o in image.objects if o.runs.area >= config.min_area_px]
         sample = _sample(image.name, loaded, image.size, objects, origin)
-        samples = (sample,) if objects else ()
-        return Samples(samples, 1 - len(samples), len(image.objects) - len(objects))
-    return _cut(image, loaded.pixels, origin, config)
+        counts += Counts(int(not objects), len(image.objects) - len(objects))
+        return Samples((sample,) if objects else (), counts, tuple(image.bad))
+    samples, cut = _cut(image, loaded.pixels, origin, config)
+    return Samples(samples, counts + cut, tuple(image.bad))
 
 
-def _load(image: AnnotatedImage) -> LoadedImage:
+def _load(image: AnnotatedImage, config: SourceConfig) -> LoadedImage:
+    max_pixels = MAX_WHOLE_PX if config.tile_px is None else None
     try:
         data = image.image if isinstance(image.image, bytes) else encode_png(image.image)
-        return load_image(data, size=image.size)
+        return load_image(data, size=image.size, exif=config.exif, max_pixels=max_pixels)
     except BadImageError as error:
         raise BadInputError(str(error)) from error
 
 
 def _cut(
     image: AnnotatedImage, pixels: NDArray[np.uint8], origin: Origin, config: SourceConfig
-) -> Samples:
+) -> tuple[tuple[SegmentationSample, ...], Counts]:
     assert config.tile_px is not None  # the caller compared it with the image
     is_grey = bool(np.all(pixels == pixels[..., :1]))
     pixels = pixels[..., 0] if is_grey else pixels  # a third of the bytes, the same RGB
@@ -73,7 +83,7 @@ def _cut(
             loaded = LoadedImage(encode_png(np.ascontiguousarray(cut)), "png", cut)
             cut_from = replace(origin, tile=tile)
             samples.append(_sample(name, loaded, (tile.height, tile.width), objects, cut_from))
-    return Samples(tuple(samples), len(tiles) - len(samples), small)
+    return tuple(samples), Counts(len(tiles) - len(samples), small)
 
 
 def _tiles(height: int, width: int, tile_px: int) -> Iterator[Tile]:

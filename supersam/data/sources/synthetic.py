@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from supersam.config.data import SourceConfig, SyntheticConfig
-from supersam.data.sample import SegmentationSample
 from supersam.data.sources.annotated import AnnotatedImage, AnnotatedObject, Item
 from supersam.data.sources.labelmap import label_objects
-from supersam.data.sources.samples import make_samples
 
 ELLIPSE, RECTANGLE, BLOB, RING = 1, 2, 3, 4
 """Categories of the objects."""
@@ -46,12 +44,6 @@ def read_synthetic(config: SourceConfig, item: Item) -> AnnotatedImage:
     ]
     size = (config.synthetic.size_px, config.synthetic.size_px)
     return AnnotatedImage(item.name, file.getvalue(), size, objects)
-
-
-def draw_sample(config: SyntheticConfig, index: int) -> SegmentationSample:
-    """Image `index` of the generator as a sample; it depends on `config` and `index` alone."""
-    source = SourceConfig(kind="synthetic", synthetic=config, min_area_px=_MIN_VISIBLE_PX)
-    return make_samples(read_synthetic(source, _item(config, index)), source).samples[0]
 
 
 def draw_image(
