@@ -18,8 +18,8 @@ class ExportRun(Section):
     """Folder of a training run."""
     subnet: str = "largest"
     """largest, smallest, medium, a JSON file of a subnet, or a subnet of a search's front:
-    pareto.json#0 (its first), pareto.json#best (highest mIoU), pareto.json#knee,
-    pareto.json#cheapest (fewest FLOPs)."""
+    SEARCH#best (highest mIoU), SEARCH#knee, SEARCH#cheapest (fewest FLOPs), SEARCH#0 (its first),
+    where SEARCH is the search's folder or its pareto.json."""
     out: Path
     """Folder to write; absent, empty, or this very export."""
     checkpoint: str = "last"
@@ -31,9 +31,10 @@ class ExportRun(Section):
     finetune_lr: float | None = Field(None, gt=0)
     """Peak learning rate of the fine-tuning; null takes a tenth of the run's."""
     data: tuple[Path, ...] = ()
-    """Folders of held-out shards; empty takes the run's validation sets."""
-    images: PositiveInt | None = None
-    """Evaluate on this many images, spread evenly over the set; null takes all."""
+    """Folders of held-out shards; empty takes the final set of the search that selected the subnet,
+    where it has one, else the run's validation sets."""
+    images: PositiveInt | None = 200
+    """Evaluate on this many images, spread evenly over the set; null (--images None) takes all."""
     license: str | None = None
     """Licence of the weights, an identifier such as apache-2.0, for the model card."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

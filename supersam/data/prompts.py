@@ -6,6 +6,7 @@ box.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from supersam.data.sample import (
     LABEL_BOX_MIN,
     LABEL_FOREGROUND,
     LABEL_PAD,
+    EvalImage,
 )
 from supersam.data.transforms import Geometry, MaskPatch, Window
 
@@ -89,11 +91,27 @@ def stored_prompts(
     if kind == "point":
         points[:, 0] = geometry.map_points(masks["point"].astype(np.float64))
     else:
-        x, y, width, height = masks["bbox"].astype(np.float64).T
-        boxes = np.stack((x, y, x + width, y + height), axis=1)
-        points[:] = geometry.map_boxes(boxes).reshape(-1, 2, 2)
+        points[:] = _box_points(masks["bbox"], geometry)
     labels = np.array(POINT_LABELS if kind == "point" else BOX_LABELS, np.int64)
     return points.astype(np.float32), np.tile(labels, (len(masks), 1))
+
+
+def with_boxes(image: EvalImage) -> EvalImage:
+    """Return the image with the tight box of each object as its prompt; see `stored_prompts`."""
+    import torch
+
+    height, width = image.original_size
+    geometry = Geometry(Window(0, 0, width, height), image.image.shape[-1])
+    points = _box_points(image.boxes.numpy(), geometry).astype(np.float32)
+    labels = torch.tensor(BOX_LABELS).repeat(len(points), 1)
+    return replace(image, points=torch.from_numpy(points), labels=labels)
+
+
+def _box_points(boxes: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float64]:
+    """Corners of boxes (M, 4) of (x, y, width, height), in the padded square: (M, 2, 2)."""
+    x, y, width, height = boxes.astype(np.float64).T
+    corners = np.stack((x, y, x + width, y + height), axis=1)
+    return geometry.map_boxes(corners).reshape(-1, 2, 2)
 
 
 def _point_prompt(point: NDArray[np.float64], geometry: Geometry) -> Prompt:

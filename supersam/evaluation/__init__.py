@@ -9,6 +9,7 @@ from supersam.evaluation.bootstrap import (
 from supersam.evaluation.evaluator import (
     DivergedError,
     Predictor,
+    as_stored,
     evaluate,
     evaluate_all,
     require_finite,
@@ -40,6 +41,7 @@ __all__ = [
     "SizeBucket",
     "SizeScore",
     "SubnetPredictor",
+    "as_stored",
     "bootstrap_interval",
     "boundary_band_px",
     "boundary_iou",

@@ -6,19 +6,18 @@ import hashlib
 import json
 import logging
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from supersam.config import EvaluateRun, TrainRun, UserError
-from supersam.config.evaluate import PromptWord
 from supersam.config.files import SPACE_FILE
-from supersam.data.dataset import EvalDataset
-from supersam.data.loader import build_eval_loader
 from supersam.data.shards import ShardReader, open_held_out
 from supersam.evaluation.bootstrap import Difference
-from supersam.evaluation.evaluator import Predictor, evaluate_all
+from supersam.evaluation.evaluator import Predictor
+from supersam.evaluation.held_out import score_prompts
 from supersam.evaluation.predictor import SubnetPredictor
 from supersam.evaluation.priors import Priors, learn_priors
 from supersam.evaluation.result import EvalResult, subtract
@@ -31,7 +30,7 @@ from supersam.runs.weights import WeightSource, find_weights, read_run
 from supersam.runtime.atomic import write_json
 from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World
-from supersam.runtime.logging import setup_logging, shown
+from supersam.runtime.logging import setup_logging
 from supersam.space import SearchSpace, SubnetSpec, read_space, resolve_shape, subnet_cost
 
 logger = logging.getLogger(__name__)
@@ -62,8 +61,8 @@ def run_evaluate(run: EvaluateRun) -> int:
     priors = learn_priors(training_folders(inputs.train_run))
     results: dict[str, EvalResult] = {}
     differences: dict[str, Difference] = {}
-    for prompt in run.prompts:
-        results[prompt], *others = _score(run, inputs, predictors, prompt, priors)
+    for prompt, scored in _score(run, inputs, predictors, priors).items():
+        results[prompt], *others = scored
         for other in others:
             differences[prompt] = subtract(results[prompt], other)
     record = _describe(run, inputs, results, differences)
@@ -105,32 +104,30 @@ def _build_predictors(run: EvaluateRun, inputs: _Inputs) -> list[Predictor]:
     """The subnet's, and that of the subnet to compare with."""
     device = choose_device(run.device)
     supernet = load_supernet(inputs.train_run, inputs.space, inputs.source).to(device)
-    predictors: list[Predictor] = [SubnetPredictor(supernet, inputs.spec)]
+    predictors: list[Predictor] = [SubnetPredictor(supernet, inputs.spec, keep_embedding=True)]
     if inputs.reference is not None:
         if run.against == PRETRAINED:
             start = WeightSource(step=0)
             supernet = load_supernet(inputs.train_run, inputs.space, start).to(device)
-        predictors.append(SubnetPredictor(supernet, inputs.reference))
+        predictors.append(SubnetPredictor(supernet, inputs.reference, keep_embedding=True))
     return predictors
 
 
 def _score(
-    run: EvaluateRun,
-    inputs: _Inputs,
-    predictors: Sequence[Predictor],
-    prompt: PromptWord,
-    priors: Priors | None,
-) -> list[EvalResult]:
-    """The result of each predictor."""
-    dataset = EvalDataset(
+    run: EvaluateRun, inputs: _Inputs, predictors: Sequence[Predictor], priors: Priors | None
+) -> dict[str, list[EvalResult]]:
+    """Return by prompt the result of each predictor."""
+    return score_prompts(
+        predictors,
         inputs.readers,
+        run.prompts,
         side=inputs.space.shape.image_size,
-        prompt=prompt,
+        limit=run.images,
+        workers=run.workers,
         cut_objects=run.cut_objects,
+        boundary=run.boundary,
+        priors=priors,
     )
-    loader = build_eval_loader(dataset, World.single(), limit=run.images, workers=run.workers)
-    images = shown(loader, len(loader), what=prompt, unit="image")
-    return evaluate_all(predictors, images, boundary=run.boundary, priors=priors)
 
 
 def _describe(
@@ -203,5 +200,5 @@ def _print(
     )
     print(format_table(results, differences or None, reference=run.against or ""))
     for line in remarks(results):
-        print(line)
+        print(textwrap.fill(line, width=100))
     sys.stdout.flush()

@@ -5,7 +5,7 @@ Letters: S input side, s mask-logit side, M objects of an image, H and W its ori
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, pairwise
 from typing import Any, Protocol, TypeVar
@@ -34,6 +34,15 @@ MASK_TOKENS = 4
 """Token 0 is the single mask, 1 to 3 are the multimask outputs, as in segment-anything."""
 _FRAME_PIXELS_ON_GPU = 2**26
 """Upscaled pixels held at a time on a GPU: 512 MiB of float64."""
+
+
+Prompted = Callable[[EvalImage], EvalImage]
+"""From an image to the same image with its prompts."""
+
+
+def as_stored(image: EvalImage) -> EvalImage:
+    """Return the image with the prompts that it has."""
+    return image
 
 
 class DivergedError(UserError, FloatingPointError):
@@ -90,7 +99,7 @@ def evaluate(
             and so encoded, again for each call.
         priors: also score these baselines that never look at the image.
     """
-    (result,) = evaluate_all(
+    ((result,),) = evaluate_all(
         [predictor], images, boundary=boundary, prompts_per_call=prompts_per_call, priors=priors
     )
     return result
@@ -101,27 +110,46 @@ def evaluate_all(
     predictors: Sequence[Predictor],
     images: Iterable[EvalImage],
     *,
+    prompts: Sequence[Prompted] = (as_stored,),
     boundary: bool = True,
     prompts_per_call: int = 64,
     priors: Priors | None = None,
-) -> list[EvalResult]:
-    """Score several predictors on the same images, which are read once; see `evaluate`."""
+) -> list[list[EvalResult]]:
+    """Score several predictors with several prompts on images that are read once; see `evaluate`.
+
+    Args:
+        predictors: one or more.
+        images: this rank's share.
+        prompts: give each image its prompts: `as_stored` keeps its own, `with_boxes` takes boxes.
+        boundary: also compute boundary IoU.
+        prompts_per_call: prompts of one `predict` call.
+        priors: also score these baselines that never look at the image.
+
+    Returns for each of `prompts` the result of each predictor.
+    """
     if prompts_per_call < 1:
         raise ValueError(f"prompts_per_call={prompts_per_call}; at least 1 prompt is needed")
-    tables: list[list[ObjectTable]] = [[] for _ in predictors]
+    tables: list[list[list[ObjectTable]]] = [[[] for _ in predictors] for _ in prompts]
     num_cut = 0
     for image in images:
         num_cut += image.num_cut
         if len(image.masks) == 0:
             continue
-        prior = None if priors is None else priors.ious(image)
-        for scored, predictor in zip(tables, predictors, strict=True):
-            table = score_image(
-                predictor, image, boundary=boundary, prompts_per_call=prompts_per_call
-            )
-            scored.append(replace(table, prior_iou=prior))
+        views = [prompted(image) for prompted in prompts]
+        known = [None if priors is None else priors.ious(view) for view in views]
+        for place, predictor in enumerate(
+            predictors
+        ):  # an image's views in turn: it is encoded once
+            for scored, view, prior in zip(tables, views, known, strict=True):
+                table = score_image(
+                    predictor, view, boundary=boundary, prompts_per_call=prompts_per_call
+                )
+                scored[place].append(replace(table, prior_iou=prior))
     cut = sum(gather_from_all_ranks(num_cut))
-    return [summarize(_merge(gather_from_all_ranks(each)), num_cut=cut) for each in tables]
+    return [
+        [summarize(_merge(gather_from_all_ranks(each)), num_cut=cut) for each in scored]
+        for scored in tables
+    ]
 
 
 def _merge(tables_of_ranks: list[list[ObjectTable]]) -> ObjectTable:

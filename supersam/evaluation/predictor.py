@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
@@ -11,13 +13,39 @@ from supersam.model.decoder import decode_masks, embed_prompts
 from supersam.space import SubnetSpec
 
 
+class _LastEmbedding:
+    """The embedding of the last images: the prompts of an image come in several calls."""
+
+    def __init__(self, *, keep: bool) -> None:
+        self._keep = keep
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def of(self, images: Tensor, encode: Callable[[], Tensor]) -> Tensor:
+        """Return the embedding of `images`; `encode` computes it where they are others."""
+        if self._last is not None and torch.equal(self._last[0], images):
+            return self._last[1]
+        embedding = encode()
+        if self._keep:
+            self._last = images, embedding
+        return embedding
+
+
 class SubnetPredictor:
     """Runs `spec` on the device of `supernet`, in evaluation mode and without gradients."""
 
-    def __init__(self, supernet: SamSupernet, spec: SubnetSpec, *, bf16: bool = False) -> None:
+    def __init__(
+        self,
+        supernet: SamSupernet,
+        spec: SubnetSpec,
+        *,
+        bf16: bool = False,
+        keep_embedding: bool = False,
+    ) -> None:
+        """keep_embedding: encode images of consecutive calls once; the weights must not change."""
         self._supernet = supernet
         self._spec = spec
         self._bf16 = bf16
+        self._last = _LastEmbedding(keep=keep_embedding)
 
     @torch.no_grad()
     def predict(
@@ -30,15 +58,17 @@ class SubnetPredictor:
             self._supernet.activated(self._spec),
             torch.autocast(device.type, torch.bfloat16, enabled=self._bf16),
         ):
-            prediction = self._supernet(images, sizes, points, labels)
-        return prediction.masks, prediction.ious
+            embedding = self._last.of(images, lambda: self._supernet.encode(images, sizes))
+            return self._supernet.decode(embedding, points, labels)
 
 
 class SamModelPredictor:
     """Runs a plain segment-anything model, in evaluation mode and without gradients."""
 
-    def __init__(self, sam: Sam) -> None:
+    def __init__(self, sam: Sam, *, keep_embedding: bool = False) -> None:
+        """keep_embedding: encode images of consecutive calls once; the weights must not change."""
         self._sam = sam
+        self._last = _LastEmbedding(keep=keep_embedding)
 
     @torch.no_grad()
     def predict(
@@ -48,8 +78,13 @@ class SamModelPredictor:
         sam = self._sam
         device = sam.pixel_mean.device
         images, sizes, points, labels = (t.to(device) for t in (images, sizes, points, labels))
-        pixels = normalize_images(images, sizes, mean=sam.pixel_mean, std=sam.pixel_std)
-        embedding = sam.image_encoder(pixels)
+
+        def encode() -> Tensor:
+            pixels = normalize_images(images, sizes, mean=sam.pixel_mean, std=sam.pixel_std)
+            found: Tensor = sam.image_encoder(pixels)
+            return found
+
+        embedding = self._last.of(images, encode)
         tokens = embed_prompts(sam.prompt_encoder, points.flatten(0, 1), labels.flatten(0, 1))
         tokens = tokens.view(*points.shape[:2], *tokens.shape[1:])
         masks, ious = decode_masks(sam.mask_decoder, sam.prompt_encoder, embedding, tokens)

@@ -1,7 +1,8 @@
 """Scores of two baselines that never look at the image: what a prompt alone gives away.
 
 For a box: the mean training mask in the coordinates of its box, one for each set of sides at which
-the box touches the frame. For a point: a disc around it. Both are learned from training shards.
+the box touches the frame. For a point: a disc around it. Both are learned from training shards,
+where objects that touch no side are also shown cut by a random frame, as tiles and crops show them.
 A model that scores less than its prior has learned nothing from the image that a prompt does not
 say already.
 """
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from supersam.data.manifest import read_manifest
-from supersam.data.rle import decode_runs
+from supersam.data.rle import Runs, decode_runs
 from supersam.data.sample import LABEL_BOX_MIN, EvalImage
 from supersam.data.shards import BadRecordError, ShardReader
 from supersam.data.transforms import MaskPatch, Window, cut_patch
@@ -81,7 +82,7 @@ class Priors:
     radius_px: int
     """Radius of the best disc around a point, pixels of the original image."""
     num_objects: int
-    """Training objects that they were learned from."""
+    """Training objects that they were learned from, whole or cut."""
 
     @classmethod
     def of(cls, sums: PriorSums) -> Priors:
@@ -197,20 +198,45 @@ def _add_image(reader: ShardReader, index: int, sums: PriorSums) -> None:
     """Add the objects of an image to `sums`, in place."""
     record = reader.read_image(index)
     size = record.height, record.width
+    rng = np.random.default_rng(index)
     rles = reader.read_masks(index, range(len(record.masks)))
     for place, (rle, meta) in enumerate(zip(rles, record.masks, strict=True)):
-        patch = cut_patch(decode_runs(rle, *size), Window(0, 0, size[1], size[0]))
+        runs = decode_runs(rle, *size)
+        patch = cut_patch(runs, Window(0, 0, size[1], size[0]))
         if patch is None:
             continue
-        cells = torch.from_numpy(patch.pixels)[None, None].float()
-        cells = F.interpolate(cells, (GRID, GRID), mode="bilinear", antialias=True)
         sides = touched_sides(patch, size)
-        sums.masks[sides] += cells[0, 0].double().numpy()
-        sums.counts[sides] += 1
-        if place % _DISC_EVERY != 0:
-            continue
-        point = (float(meta["point"][0]), float(meta["point"][1]))
-        sums.disc_ious[:] += disc_ious(patch, point, size, radii=_RADII_PX)
+        _add_mask(sums, patch, sides)
+        if sides == 0:
+            _add_cut(sums, runs, rng)
+        if place % _DISC_EVERY == 0:
+            point = (float(meta["point"][0]), float(meta["point"][1]))
+            sums.disc_ious[:] += disc_ious(patch, point, size, radii=_RADII_PX)
+
+
+def _add_cut(sums: PriorSums, runs: Runs, rng: np.random.Generator) -> None:
+    """Add what a frame of three times the object's size shows of it, where that cuts it.
+
+    Few objects of whole images touch the frame; in tiles and crops many do.
+    """
+    x, y, width, height = runs.bbox
+    side = 3 * max(width, height)
+    left = int(rng.integers(x - side + 1, x + width))
+    top = int(rng.integers(y - side + 1, y + height))
+    patch = cut_patch(runs, Window(left, top, side, side))
+    if patch is None:
+        return
+    inside = MaskPatch(patch.pixels, patch.left - left, patch.top - top)
+    sides = touched_sides(inside, (side, side))
+    if sides != 0:
+        _add_mask(sums, inside, sides)
+
+
+def _add_mask(sums: PriorSums, patch: MaskPatch, sides: int) -> None:
+    cells = torch.from_numpy(patch.pixels)[None, None].float()
+    cells = F.interpolate(cells, (GRID, GRID), mode="bilinear", antialias=True)
+    sums.masks[sides] += cells[0, 0].double().numpy()
+    sums.counts[sides] += 1
 
 
 def _read(path: Path, fingerprint: str) -> PriorSums | None:

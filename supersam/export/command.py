@@ -8,16 +8,24 @@ import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from segment_anything.modeling import Sam
 
 from supersam.config import ExportRun
-from supersam.data.dataset import EvalDataset
-from supersam.data.loader import build_eval_loader
+from supersam.config.evaluate import PROMPTS
 from supersam.data.sample import EvalImage
 from supersam.data.shards import ShardReader
-from supersam.evaluation import EvalResult, SamModelPredictor, SubnetPredictor, evaluate
+from supersam.evaluation import (
+    Difference,
+    EvalResult,
+    Predictor,
+    SamModelPredictor,
+    SubnetPredictor,
+    learn_priors,
+)
+from supersam.evaluation.held_out import score_prompts
+from supersam.evaluation.result import subtract
 from supersam.export.check import check_images, max_difference
 from supersam.export.finetune import finetune, prepare_finetune
 from supersam.export.latency import describe_latency
@@ -30,6 +38,7 @@ from supersam.runs.provenance import (
     describe_start,
     describe_training_data,
     git_commit,
+    training_folders,
     versions,
 )
 from supersam.runs.supernet import load_supernet
@@ -37,14 +46,12 @@ from supersam.runs.weights import find_weights
 from supersam.runtime.atomic import write_bytes
 from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World
-from supersam.runtime.logging import setup_logging, shown
+from supersam.runtime.logging import setup_logging
 from supersam.space import subnet_cost
 from supersam.standalone import CARD, CARD_JSON
 from supersam.training.trainer import InterruptedRunError
 
 logger = logging.getLogger(__name__)
-
-_PROMPTS: tuple[Literal["point", "box"], ...] = ("point", "box")
 
 
 def run_export(run: ExportRun) -> int:
@@ -79,10 +86,11 @@ def _complete(plan: ExportPlan, supernet: SamSupernet, folder: Path, sam: Sam) -
     sam = sam.to(supernet.pixel_mean.device)
     readers = [ShardReader(path) for path in plan.data]
     images = check_images(readers, plan.space.shape.image_size)
-    ours, theirs = SamModelPredictor(sam), SubnetPredictor(supernet, plan.spec)
+    ours = SamModelPredictor(sam, keep_embedding=True)
+    theirs = SubnetPredictor(supernet, plan.spec)
     difference = max_difference(ours, theirs, images)
     logger.info("differs from the supernet by at most %g in a mask logit", difference)
-    metrics = _evaluate(plan, ours, readers)
+    metrics, differences = _evaluate(plan, ours, supernet, readers)
     card = ModelCard(
         name=f"{plan.train_run.name}-{plan.spec.key()}",
         identity=plan.identity,
@@ -94,10 +102,13 @@ def _complete(plan: ExportPlan, supernet: SamSupernet, folder: Path, sam: Sam) -
         start=describe_start(plan.train_run),
         training_data=describe_training_data(plan.train_run, plan.source),
         evaluation_data=tuple(map(str, plan.data)),
-        evaluation_images=plan.run.images,
+        evaluation_images=plan.images,
+        selected_on=None if plan.selection is None else tuple(map(str, plan.selection.folders)),
+        selection_images=plan.selection_images,
         seen_in_training=plan.seen.detail if plan.seen is not None and plan.seen.seen else None,
         not_compared=plan.seen.detail if plan.seen and plan.seen.seen is None else None,
         metrics={prompt: result.as_dict() for prompt, result in metrics.items()},
+        less_largest={prompt: asdict(found) for prompt, found in differences.items()},
         max_difference_from_supernet=difference,
         latency=describe_latency(sam),
         onnx=_write_onnx(sam, folder, images).to_dict() if plan.run.onnx else None,
@@ -108,22 +119,40 @@ def _complete(plan: ExportPlan, supernet: SamSupernet, folder: Path, sam: Sam) -
 
 
 def _evaluate(
-    plan: ExportPlan, predictor: SamModelPredictor, readers: list[ShardReader]
-) -> dict[str, EvalResult]:
-    """Score the exported model by prompt; without evaluation data, return nothing."""
-    results: dict[str, EvalResult] = {}
-    for prompt in _PROMPTS if readers else ():
-        dataset = EvalDataset(readers, side=plan.space.shape.image_size, prompt=prompt)
-        loader = build_eval_loader(dataset, World.single(), limit=plan.run.images)
-        logger.info(
-            "evaluating it on %d images with a %s for each object; --images N looks at fewer",
-            len(loader),
-            prompt,
-        )
-        images = shown(loader, len(loader), what=prompt, unit="image")
-        results[prompt] = evaluate(predictor, images, boundary=False)
-        logger.info("%s: mIoU %.4f", prompt, results[prompt].miou)
-    return results
+    plan: ExportPlan, ours: Predictor, supernet: SamSupernet, readers: list[ShardReader]
+) -> tuple[dict[str, EvalResult], dict[str, Difference]]:
+    """Score the exported model by prompt, and compare it with the largest subnet.
+
+    Both are empty without evaluation data. The largest subnet is left out where it is the exported
+    one, or where another subnet was trained alone.
+    """
+    if not readers:
+        return {}, {}
+    total = sum(reader.num_images for reader in readers)
+    looked_at = total if plan.images is None else plan.images
+    logger.info(
+        "evaluating it on %d of %d images; --images N looks at others, --images None at all",
+        looked_at,
+        total,
+    )
+    predictors, largest = [ours], plan.space.largest()
+    alone = plan.run.finetune_steps > 0 or plan.train_run.sandwich.only is not None
+    if plan.spec != largest and not alone:
+        predictors.append(SubnetPredictor(supernet, largest, keep_embedding=True))
+    scored = score_prompts(
+        predictors,
+        readers,
+        PROMPTS,
+        side=plan.space.shape.image_size,
+        limit=plan.images,
+        workers=None,
+        priors=learn_priors(training_folders(plan.train_run)),
+    )
+    results = {prompt: found[0] for prompt, found in scored.items()}
+    for prompt, result in results.items():
+        logger.info("%s: mIoU %.4f", prompt, result.miou)
+    pairs = {prompt: found for prompt, found in scored.items() if len(found) > 1}
+    return results, {prompt: subtract(*found) for prompt, found in pairs.items()}
 
 
 def _write_onnx(sam: Sam, folder: Path, images: list[EvalImage]) -> Parity:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from supersam.config import dump_yaml
+from supersam.evaluation.bootstrap import FEW_GROUPS
+from supersam.evaluation.table import PRIOR_WORDS
 from supersam.space import SubnetCost, SubnetSpec
 
 
@@ -50,12 +52,19 @@ class ModelCard:
     """Folders of the evaluation shards."""
     evaluation_images: int | None
     """Images evaluated on, spread evenly; None for all."""
+    selected_on: tuple[str, ...] | None
+    """Folders of the shards that a search selected the subnet on; None where no search did."""
+    selection_images: int
+    """Images of the evaluation data that the search saw."""
     seen_in_training: str | None
     """What training saw of the evaluation data; None where it saw nothing."""
     not_compared: str | None
     """Why it is unknown whether training saw the evaluation data; None where it is known."""
     metrics: Mapping[str, Mapping[str, Any]]
     """Evaluation results by prompt; empty where there was no evaluation data."""
+    less_largest: Mapping[str, Mapping[str, Any]]
+    """By prompt the score less that of the supernet's largest subnet, object by object; empty where
+    it was not measured."""
     max_difference_from_supernet: float
     """Largest difference of a mask logit from the supernet with this subnet active."""
     latency: Mapping[str, Any]
@@ -80,7 +89,8 @@ class ModelCard:
 
 def card_text(card: ModelCard) -> str:
     """The card as Markdown with a YAML header, as model hubs read it."""
-    parts = [f"---\n{dump_yaml(_header(card))}---", f"# {card.name}", _summary(card), _usage(card)]
+    parts = [f"---\n{dump_yaml(_header(card))}---", f"# {card.name}"]
+    parts += [text for text in (_selection(card), _summary(card), _usage(card)) if text]
     parts += [_accuracy(card), _costs(card), _provenance(card), _subnet(card)]
     return "\n\n".join(parts) + "\n"
 
@@ -98,6 +108,23 @@ def _header(card: ModelCard) -> dict[str, Any]:
     header |= {"library_name": "segment-anything", "pipeline_tag": "mask-generation"}
     header |= {"tags": ["segment-anything", "supersam", "neural-architecture-search"]}
     return header | {"model-index": [{"name": card.name, "results": results}]}
+
+
+def _selection(card: ModelCard) -> str:
+    """What the numbers below rest on, where a search selected the subnet."""
+    if card.selected_on is None or not card.metrics:
+        return ""
+    selected, measured = _named(card.selected_on), _named(card.evaluation_data)
+    if card.selection_images == 0:
+        return f"Selected on {selected}, measured on {measured}, which the search never saw."
+    return (
+        f"**No final set: this subnet was selected on {selected} and measured on {measured}, of "
+        f"which the search saw {card.selection_images} images. It will score less on new images.**"
+    )
+
+
+def _named(folders: Iterable[str]) -> str:
+    return ", ".join(f"`{folder}`" for folder in folders)
 
 
 def _summary(card: ModelCard) -> str:
@@ -127,27 +154,66 @@ def _usage(card: ModelCard) -> str:
 def _accuracy(card: ModelCard) -> str:
     if not card.metrics:
         return "## Accuracy\n\nNot evaluated: the run has no held-out images, and none were named."
-    head = ["prompt", "mIoU", "95 % interval", "best of 3 by its own estimate", "oracle of 3"]
-    rows = [head, ["---"] * len(head)]
+    head = ["prompt", "mIoU", "95 % interval", "without the image", "less largest"]
+    rows = [head + ["best of 3 by its own estimate", "oracle of 3"]]
+    rows.append(["---"] * len(rows[0]))
     for prompt, found in card.metrics.items():
-        interval = found["miou_interval"]
-        shown = "-" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
-        row = [prompt, f"{found['miou']:.4f}", shown]
-        rows.append(row + [f"{found[n]:.4f}" for n in ("miou_predicted_best", "miou_oracle")])
+        row = [prompt, _score(found["miou"]), _interval(found["miou_interval"], "")]
+        row += [_score(found["prior_miou"]), _difference(card.less_largest.get(prompt))]
+        rows.append(row + [_score(found[n]) for n in ("miou_predicted_best", "miou_oracle")])
+    parts = ["## Accuracy", _table(rows), _what_was_measured(card), *_cautions(card)]
+    return "\n\n".join(parts)
+
+
+def _what_was_measured(card: ModelCard) -> str:
     some = next(iter(card.metrics.values()))
-    note = (
+    cut = some["num_cut_objects"]
+    return (
         f"{some['num_objects']} objects in {some['num_images']} images of "
-        f"{', '.join(f'`{folder}`' for folder in card.evaluation_data)}, fixed prompts, original "
-        f"resolution; filling each object's box alone scores {some['box_fill_miou']:.4f}."
+        f"{some['num_groups']} clips, stacks or source images, from "
+        f"{_named(card.evaluation_data)}, fixed prompts, original resolution"
+        + (f"; {cut} objects that a tile's frame cuts are left out" if cut > 0 else "")
+        + f". Filling each object's box alone scores {some['box_fill_miou']:.4f}. Without the "
+        "image: what the best disc around a point, or the mean training mask in a box, scores. "
+        "Less largest: the score less that of the supernet's largest subnet, object by object. "
+        "Intervals resample clips, stacks and source images."
     )
+
+
+def _cautions(card: ModelCard) -> list[str]:
+    """What a reader of the numbers must know, a paragraph each."""
+    said = []
+    for prompt, found in card.metrics.items():
+        if found["prior_miou"] is not None and found["miou"] < found["prior_miou"]:
+            said.append(
+                f"**With a {prompt} it scores less than {PRIOR_WORDS[prompt]} "
+                f"({found['prior_miou']:.4f}), which never looks at the image.**"
+            )
+    groups = min(found["num_groups"] for found in card.metrics.values())
+    if groups < FEW_GROUPS:
+        said.append(
+            f"The objects come from only {groups} clips, stacks or images: intervals are rough."
+        )
     if card.seen_in_training is not None:
-        note += (
-            f"\n\n**Training saw this evaluation data** ({card.seen_in_training}): the numbers say "
+        said.append(
+            f"**Training saw this evaluation data** ({card.seen_in_training}): the numbers say "
             "nothing about new images."
         )
     if card.not_compared is not None:
-        note += f"\n\nWhether training saw this evaluation data is unknown: {card.not_compared}."
-    return "## Accuracy\n\n" + _table(rows) + "\n\n" + note
+        said.append(f"Whether training saw this evaluation data is unknown: {card.not_compared}.")
+    return said
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _interval(interval: Sequence[float] | None, sign: str) -> str:
+    return "-" if interval is None else f"{interval[0]:{sign}.4f} to {interval[1]:{sign}.4f}"
+
+
+def _difference(found: Mapping[str, Any] | None) -> str:
+    return "-" if found is None else f"{found['mean']:+.4f} ({_interval(found['interval'], '+')})"
 
 
 def _costs(card: ModelCard) -> str:

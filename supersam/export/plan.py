@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from supersam.config import ExportRun, TrainRun, UserError
 from supersam.config.files import SPACE_FILE, SUBNET_FILE
-from supersam.data.shards import open_held_out
+from supersam.data.identity import shared_sources
+from supersam.data.shards import ShardReader, open_held_out
 from supersam.export.finetune import peak_rate
 from supersam.export.model_card import Identity
 from supersam.export.onnx import require_onnx
@@ -19,7 +20,7 @@ from supersam.export.writer import damaged_files, require_free
 from supersam.runs.folder import validation_folders
 from supersam.runs.provenance import weights_id
 from supersam.runs.seen_data import SeenData, seen_in_training
-from supersam.runs.subnet_reference import find_subnet
+from supersam.runs.subnet_reference import Selection, find_subnet, selection_of
 from supersam.runs.weights import WeightSource, find_weights, read_run
 from supersam.space import SearchSpace, SubnetSpec, read_space, read_subnet, resolve_shape
 from supersam.standalone import CARD_JSON, ENCODER_ONNX
@@ -39,6 +40,12 @@ class ExportPlan:
     """The supernet's weights."""
     data: tuple[Path, ...]
     """Folders of the evaluation shards; empty where there are none."""
+    images: int | None
+    """Images to evaluate on, spread evenly; None for all."""
+    selection: Selection | None
+    """What the subnet was selected on; None where no search selected it."""
+    selection_images: int
+    """Images of the evaluation shards that the search saw."""
     seen: SeenData | None
     """What training saw of them; None where there are none."""
     identity: Identity
@@ -59,8 +66,11 @@ def plan_export(run: ExportRun) -> ExportPlan:
             f"--subnet {run.run / SUBNET_FILE}"
         )
     source = find_weights(train_run, run.checkpoint)
-    data = tuple(run.data or validation_folders(train_run))
-    open_held_out(data)  # now, not after a fine-tuning
+    selection = selection_of(run.subnet)
+    final = () if selection is None else selection.final_folders
+    data = tuple(run.data or final or validation_folders(train_run))
+    readers = open_held_out(data)  # now, not after a fine-tuning
+    total = sum(reader.num_images for reader in readers)
     return ExportPlan(
         run=run,
         train_run=train_run,
@@ -68,6 +78,9 @@ def plan_export(run: ExportRun) -> ExportPlan:
         spec=spec,
         source=source,
         data=data,
+        images=None if run.images is None or run.images >= total else run.images,
+        selection=selection,
+        selection_images=0 if selection is None else _selected_on(selection, readers),
         seen=_seen(train_run, source, data),
         identity=_identity(run, train_run, source, spec),
     )
@@ -113,8 +126,14 @@ def _of_card(card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_plan(plan: ExportPlan) -> dict[str, Any]:
-    settings = {"license": plan.run.license, "images": plan.run.images}
+    settings = {"license": plan.run.license, "images": plan.images}
     return {**asdict(plan.identity), **settings, "data": _resolved(plan.data)}
+
+
+def _selected_on(selection: Selection, readers: Sequence[ShardReader]) -> int:
+    """Count the evaluation images that the search saw."""
+    there = [ShardReader(folder) for folder in selection.folders if folder.is_dir()]
+    return shared_sources(readers, there).images
 
 
 def _resolved(folders: Iterable[Path]) -> list[str]:

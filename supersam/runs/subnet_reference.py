@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -56,6 +57,31 @@ def find_subnet(
     if reason is not None:
         raise UserError(f"{reference} is not in this run's search space: {reason}")
     return spec
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The images that a subnet of a search's front was selected on."""
+
+    folders: tuple[Path, ...]
+    """Shards of the images that proposals were judged on."""
+    final_folders: tuple[Path, ...]
+    """Other shards on which the search measured its front; empty where it has none."""
+
+
+def selection_of(reference: str) -> Selection | None:
+    """Return what the subnet of a reference was selected on; None where no search selected it."""
+    path, mark, _ = reference.rpartition("#")
+    search = Path(path) if Path(path).is_dir() else Path(path).parent
+    if not mark or Path(reference).is_file() or not (search / SEARCH_FILE).is_file():
+        return None
+    record = _read_json(search / SEARCH_FILE, "a search's record")
+    final = record.get("final") or {}
+    aside = final.get("share") is not None  # a share of the same folders has none of its own
+    return Selection(
+        tuple(map(Path, record["data"]["folders"])),
+        () if aside else tuple(map(Path, final.get("folders", ()))),
+    )
 
 
 def place_on_front(place: Place, front: Sequence[Metrics]) -> int:

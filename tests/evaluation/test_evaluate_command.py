@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from supersam.config import EvaluateRun, UserError, exit_code
+from supersam.config import EvaluateRun, SourceConfig, SyntheticConfig, UserError, exit_code
+from supersam.data.convert import convert
 from supersam.data.shards import ShardReader
 from supersam.evaluation.command import run_evaluate
 
@@ -91,3 +92,74 @@ def test_a_damaged_image_met_by_a_worker_is_one_line(run, held_out_shards, tmp_p
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
     assert "the image's bytes are damaged" in line
     assert "Traceback" not in line
+
+
+def test_a_subnet_is_compared_with_another_object_by_object(run, capsys):
+    assert run_evaluate(evaluation_of(run, images=4, against="largest", json=True)) == 0
+    smallest = json.loads(capsys.readouterr().out)
+    assert run_evaluate(evaluation_of(run, images=4, subnet="largest", json=True)) == 0
+    largest = json.loads(capsys.readouterr().out)
+    assert smallest["against"]["name"] == "largest"
+    for prompt in ("point", "box"):
+        found = smallest["against"]["differences"][prompt]
+        less = smallest["prompts"][prompt]["miou"] - largest["prompts"][prompt]["miou"]
+        assert found["mean"] == pytest.approx(less)
+        low, high = found["interval"]
+        assert low <= found["mean"] <= high
+    assert smallest["key"] != largest["key"]
+    assert len(list((run.folder / "results").iterdir())) == 2
+
+
+def test_the_weights_before_training_can_be_compared_with(run, capsys):
+    """Random ones here: the trained run began from no checkpoint."""
+    pair = evaluation_of(
+        run, subnet="largest", checkpoint="initial", against="pretrained", json=True
+    )
+    assert run_evaluate(pair) == 0
+    differences = json.loads(capsys.readouterr().out)["against"]["differences"]
+    assert [differences[prompt]["mean"] for prompt in ("point", "box")] == [0, 0]
+
+
+def test_both_prompts_are_what_each_alone_gives(run, capsys):
+    alone = {}
+    for prompt in ("point", "box", "both"):
+        assert run_evaluate(evaluation_of(run, prompt=(prompt,), images=4, json=True)) == 0
+        alone |= {prompt: json.loads(capsys.readouterr().out)["prompts"]}
+    assert alone["both"] == alone["point"] | alone["box"]
+    assert list(alone["both"]) == ["point", "box"]
+
+
+def test_the_table_ends_with_what_must_be_known(run, capsys):
+    assert run_evaluate(evaluation_of(run, images=4)) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 100
+    words = " ".join(out.split())
+    assert "The objects come from only 4 clips, stacks or images" in words
+    assert "With a box this subnet scores" in words
+    assert "which never looks at the image" in words
+
+
+@pytest.fixture
+def tiles(tmp_path):
+    """Two generated images of 64 px as eight tiles, and the shards of the same images whole."""
+    synthetic = SyntheticConfig(images=2, size_px=64, max_objects=6, seed=3)
+    source = SourceConfig(kind="synthetic", synthetic=synthetic)
+    convert(source, tmp_path / "whole", workers=1)
+    cut = source.model_copy(update={"tile_px": 32, "min_area_px": 1})
+    convert(cut, tmp_path / "tiles", workers=1)
+    return tmp_path / "tiles"
+
+
+def test_objects_that_a_tile_cuts_are_left_out_unless_asked_for(run, tiles, capsys):
+    counted = {}
+    for cut_objects in (False, True):
+        changes = {"data": [tiles], "images": None, "cut_objects": cut_objects, "json": True}
+        assert run_evaluate(evaluation_of(run, **changes)) == 0
+        counted[cut_objects] = json.loads(capsys.readouterr().out)["prompts"]["point"]
+    total = ShardReader(tiles).num_masks
+    assert counted[True]["num_objects"] == total
+    assert counted[True]["num_cut_objects"] == 0
+    left_out = counted[False]["num_cut_objects"]
+    assert 0 < left_out < total
+    assert counted[False]["num_objects"] == total - left_out
+    assert counted[True]["num_groups"] == 2 < counted[True]["num_images"]

@@ -273,7 +273,7 @@ def test_json_holds_every_number(logits, images):
 
 def test_two_results_are_compared_object_by_object(logits, images):
     shifted = {key: value - 0.2 for key, value in logits.items()}
-    first, second = evaluate_all([Replay(logits), Replay(shifted)], images, boundary=False)
+    ((first, second),) = evaluate_all([Replay(logits), Replay(shifted)], images, boundary=False)
     alone = evaluate(Replay(shifted), images, boundary=False)
     assert_same_tables(second.objects, replace(alone.objects, boundary_iou=None))
     found = subtract(first, second)

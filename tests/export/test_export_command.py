@@ -207,3 +207,57 @@ def test_fine_tuning_trains_the_subnet_alone_and_is_written_down(trained, space,
     assert card_of(tmp_path / "run")["start"] == "run `tiny`, random weights of seed 0"
     with pytest.raises(UserError, match="trained one subnet alone"):
         run_export(export_of(trained, tmp_path / "no", run=folder, subnet="largest"))
+
+
+def search_of(trained, folder, *, selected_on, final=None):
+    """A search's folder as far as an export reads it."""
+    folder.mkdir()
+    space = read_space(trained.folder / "space.yaml", resolve_shape(trained.model))
+    entry = {"spec": space.medium().to_dict(), "metrics": {"flops_g": 1.0, "miou": 0.5}}
+    (folder / "pareto.json").write_text(json.dumps([entry]))
+    record = {"run": str(trained.folder), "data": {"folders": [str(selected_on)]}, "final": final}
+    (folder / "search.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_a_card_without_a_final_set_says_so_in_its_first_line(trained, held_out_shards, tmp_path):
+    search = search_of(trained, tmp_path / "search", selected_on=held_out_shards)
+    out = tmp_path / "out"
+    assert run_export(export_of(trained, out, subnet=f"{search}#best")) == 0
+    card, text = card_of(out), (out / "README.md").read_text()
+    assert (card["selected_on"], card["selection_images"]) == ([str(held_out_shards)], 5)
+    first = text.split("\n# ", 1)[1].split("\n\n")[1]
+    assert first.startswith(f"**No final set: this subnet was selected on `{held_out_shards}`")
+    assert card["less_largest"]["point"]["num_groups"] == card["metrics"]["point"]["num_groups"]
+
+
+def test_a_final_set_is_what_the_card_measures_on(
+    trained, held_out_shards, synthetic_shards, tmp_path
+):
+    final = {"folders": [str(synthetic_shards)], "share": None}
+    search = search_of(trained, tmp_path / "search", selected_on=held_out_shards, final=final)
+    out = tmp_path / "out"
+    assert run_export(export_of(trained, out, subnet=f"{search}#best", images=3)) == 0
+    card, text = card_of(out), (out / "README.md").read_text()
+    assert card["evaluation_data"] == [str(synthetic_shards)]
+    assert card["selection_images"] == 0
+    measured = f"measured on `{synthetic_shards}`, which the search never saw"
+    assert f"Selected on `{held_out_shards}`, {measured}" in text
+
+
+def test_a_card_says_what_the_prompts_alone_give_away(exported):
+    card, text = card_of(exported), (exported / "README.md").read_text()
+    point, box = (card["metrics"][prompt] for prompt in ("point", "box"))
+    assert 0 < point["prior_miou"] < box["prior_miou"] <= 1
+    assert "With a box it scores less than the mean training mask in the box" in text
+    assert "The objects come from only 5 clips, stacks or images" in text
+    assert f"| box | {box['miou']:.4f} |" in text
+
+
+def test_a_share_of_the_images_is_looked_at_by_default(trained, exported):
+    """200 of them; a set of fewer is looked at whole, and is then the same export as of all."""
+    assert export_of(trained, exported).images == 200
+    assert card_of(exported)["evaluation_images"] is None
+    before = content(exported)
+    assert run_export(export_of(trained, exported, images=None)) == 0
+    assert content(exported) == before
