@@ -170,12 +170,12 @@ def extracted(objective, spec):
         pixels = objective._supernet.normalize(batch.images, batch.sizes)
         embedding = sam.image_encoder(pixels)
         ious.append(score_embedding(objective._supernet, embedding, batch)[0])
-    return float(np.concatenate(ious).mean())
+    return float(np.concatenate(ious, axis=1).mean())
 
 
 def loose_files(basis, asked, folder):
     """The images of the protocol, in SA-1B's layout."""
-    (shards,) = basis.data_folders
+    (shards,) = basis.selection.folders
     files = write_loose(ShardReader(shards), folder).images
     return [files[i] for i in chosen_images(len(files), asked.protocol.images)]
 
@@ -306,6 +306,7 @@ def prepare(args, load=True):
             "cluster": {"evaluators_per_node": args.evaluators},
             "data": args.data,
             "protocol": {
+                "prompt": "box",
                 "images": args.images,
                 "images_per_batch": args.batch,
                 "precision": args.precision,

@@ -110,8 +110,10 @@ ConstraintText = Annotated[str, AfterValidator(_valid_constraint)]
 class ProtocolConfig(Section):
     """How a subnet's accuracy is taken. Trials of one folder all have the same protocol."""
 
-    prompt: Literal["point", "box"] = "box"
-    """The stored prompt of each object."""
+    prompt: Literal["point", "box", "both"] | None = None
+    """The stored prompt of each object. both: mIoU is the mean of what the point and what the box
+    gives. Null takes what the folder's search has, else both: a box alone says so much of its
+    object that subnets hardly differ."""
     images: PositiveInt | None = 128
     """Images to look at, spread evenly over the set; null looks at all."""
     objects_per_image: PositiveInt | None = 16
@@ -127,6 +129,13 @@ class ProtocolConfig(Section):
     """Shares of the images after which hopeless subnets are given up, ascending; empty never."""
     keep: float = Field(1 / 3, gt=0, lt=1)
     """Share of the subnets seen so far that goes on after a rung (1 / eta of ASHA)."""
+
+    @property
+    def prompts(self) -> tuple[Literal["point", "box"], ...]:
+        """The prompts that every object is predicted from."""
+        if self.prompt is None or self.prompt == "both":
+            return ("point", "box")
+        return (self.prompt,)
 
     @model_validator(mode="after")
     def _rungs_ascend(self) -> ProtocolConfig:
@@ -210,6 +219,12 @@ class SearchRun(Section):
     on its host or GPU, in equal parts; 0 keeps none."""
     data: tuple[Path, ...] = ()
     """Folders of held-out shards; empty takes the run's validation sets."""
+    final_data: tuple[Path, ...] = ()
+    """Folders of other held-out shards: the front is measured once more on these images, which no
+    proposal saw. The best of many subnets looks better than it is on the images it was selected
+    on. May be added to a search that is done."""
+    final_share: float | None = Field(None, gt=0, lt=1)
+    """Instead of --final-data: keep this share of the sources of the data aside for the end."""
     checkpoint: str = "last"
     """last, best, or a step number."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -246,6 +261,12 @@ class SearchRun(Section):
         """Metrics to take on the device, because they count or are limited."""
         named = {*self.objectives, *(limit.metric for limit in self.constraints)}
         return tuple(name for name in get_args(Metric) if name in named & MEASURED)
+
+    @model_validator(mode="after")
+    def _one_final_set(self) -> SearchRun:
+        if self.final_data and self.final_share is not None:
+            raise ValueError("give either --final-data DIR or --final-share X, not both")
+        return self
 
     @model_validator(mode="after")
     def _objectives_differ(self) -> SearchRun:

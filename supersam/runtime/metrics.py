@@ -31,7 +31,7 @@ _SETTINGS: dict[str, float | str | bool] = dict(
 _FIRST = ("searcher", "constraint", "trials", "lr", "steps")
 _RESULTS = (
     *("val/miou/largest", "val/miou/smallest"),
-    *("search/best_miou", "search/hypervolume", "search/front_size"),
+    *("search/best_miou", "search/final_best_miou", "search/hypervolume", "search/front_size"),
 )
 
 

@@ -7,52 +7,40 @@ import logging
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any, get_args
 
 import numpy as np
 
 from supersam.config import SearchRun, UserError
-from supersam.config.files import JOURNAL_FILE
+from supersam.config.files import FINAL_FILE, JOURNAL_FILE
 from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World
 from supersam.runtime.logging import setup_logging
 from supersam.runtime.signals import StopFlag, stop_requested
 from supersam.search.evaluator import SubnetEvaluator, prepare_process
+from supersam.search.final_score import FEW_GROUPS, FinalScore
 from supersam.search.folder import FORMAT, folder_format, prepare_folder, write_record
+from supersam.search.front import front_entries, write_front
+from supersam.search.image_set import ImageSet
 from supersam.search.inputs import SearchInputs, find_inputs, require_searchable
 from supersam.search.journal import Journal, Status, Trial
-from supersam.search.pareto import write_front
-from supersam.search.plan import SearchPlan
+from supersam.search.plan import FinalPlan, SearchPlan
 from supersam.search.predictor import FEWEST, held_out_error
 from supersam.search.ray.address import FindRay
 from supersam.search.ray.session import joined_ray, local_ray
 from supersam.search.report.comparison import write_comparison
 from supersam.search.report.page import write_report
+from supersam.search.result import SearchResult
 from supersam.search.sweep import expand, format_sweep
 from supersam.search.tensorboard import TensorBoard
 
 logger = logging.getLogger(__name__)
+OnTrials = Callable[[list[Trial]], None]
 
 _STOP_NOTICE = "stopping after the subnets that are being evaluated; Ctrl-C again to quit now"
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search found."""
-
-    folder: Path
-    front: tuple[Trial, ...]
-    """The best subnets, at full resolution where `finished`."""
-    references: dict[str, Trial]
-    """largest, smallest, and pretrained where training began from given weights."""
-    num_trials: int
-    finished: bool
-    """False where it was asked to stop before the end; the same command goes on."""
-    stopped_by: int = 0
-    """The signal that asked it to stop; 0 for none."""
 
 
 def run_search(
@@ -153,6 +141,8 @@ class _Session:
         self._inputs = inputs
         self._stop = stop
         self._started = time.time()
+        self._measured: Journal | None = None
+        self._final: FinalPlan | None = None
         known = len(journal)
         earlier = folder_format(search.folder) < FORMAT
         self._plan = SearchPlan(search, inputs, journal, earlier_format=earlier)
@@ -161,20 +151,38 @@ class _Session:
 
     def run(self, cluster: FindRay | None) -> SearchResult:
         """Evaluate what is left, and write the results, also where that fails."""
-        plan = self._plan
         try:
-            if not plan.is_finished and not self._stop:
-                self._evaluate(cluster)
+            self._evaluate(self._plan, self._inputs.selection, self._on_trials, cluster)
+            final = self._begin_final()
+            if final is not None and self._inputs.final is not None:
+                self._evaluate(final, self._inputs.final, self._on_measured, cluster)
         finally:
             result = self._result()
             self._write(result)
-            self._tensorboard.finish(plan.trials(), result.front, result.references)
+            self._tensorboard.finish(self._plan.trials(), result)
+            if self._measured is not None:
+                self._measured.close()
         return result
 
-    def _evaluate(self, cluster: FindRay | None) -> None:
+    def _begin_final(self) -> FinalPlan | None:
+        """The measurement on other images, once the search is over; None where none is due."""
+        if self._inputs.final is None or not self._plan.is_finished:
+            return None
+        self._measured = Journal(self._search.folder / FINAL_FILE)
+        front, references = self._plan.front(), self._plan.references()
+        self._final = FinalPlan(self._search, self._inputs, self._measured, front, references)
+        logger.info("measuring the front on %s", self._inputs.final)
+        return self._final
+
+    def _evaluate(
+        self, work: SearchPlan | FinalPlan, images: ImageSet, on_trials: OnTrials,
+        cluster: FindRay | None,
+    ) -> None:  # fmt: skip
+        if work.is_finished or self._stop:
+            return
         place = self._search.cluster
         if cluster is None and place.cluster == "inline":
-            self._evaluate_here()
+            self._evaluate_here(work, images, on_trials)
             return
         logger.info("joining Ray%s", "" if cluster is not None else ", starting on this machine")
         most = place.nodes or 1
@@ -186,19 +194,27 @@ class _Session:
             evaluate_on_ray(
                 self._search,
                 self._inputs.source,
-                self._plan,
+                work,
+                images=images,
                 stop=self._stop,
-                on_trials=self._on_trials,
+                on_trials=on_trials,
             )
 
-    def _evaluate_here(self) -> None:
+    def _evaluate_here(
+        self, work: SearchPlan | FinalPlan, images: ImageSet, on_trials: OnTrials
+    ) -> None:
         prepare_process(self._search, 1)
-        evaluator = SubnetEvaluator(self._search, self._inputs.source)
+        evaluator = SubnetEvaluator(self._search, self._inputs.source, images=images)
         logger.info("keeping up to %.2f GiB of layers' outputs", evaluator.cache_bytes / 2**30)
-        while not self._stop and not self._plan.is_finished:
-            chunk = self._plan.next_chunk()
+        while not self._stop and not work.is_finished:
+            chunk = work.next_chunk()
             assert chunk is not None  # this is the only evaluator
-            self._on_trials(self._plan.complete(evaluator.evaluate(chunk)))
+            on_trials(work.complete(evaluator.evaluate(chunk)))
+
+    def _on_measured(self, new: list[Trial]) -> None:
+        assert self._final is not None  # its trials arrive
+        done, front = len(self._final.front()), len(self._plan.front())
+        logger.info("%d of %d subnets of the front are measured on the final data", done, front)
 
     def _on_trials(self, new: list[Trial]) -> None:
         trials, front = self._plan.trials(), self._plan.front()
@@ -207,19 +223,26 @@ class _Session:
         logger.info("%d of %d trials, %d on the front",
                     len(trials), self._search.trials, len(front))  # fmt: skip
 
+    @property
+    def _is_measured(self) -> bool:
+        """Whether nothing is left to measure on the final data."""
+        return self._inputs.final is None or (self._final is not None and self._final.is_finished)
+
     def _result(self) -> SearchResult:
         return SearchResult(
             folder=self._search.folder,
             front=tuple(self._plan.front()),
             references=self._plan.references(),
             num_trials=len(self._plan.trials()),
-            finished=self._plan.is_finished,
+            finished=self._plan.is_finished and self._is_measured,
+            measured={} if self._final is None else self._final.front(),
+            measured_references={} if self._final is None else self._final.references(),
             stopped_by=self._stop.number,
         )
 
     def _write(self, result: SearchResult) -> None:
         status = Counter(trial.status for trial in self._plan.trials())
-        write_front(self._search.folder, result.front)
+        write_front(self._search.folder, result.front, result.comparisons())
         results = {
             "finished": result.finished,
             "num_trials": result.num_trials,
@@ -228,6 +251,9 @@ class _Session:
             "front": [trial.key for trial in result.front],
             "references": {name: trial.to_dict() for name, trial in result.references.items()},
             "predictor": self._predictor_error(),
+            "final_references": {
+                name: trial.to_dict() for name, trial in result.measured_references.items()
+            },
         }
         write_record(self._search, self._inputs, results)
 
@@ -243,22 +269,47 @@ class _Session:
 def format_front(result: SearchResult, objectives: tuple[str, ...]) -> str:
     """An aligned table of the references and the front."""
     names = list(dict.fromkeys(("miou", *objectives, "params_m", "flops_g")))
+    scores = result.comparisons()
     header = ["subnet", *names, "95 % interval"]
-    rows = [(name, trial) for name, trial in result.references.items()]
-    rows += [(trial.spec.key(), trial) for trial in result.front]
-    lines = [header] + [[name, *_cells(trial, names)] for name, trial in rows]
+    header += ["on final data", "95 % interval", "less largest", "95 %"] if scores else []
+    rows: list[tuple[str, Trial, FinalScore | None]] = [
+        (name, trial, None) for name, trial in result.references.items()
+    ]
+    rows += [(t.spec.key(), t, scores.get(t.spec.key())) for t in result.front]
+    lines = [header]
+    lines += [[name, *_cells(t, names), *(_final_cells(s) if s else [])] for name, t, s in rows]
+    lines = [[*line, *[""] * (len(header) - len(line))] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-    return "\n".join([*table, f"{result.num_trials} trials, {result.folder}"])
+    ending = f"{result.num_trials} trials, {result.folder}"
+    return "\n".join([*table, *_final_words(result), ending])
 
 
 def _cells(trial: Trial, names: list[str]) -> list[str]:
     metrics = trial.metrics
     cells = [f"{metrics[name]:.4f}" if name in metrics else "-" for name in names]
-    interval = "-"
-    if "miou_lo" in metrics:
-        interval = f"{metrics['miou_lo']:.4f}-{metrics['miou_hi']:.4f}"
-    return [*cells, interval]
+    found = (metrics["miou_lo"], metrics["miou_hi"]) if "miou_lo" in metrics else None
+    return [*cells, _interval(found)]
+
+
+def _final_cells(score: FinalScore) -> list[str]:
+    difference = "-" if score.less_largest is None else f"{score.less_largest:+.4f}"
+    return [f"{score.miou:.4f}", _interval(score.interval), difference,
+            _interval(score.less_largest_interval)]  # fmt: skip
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return "-" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
+
+
+def _final_words(result: SearchResult) -> list[str]:
+    if not result.measured:
+        return ["the front was selected on the images that it is scored on, which flatters it; "
+                "--final-data DIR measures it on others"]  # fmt: skip
+    fewest = min(len(trial.by_group) for trial in result.measured.values())
+    if fewest < FEW_GROUPS:
+        return [f"the final data are {fewest} sources alone: their intervals are uncertain, too"]
+    return []
 
 
 def _as_json(result: SearchResult) -> dict[str, Any]:
@@ -266,6 +317,6 @@ def _as_json(result: SearchResult) -> dict[str, Any]:
         "folder": str(result.folder),
         "finished": result.finished,
         "num_trials": result.num_trials,
-        "front": [trial.to_dict() for trial in result.front],
+        "front": front_entries(result.front, result.comparisons()),
         "references": {name: trial.to_dict() for name, trial in result.references.items()},
     }

@@ -15,13 +15,20 @@ def describe_search(search: SearchRun) -> str:
     lines = [
         f"run {search.run}, checkpoint at step {inputs.source.step} ({inputs.weights})",
         f"search space: {inputs.space.num_subnets():,} subnets",
-        f"evaluation data: {', '.join(map(str, inputs.data_folders))}; {inputs.seen.detail}",
+        f"evaluation data: {inputs.selection}; {inputs.seen.detail}",
+        _final(inputs),
         f"{search.trials} trials by {search.searcher}, objectives {', '.join(search.objectives)}, "
         f"constraints {', '.join(map(str, search.constraints)) or 'none'}",
         f"kept between subnets, an evaluator: {_kept(search, inputs)}",
         f"folder: {search.folder}",
     ]
     return "\n".join(lines)
+
+
+def _final(inputs: SearchInputs) -> str:
+    if inputs.final is None or inputs.final_seen is None:
+        return "final data: none; --final-data or --final-share measures the front on other images"
+    return f"final data: {inputs.final}; {inputs.final_seen.detail}"
 
 
 def _kept(search: SearchRun, inputs: SearchInputs) -> str:

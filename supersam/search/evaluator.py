@@ -23,14 +23,14 @@ from supersam.evaluation import bootstrap_interval, mask_iou, single_mask_ious
 from supersam.evaluation.evaluator import require_finite
 from supersam.evaluation.latency import measure_latency, measure_peak_memory
 from supersam.model import SamSupernet
-from supersam.runs.folder import validation_folders
 from supersam.runs.supernet import load_supernet
 from supersam.runs.weights import WeightSource, read_run
 from supersam.runtime.device import choose_device, describe_device
 from supersam.runtime.memory import keep_freed_memory
 from supersam.search.costs import is_hopeless, keeps_limits, known_costs
-from supersam.search.images import GridTargets, ImageBatch, load_images
-from supersam.search.journal import Stage, Status, Trial
+from supersam.search.image_set import ImageSet, selection_set
+from supersam.search.images import GridTargets, ImageBatch, Prompts, load_images
+from supersam.search.journal import GroupSum, Stage, Status, Trial
 from supersam.search.pareto import Costs, cost_row
 from supersam.search.prefix import PrefixCache, cache_bytes, encode_each
 from supersam.space import SubnetSpec, read_space, resolve_shape
@@ -38,6 +38,8 @@ from supersam.space import SubnetSpec, read_space, resolve_shape
 logger = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
 
+FULL: tuple[Stage, ...] = ("final", "measured")
+"""Stages at the original resolution, without early stopping."""
 _PROMPTS_AT_A_TIME = 64
 """Decoded in one call: bounds the memory of an image with many objects."""
 
@@ -72,38 +74,51 @@ class _Running:
     request: EvalRequest
     metrics: dict[str, float]
     ious: list[Floats] = field(default_factory=list)
-    image_ids: list[NDArray[np.int64]] = field(default_factory=list)
+    """(P, M) for each batch of images: kinds of prompts, objects."""
+    groups: list[NDArray[np.int64]] = field(default_factory=list)
+    """(M,) the group of each object's image."""
     num_images: int = 0
     rungs: list[tuple[int, float]] = field(default_factory=list)
     status: Status = "complete"
 
     @property
     def miou(self) -> float:
-        """Mean over the objects so far."""
-        return float(np.concatenate(self.ious).mean())
+        """Mean over the objects so far, and over the kinds of prompts."""
+        return float(np.concatenate(self.ious, axis=1).mean(0).mean())
 
 
 class SubnetEvaluator:
     """Evaluates subnets of one supernet on one set of images, on one device."""
 
-    def __init__(self, search: SearchRun, source: WeightSource, *, sharers: int = 1) -> None:
-        """source: the verified weights; sharers: evaluators in the memory of this host or GPU."""
+    def __init__(
+        self,
+        search: SearchRun,
+        source: WeightSource,
+        *,
+        images: ImageSet | None = None,
+        sharers: int = 1,
+    ) -> None:
+        """source: the verified weights; sharers: evaluators in the memory of this host or GPU.
+
+        images: those to evaluate on, by default those that the search selects on.
+        """
         self._search = search
         self._source = source
         self._run = read_run(search.run)
+        self._images = images or selection_set(search, self._run)
         self._space = read_space(search.run / SPACE_FILE, resolve_shape(self._run.model))
         self._device = choose_device(search.device)
         self._bf16 = search.protocol.precision == "bf16"
         self._supernet = self._load(source)
         self._batches = self._load_images(originals=search.protocol.resolution == "original")
-        images = sum(len(batch.sizes) for batch in self._batches)
+        count = sum(len(batch.sizes) for batch in self._batches)
         self.cache_bytes = cache_bytes(
-            search, self._space.shape, images=images, device=self._device, sharers=sharers
+            search, self._space.shape, images=count, device=self._device, sharers=sharers
         )
         """Most memory for outputs of layers, besides model and images."""
         layers = search.population * self._space.shape.depth
         self._caches = [
-            PrefixCache(self.cache_bytes * len(batch.sizes) / images, generation_layers=layers)
+            PrefixCache(self.cache_bytes * len(batch.sizes) / count, generation_layers=layers)
             for batch in self._batches
         ]
 
@@ -131,7 +146,7 @@ class SubnetEvaluator:
 
     def _load_images(self, *, originals: bool) -> list[ImageBatch]:
         return load_images(
-            self._search.data or validation_folders(self._run),
+            self._images,
             self._search.protocol,
             side=self._space.shape.image_size,
             device=self._device,
@@ -164,7 +179,7 @@ class SubnetEvaluator:
 
     def _score(self, running: list[_Running], stage: Stage, seen: tuple[Costs, ...]) -> None:
         """Look at the images, rung by rung; give up what is hopeless."""
-        batches = self._batches_with_originals if stage == "final" else self._batches
+        batches = self._batches_with_originals if stage in FULL else self._batches
         rungs = self._search.protocol.rungs if stage == "search" else ()
         ends = rung_ends(rungs, len(batches))
         first = 0
@@ -191,9 +206,9 @@ class SubnetEvaluator:
         """Add the IoUs of one batch of images to every subnet still in the race."""
         for place, embedding in self._embeddings(batch, [r.request.spec for r in running], cache):
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
-                ious, image_ids = score_embedding(self._supernet, embedding, batch)
+                ious, groups = score_embedding(self._supernet, embedding, batch)
             running[place].ious.append(ious)
-            running[place].image_ids.append(image_ids)
+            running[place].groups.append(groups)
             running[place].num_images += len(batch.sizes)
 
     def _embeddings(
@@ -206,15 +221,14 @@ class SubnetEvaluator:
     def _finish(self, running: _Running, seconds: float, step: int) -> Trial:
         request, metrics = running.request, dict(running.metrics)
         num_objects = 0
+        by_group: tuple[GroupSum, ...] = ()
         if running.status != "infeasible":
-            ious, image_ids = np.concatenate(running.ious), np.concatenate(running.image_ids)
-            metrics["miou"] = float(ious.mean())
-            num_objects = len(ious)
-            if running.num_images > 1:
-                rng = np.random.default_rng(0)
-                low, high = bootstrap_interval(ious, image_ids, rng=rng)
-                metrics |= {"miou_lo": low, "miou_hi": high}
-        final = request.stage == "final"
+            ious, groups = np.concatenate(running.ious, axis=1), np.concatenate(running.groups)
+            metrics |= _summary(ious, groups, self._search.protocol.prompts)
+            num_objects = len(groups)
+            if request.stage == "measured":
+                by_group = _sums(ious.mean(0), groups)
+        original = request.stage in FULL
         return Trial(
             **{name: getattr(request, name) for name in ("key", "spec", "stage", "searcher")},
             status=running.status,
@@ -226,9 +240,10 @@ class SubnetEvaluator:
             index=request.index,
             step=step,
             host=socket.gethostname(),
-            resolution="original" if final else self._search.protocol.resolution,
+            resolution="original" if original else self._search.protocol.resolution,
             rungs=tuple(running.rungs),
             device=describe_device(self._device),
+            by_group=by_group,
         )
 
 
@@ -245,10 +260,30 @@ def rung_ends(rungs: Sequence[float], batches: int) -> list[int]:
     return sorted(end for end in ends if end < batches)
 
 
+def _summary(ious: Floats, groups: NDArray[np.int64], prompts: Sequence[str]) -> dict[str, float]:
+    """MIoU over objects and prompts with its interval, and for each of several prompts alone."""
+    of_objects = ious.mean(0)
+    found = {"miou": float(of_objects.mean())}
+    if len(prompts) > 1:
+        rows = zip(prompts, ious, strict=True)
+        found |= {f"miou_{name}": float(row.mean()) for name, row in rows}
+    if len(np.unique(groups)) > 1:
+        low, high = bootstrap_interval(of_objects, groups, rng=np.random.default_rng(0))
+        found |= {"miou_lo": low, "miou_hi": high}
+    return found
+
+
+def _sums(values: Floats, groups: NDArray[np.int64]) -> tuple[GroupSum, ...]:
+    names, place, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    totals = np.bincount(place, weights=values)
+    rows = zip(names, counts, totals, strict=True)
+    return tuple((int(name), int(count), float(total)) for name, count, total in rows)
+
+
 def score_embedding(
     supernet: SamSupernet, embedding: Tensor, batch: ImageBatch
 ) -> tuple[Floats, NDArray[np.int64]]:
-    """IoU of the single mask of each object, (M,), and their images, (M,)."""
+    """IoU of each object's single mask for each kind of prompt, (P, M), and its group, (M,)."""
     if isinstance(batch.targets, GridTargets):
         return _score_logits(supernet, embedding, batch, batch.targets)
     return _score_originals(supernet, embedding, batch, batch.targets)
@@ -258,30 +293,41 @@ def _score_logits(
     supernet: SamSupernet, embedding: Tensor, batch: ImageBatch, targets: GridTargets
 ) -> tuple[Floats, NDArray[np.int64]]:
     """On the grid of the logits."""
-    masks = supernet.decode_single(embedding, batch.points, batch.labels)
-    for of_image, sample_id in zip(masks, batch.sample_ids.tolist(), strict=True):
-        require_finite(of_image, sample_id=sample_id)
-    ious = mask_iou((masks > 0) & targets.inside, targets.masks)
     valid = targets.valid.cpu()
-    image_ids = batch.sample_ids[:, None].expand(valid.shape)[valid]
-    return ious.cpu()[valid].double().numpy(), image_ids.numpy()
+    ious = []
+    for prompts in batch.prompts:
+        masks = supernet.decode_single(embedding, prompts.points, prompts.labels)
+        for of_image, sample_id in zip(masks, batch.sample_ids.tolist(), strict=True):
+            require_finite(of_image, sample_id=sample_id)
+        found = mask_iou((masks > 0) & targets.inside, targets.masks)
+        ious.append(found.cpu()[valid].double().numpy())
+    groups = batch.groups[:, None].expand(valid.shape)[valid]
+    return np.stack(ious), groups.numpy()
 
 
 def _score_originals(
     supernet: SamSupernet, embedding: Tensor, batch: ImageBatch, images: Sequence[EvalImage]
 ) -> tuple[Floats, NDArray[np.int64]]:
     """At the original resolution."""
-    ious, image_ids = [], []
-    for row, image in enumerate(images):
-        count = len(image.masks)
-        prompts = batch.points[row, :count], batch.labels[row, :count]
-        parts = zip(*(torch.split(x, _PROMPTS_AT_A_TIME) for x in prompts), strict=True)
-        masks = [
-            supernet.decode_single(embedding[row, None], p[None], k[None])[0] for p, k in parts
+    counts = [len(image.masks) for image in images]
+    ious = []
+    for prompts in batch.prompts:
+        found = [
+            single_mask_ious(_decode_some(supernet, embedding[row], prompts, row, count), image)
+            for row, (image, count) in enumerate(zip(images, counts, strict=True))
         ]
-        ious.append(single_mask_ious(torch.cat(masks), image))
-        image_ids += [image.sample_id] * count
-    return torch.cat(ious).double().numpy(), np.array(image_ids)
+        ious.append(torch.cat(found).double().numpy())
+    return np.stack(ious), np.repeat(batch.groups.numpy(), counts)
+
+
+def _decode_some(
+    supernet: SamSupernet, embedding: Tensor, prompts: Prompts, row: int, count: int
+) -> Tensor:
+    """Mask logits of one image's first `count` prompts, (count, s, s), a few at a time."""
+    some = prompts.points[row, :count], prompts.labels[row, :count]
+    parts = zip(*(torch.split(x, _PROMPTS_AT_A_TIME) for x in some), strict=True)
+    masks = [supernet.decode_single(embedding[None], p[None], k[None])[0] for p, k in parts]
+    return torch.cat(masks)
 
 
 def protocol_of(
@@ -289,6 +335,7 @@ def protocol_of(
 ) -> Mapping[str, Any]:
     """Everything besides the subnet that a trial's numbers depend on; see `trial_key`."""
     protocol = search.protocol.model_dump(mode="json")
+    protocol["prompt"] = search.protocol.prompt or "both"
     if final and search.protocol.resolution != "original":
         protocol |= {"resolution": "original", "rungs": []}
     measured = {"latency": search.latency.model_dump(mode="json")} if search.measured else {}

@@ -11,6 +11,7 @@ from supersam.config import SearchRun, UserError, dump_run, load_run
 from supersam.config.files import JOURNAL_FILE, SEARCH_FILE, SEARCH_YAML
 from supersam.runs.provenance import git_commit, versions
 from supersam.runtime.atomic import write_bytes, write_json
+from supersam.search.image_set import ImageSet
 from supersam.search.inputs import SearchInputs
 from supersam.search.journal import read_journal
 
@@ -23,6 +24,7 @@ _CHANGEABLE = (
     "out",
     "name",
     "trials",
+    "final_data",
     "chunk",
     "cache_gib",
     "device",
@@ -43,6 +45,7 @@ def prepare_folder(search: SearchRun, inputs: SearchInputs) -> SearchRun:
     """
     check_folder(search, inputs)
     folder = search.folder
+    search = with_own_prompt(search)
     search = search.model_copy(update={"trials": max(search.trials, trials_done(folder))})
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,6 +57,18 @@ def prepare_folder(search: SearchRun, inputs: SearchInputs) -> SearchRun:
     except OSError as fault:
         raise UserError(f"cannot write to {folder}: {fault}") from fault
     return search
+
+
+def with_own_prompt(search: SearchRun) -> SearchRun:
+    """`search` with a prompt: the one asked for, else that of the search in its folder, else both.
+
+    Searches of earlier versions were on boxes alone, by default; they go on so.
+    """
+    prompt = search.protocol.prompt
+    if prompt is None and (search.folder / SEARCH_YAML).is_file():
+        prompt = load_run(SearchRun, search.folder / SEARCH_YAML).protocol.prompt
+    protocol = search.protocol.model_copy(update={"prompt": prompt or "both"})
+    return search.model_copy(update={"protocol": protocol})
 
 
 def trials_done(folder: Path) -> int:
@@ -69,8 +84,11 @@ def is_complete(search: SearchRun) -> bool:
     """Whether nothing is left to do for as many trials as are asked for."""
     if not (search.folder / SEARCH_FILE).is_file():
         return False
-    ended = bool(read_record(search.folder).get("finished", False))
-    return ended and trials_done(search.folder) >= search.trials
+    record = read_record(search.folder)
+    ended = bool(record.get("finished", False))
+    measured = (record.get("final") or {}).get("folders", [])
+    is_measured = not search.final_data or measured == [str(path) for path in search.final_data]
+    return ended and is_measured and trials_done(search.folder) >= search.trials
 
 
 def _reopen(search: SearchRun) -> None:
@@ -84,7 +102,7 @@ def check_folder(search: SearchRun, inputs: SearchInputs) -> None:
     """Raise UserError where the folder holds another search, or something else. Writes nothing."""
     folder = search.folder
     if (folder / SEARCH_FILE).is_file():
-        _require_same(search, inputs, folder)
+        _require_same(with_own_prompt(search), inputs, folder)
     elif folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no search; choose another --out DIR")
 
@@ -103,15 +121,25 @@ def write_record(search: SearchRun, inputs: SearchInputs, results: dict[str, Any
                 "sha256": inputs.weights,
             },
             "data": {
-                "folders": [str(folder) for folder in inputs.data_folders],
+                "folders": [str(folder) for folder in inputs.selection.folders],
                 "id": inputs.data,
                 "seen_in_training": asdict(inputs.seen),
             },
+            "final": None if inputs.final is None else _final(inputs, inputs.final),
             "space": {**inputs.space.to_dict(), "num_subnets": inputs.space.num_subnets()},
             "versions": {**versions(), "git": git_commit()},
             **results,
         },
     )
+
+
+def _final(inputs: SearchInputs, final: ImageSet) -> dict[str, Any]:
+    return {
+        "folders": [str(folder) for folder in final.folders],
+        "share": final.aside,
+        "id": final.id(),
+        "seen_in_training": None if inputs.final_seen is None else asdict(inputs.final_seen),
+    }
 
 
 def folder_format(folder: Path) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from supersam.data.dataset import EvalDataset
 from supersam.data.sample import LABEL_PAD, LOGIT_STRIDE, EvalImage
 from supersam.data.shards import ShardReader
 from supersam.evaluation.evaluator import slices
+from supersam.search.image_set import ImageSet
 
 _ORDER_SEED = 0
 _PIXELS_AT_A_TIME = 2**25
@@ -40,6 +40,16 @@ class GridTargets:
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """One prompt for each object of some images."""
+
+    points: Tensor
+    """(B, N, 2, 2) float32, pixels (x, y) of the padded square."""
+    labels: Tensor
+    """(B, N, 2) int64; LABEL_PAD where an image has fewer than N objects."""
+
+
+@dataclass(frozen=True)
 class ImageBatch:
     """Some images with their prompts and objects, on one device."""
 
@@ -47,12 +57,12 @@ class ImageBatch:
     """(B, 3, S, S) uint8 RGB, padded right and below."""
     sizes: Tensor
     """(B, 2) int64, (height, width) inside the padding."""
-    points: Tensor
-    """(B, N, 2, 2) float32, pixels (x, y) of the padded square."""
-    labels: Tensor
-    """(B, N, 2) int64; LABEL_PAD where an image has fewer than N objects."""
+    prompts: tuple[Prompts, ...]
+    """Each kind of prompt that the protocol has, for the same objects."""
     sample_ids: Tensor
     """(B,) int64, on the CPU."""
+    groups: Tensor
+    """(B,) int64, on the CPU: the images' groups, the unit of resampling; see `Origin.group`."""
     targets: GridTargets | tuple[EvalImage, ...]
     """The annotated masks on the logits' grid; or the images, at the original resolution."""
 
@@ -68,7 +78,7 @@ def chosen_images(count: int, limit: int | None) -> list[int]:
 
 
 def load_images(
-    folders: Sequence[Path],
+    images: ImageSet,
     protocol: ProtocolConfig,
     *,
     side: int,
@@ -81,17 +91,31 @@ def load_images(
 
     Raises UserError where no image has one.
     """
-    dataset = EvalDataset([ShardReader(p) for p in folders], side=side, prompt=protocol.prompt)
-    chosen = chosen_images(len(dataset), protocol.images)
-    images = [_some_objects(dataset[i], protocol.objects_per_image) for i in chosen]
-    images = [image for image in images if len(image.masks) > 0]
-    if not images:
-        raise UserError(f"no image of {', '.join(map(str, folders))} has an annotated object")
+    readers = [ShardReader(folder) for folder in images.folders]
+    first, *others = (EvalDataset(readers, side=side, prompt=name) for name in protocol.prompts)
+    places = images.places()
+    chosen = [int(places[i]) for i in chosen_images(len(places), protocol.images)]
+    scenes = []
+    for place in chosen:
+        image = _some_objects(first[place], protocol.objects_per_image)
+        if len(image.masks) > 0:
+            alike = [_some_objects(other[place], protocol.objects_per_image) for other in others]
+            scenes.append(_Scene(image, tuple((i.points, i.labels) for i in (image, *alike))))
+    if not scenes:
+        raise UserError(f"no image of {images} has an annotated object")
     step = protocol.images_per_batch
     return [
-        _stack(images[first : first + step], side, device, originals=originals)
-        for first in range(0, len(images), step)
+        _stack(scenes[begin : begin + step], side, device, originals=originals)
+        for begin in range(0, len(scenes), step)
     ]
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """An image, and (points, labels) of its objects for each kind of prompt."""
+
+    image: EvalImage
+    prompts: tuple[tuple[Tensor, Tensor], ...]
 
 
 def _some_objects(image: EvalImage, limit: int | None) -> EvalImage:
@@ -103,22 +127,27 @@ def _some_objects(image: EvalImage, limit: int | None) -> EvalImage:
 
 
 def _stack(
-    images: Sequence[EvalImage], side: int, device: torch.device, *, originals: bool
+    scenes: Sequence[_Scene], side: int, device: torch.device, *, originals: bool
 ) -> ImageBatch:
-    most = max(len(image.masks) for image in images)
-    points = torch.zeros(len(images), most, 2, 2)
-    labels = torch.full((len(images), most, 2), LABEL_PAD)
-    for row, image in enumerate(images):
-        count = len(image.masks)
-        points[row, :count], labels[row, :count] = image.points, image.labels
+    images = [scene.image for scene in scenes]
+    kinds = zip(*(scene.prompts for scene in scenes), strict=True)
     return ImageBatch(
         images=torch.stack([image.image for image in images]).to(device),
         sizes=torch.tensor([image.size for image in images], device=device),
-        points=points.to(device),
-        labels=labels.to(device),
+        prompts=tuple(_stack_prompts(prompts, device) for prompts in kinds),
         sample_ids=torch.tensor([image.sample_id for image in images]),
+        groups=torch.tensor([image.group for image in images]),
         targets=tuple(images) if originals else _grid_targets(images, side, device),
     )
+
+
+def _stack_prompts(prompts: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> Prompts:
+    most = max(len(points) for points, _ in prompts)
+    points = torch.zeros(len(prompts), most, 2, 2)
+    labels = torch.full((len(prompts), most, 2), LABEL_PAD)
+    for row, (some, kinds) in enumerate(prompts):
+        points[row, : len(some)], labels[row, : len(some)] = some, kinds
+    return Prompts(points.to(device), labels.to(device))
 
 
 def _grid_targets(images: Sequence[EvalImage], side: int, device: torch.device) -> GridTargets:

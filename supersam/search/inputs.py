@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from supersam.config import SearchRun, TrainRun, UserError
 from supersam.config.files import SPACE_FILE
-from supersam.data.manifest import read_manifest
-from supersam.runs.folder import validation_folders
 from supersam.runs.provenance import weights_id
-from supersam.runs.seen_data import SeenData, data_id, seen_in_training
+from supersam.runs.seen_data import SeenData, seen_in_training
 from supersam.runs.weights import WeightSource, find_weights, read_run
 from supersam.search.costs import require_feasible
+from supersam.search.image_set import ImageSet, final_set, selection_set
 from supersam.search.searchers import Problem, build_searcher
 from supersam.space import SearchSpace, read_space, resolve_shape
 
@@ -26,10 +24,14 @@ class SearchInputs:
     source: WeightSource
     weights: str
     """16 hex digits of the checkpoint's content."""
-    data_folders: tuple[Path, ...]
+    selection: ImageSet
+    """The images that proposals are judged on."""
     data: str
-    """16 hex digits of the evaluation shards' content."""
+    """16 hex digits of their content."""
     seen: SeenData
+    final: ImageSet | None
+    """Images that no proposal sees: the front is measured on them at the end."""
+    final_seen: SeenData | None
     has_start: bool
     """Whether the weights that training began from were given, and are still there."""
 
@@ -46,12 +48,8 @@ def find_inputs(search: SearchRun) -> SearchInputs:
     if search.checkpoint == "initial":
         raise UserError("--checkpoint initial is not trained; use last, best or a step number")
     source = find_weights(train_run, search.checkpoint)
-    folders = tuple(search.data or validation_folders(train_run))
-    if not folders:
-        raise UserError(f"{search.run} has no validation set; name held-out shards with --data DIR")
-    for folder in folders:
-        read_manifest(folder)
-    _require_distinct(folders)
+    selection = selection_set(search, train_run)
+    final = final_set(search, selection)
     require_searchable(search, space)
     assert source.manifest is not None  # it is a checkpoint
     return SearchInputs(
@@ -59,9 +57,11 @@ def find_inputs(search: SearchRun) -> SearchInputs:
         space=space,
         source=source,
         weights=weights_id(source.manifest.files),
-        data_folders=folders,
-        data=data_id(folders),
-        seen=seen_in_training(train_run, source, folders),
+        selection=selection,
+        data=selection.id(),
+        seen=seen_in_training(train_run, source, selection.folders),
+        final=final,
+        final_seen=None if final is None else seen_in_training(train_run, source, final.folders),
         has_start=train_run.model.checkpoint is not None and train_run.model.checkpoint.exists(),
     )
 
@@ -70,13 +70,3 @@ def require_searchable(search: SearchRun, space: SearchSpace) -> None:
     """Raise UserError where no subnet keeps the limits, or the searcher cannot work here."""
     require_feasible(space, search.constraints)
     build_searcher(search.searcher, Problem.of(search, space))
-
-
-def _require_distinct(folders: tuple[Path, ...]) -> None:
-    whole = [folder.resolve() for folder in folders]
-    for place, folder in enumerate(whole):
-        if folder in whole[:place]:
-            raise UserError(
-                f"the evaluation data name {folders[place]} twice, so that its images would count "
-                "double; name each folder once"
-            )

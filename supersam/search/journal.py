@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,8 +22,11 @@ from supersam.space import SubnetSpec
 
 logger = logging.getLogger(__name__)
 
-Stage = Literal["reference", "search", "final"]
-"""A fixed subnet to compare with, a searcher's proposal, or the front at full resolution."""
+Stage = Literal["reference", "search", "final", "measured"]
+"""A fixed subnet to compare with, a searcher's proposal, the front at full resolution, or a subnet
+of the front on images that no proposal saw."""
+GroupSum = tuple[int, int, float]
+"""Number of a group of images, objects in it, sum of their IoUs."""
 Status = Literal["complete", "stopped", "infeasible"]
 """Seen on all images; given up after some (`num_images`); not evaluated: a measured constraint."""
 _DIGEST_LETTERS = 12
@@ -65,20 +68,33 @@ class Trial:
     """Name of the processor: what is measured compares on the same one alone. Empty in journals
     that did not say it yet."""
 
+    by_group: tuple[GroupSum, ...] = ()
+    """Where measured on other images: for differences between subnets, group by group."""
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {**asdict(self), "spec": self.spec.to_dict(), "metrics": dict(self.metrics)}
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        if not self.by_group:
+            del plain["by_group"]
+        return {**plain, "spec": self.spec.to_dict(), "metrics": dict(self.metrics)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Trial:
-        """The inverse of `to_dict`. Raises ValueError or TypeError on what is no trial."""
+        """The inverse of `to_dict`. Raises ValueError or TypeError where this is not a trial.
+
+        Entries of a front may also hold what was measured on other images: it is left out.
+        """
         if values["status"] not in get_args(Status) or values["stage"] not in get_args(Stage):
             raise ValueError(f"unknown status {values['status']!r} or stage {values['stage']!r}")
         return cls(
             **{
-                **values,
+                **{name: value for name, value in values.items() if name != "final"},
                 "spec": SubnetSpec.from_dict(values["spec"]),
                 "rungs": tuple((int(images), float(miou)) for images, miou in values["rungs"]),
+                "by_group": tuple(
+                    (int(group), int(count), float(total))
+                    for group, count, total in values.get("by_group", ())
+                ),
             }
         )
 

@@ -5,16 +5,11 @@ Costs are objectives to be minimised: mIoU enters with its sign changed. N trial
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from supersam.config.files import PARETO_CSV, PARETO_JSON
-from supersam.runtime.atomic import write_bytes, write_json
 from supersam.search.journal import Trial
 
 Costs = NDArray[np.float64]
@@ -23,7 +18,6 @@ MAXIMIZED = frozenset({"miou"})
 """Metrics of which more is better; of all others, less."""
 _BLOCK = 256
 """Rows that are compared with a front at a time."""
-FRONT_JSON, FRONT_CSV = PARETO_JSON, PARETO_CSV
 
 
 def cost_row(metrics: Mapping[str, float], objectives: Sequence[str]) -> Costs:
@@ -120,25 +114,3 @@ def _volume(front: Costs, reference: NDArray[np.float64]) -> float:
         for index, (row, end) in enumerate(zip(front, ends, strict=True))
         if end > row[-1]
     )
-
-
-def write_front(folder: Path, front: Sequence[Trial]) -> None:
-    """Write `pareto.json`, a list of trials, and `pareto.csv`, the same as a table.
-
-    `key` there is the trial's, `subnet` the name that an export has too.
-    """
-    write_json(folder / FRONT_JSON, [trial.to_dict() for trial in front])
-    names = sorted({name for trial in front for name in trial.metrics})
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    genes = ["layers", "mlp_widths", "heads", "embed_dim"]
-    table.writerow(["key", "subnet", *names, "num_images", "num_objects", *genes])
-    for trial in front:
-        spec = trial.spec.to_dict()
-        table.writerow(
-            [trial.key, trial.spec.key(), *(trial.metrics.get(name, "") for name in names)]
-            + [trial.num_images, trial.num_objects]
-            + [" ".join(map(str, spec[name])) for name in genes[:3]]
-            + [trial.spec.embed_dim]
-        )
-    write_bytes(folder / FRONT_CSV, text.getvalue().encode())

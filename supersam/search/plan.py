@@ -1,4 +1,4 @@
-"""A whole search as one stream of chunks: reference subnets, the schedule, the front at the end."""
+"""A search as streams of chunks: references, proposals and the front; then a final measurement."""
 
 from __future__ import annotations
 
@@ -167,13 +167,79 @@ class SearchPlan:
         return protocol_of(self._search, weights=inputs.weights, data=inputs.data, final=final)
 
     def _enqueue(self, requests: list[EvalRequest]) -> None:
-        distinct = {
-            request.key: request for request in requests if request.key not in self._journal
-        }
-        pretrained = [request for request in distinct.values() if request.searcher == PRETRAINED]
-        others = [request for request in distinct.values() if request.searcher != PRETRAINED]
-        self._chunks += cut_chunks(others, self._search.chunk_size)
-        self._chunks += cut_chunks(pretrained, self._search.chunk_size, before_training=True)
+        self._chunks += _missing_chunks(requests, self._journal, self._search.chunk_size)
 
     def _has_all(self, requests: list[EvalRequest]) -> bool:
         return all(request.key in self._journal for request in requests)
+
+
+class FinalPlan:
+    """The front and the fixed subnets, measured once more on images that no proposal saw.
+
+    What was measured lies in a journal of its own: the search's is left as it is.
+    """
+
+    def __init__(
+        self,
+        search: SearchRun,
+        inputs: SearchInputs,
+        journal: Journal,
+        subnets: Iterable[Trial],
+        references: Mapping[str, Trial],
+    ) -> None:
+        """journal: of final measurements; subnets: the front."""
+        assert inputs.final is not None  # else there is nothing to measure on
+        self._journal = journal
+        weights, data = inputs.weights, inputs.final.id()
+        self._protocol = protocol_of(search, weights=weights, data=data, final=True)
+        self._requests = [self._request(trial) for trial in subnets]
+        self._references = {name: self._request(trial) for name, trial in references.items()}
+        wanted = [*self._requests, *self._references.values()]
+        self._chunks = _missing_chunks(wanted, journal, search.chunk_size)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether everything is measured."""
+        return all(r.key in self._journal for r in (*self._requests, *self._references.values()))
+
+    def next_chunk(self) -> Chunk | None:
+        """What an evaluator should do now; None at the end."""
+        return self._chunks.pop(0) if self._chunks else None
+
+    def complete(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Write trials to the journal of final measurements. Returns those that are new."""
+        return self._journal.append(trials)
+
+    def front(self) -> dict[str, Trial]:
+        """What is measured of the front, by the subnets' names (`SubnetSpec.key`)."""
+        found = [self._journal[r.key] for r in self._requests if r.key in self._journal]
+        return {trial.spec.key(): trial for trial in found}
+
+    def references(self) -> dict[str, Trial]:
+        """What is measured of the fixed subnets, by their names."""
+        wanted = self._references.items()
+        return {name: self._journal[r.key] for name, r in wanted if r.key in self._journal}
+
+    def _request(self, trial: Trial) -> EvalRequest:
+        protocol = dict(self._protocol)
+        if trial.searcher == PRETRAINED:
+            protocol["weights"] = "before training"
+        return EvalRequest(
+            key=trial_key(trial.spec, protocol),
+            spec=trial.spec,
+            stage="measured",
+            searcher=trial.searcher,
+            batch=trial.batch,
+            index=trial.index,
+        )
+
+
+def _missing_chunks(requests: Iterable[EvalRequest], journal: Journal, size: int) -> list[Chunk]:
+    """What the journal lacks, each subnet once; weights before training in chunks of their own."""
+    distinct = {r.key: r for r in requests if r.key not in journal}
+    pretrained = [r for r in distinct.values() if r.searcher == PRETRAINED]
+    others = [r for r in distinct.values() if r.searcher != PRETRAINED]
+    return [
+        *cut_chunks(others, size),
+        *cut_chunks(pretrained, size, before_training=True),
+    ]

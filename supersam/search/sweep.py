@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from supersam.config import SearchRun
-from supersam.config.files import JOURNAL_FILE, SEARCH_FILE
+from supersam.config.files import JOURNAL_FILE, PARETO_JSON, SEARCH_FILE
 from supersam.config.search import SweepConfig
 from supersam.runtime.atomic import write_bytes, write_json
 from supersam.search.folder import read_record, trials_done
 from supersam.search.journal import Trial, read_journal
-from supersam.search.pareto import FRONT_JSON, cost_matrix, growing_volumes, hypervolume
+from supersam.search.pareto import cost_matrix, growing_volumes, hypervolume
 
 SWEEP_JSON, SWEEP_CSV = "sweep.json", "sweep.csv"
 
@@ -148,7 +148,7 @@ def _read(search: SearchRun) -> SearchProgress:
 
 
 def _row(progress: SearchProgress, curve: list[float]) -> SweepRow:
-    search, front = progress.search, _front(progress.search.folder / FRONT_JSON)
+    search, front = progress.search, _front(progress.search.folder / PARETO_JSON)
     return SweepRow(
         name=search.name,
         searcher=search.searcher,

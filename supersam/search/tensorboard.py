@@ -12,6 +12,7 @@ from supersam.runtime.metrics import MetricWriter
 from supersam.search.journal import Trial
 from supersam.search.pareto import MAXIMIZED, cost_matrix, hypervolume
 from supersam.search.report.figures import front_picture
+from supersam.search.result import SearchResult
 
 _PICTURE_S = 5.0
 """Least seconds between two pictures."""
@@ -42,11 +43,14 @@ class TensorBoard:
             self._draw(trials, front, references)
             self._last_picture = time.monotonic()
 
-    def finish(
-        self, trials: Sequence[Trial], front: Sequence[Trial], references: Mapping[str, Trial]
-    ) -> None:
-        """The last picture, and a line of settings and results for the searches' comparison."""
+    def finish(self, trials: Sequence[Trial], result: SearchResult) -> None:
+        """The last pictures, and a line of settings and results for the searches' comparison.
+
+        What was selected on and what was measured on other images have names of their own.
+        """
         search = self._search
+        front, references = result.front, result.references
+        measured = list(result.measured.values())
         if any(trial.status == "complete" for trial in trials):
             self._draw(trials, front, references)
             settings = {
@@ -57,7 +61,11 @@ class TensorBoard:
                 "objectives": " ".join(search.objectives),
                 "constraint": " ".join(search.constraint) or "none",
             }
-            self._writer.hparams(settings, self._summary(front, references))
+            values = self._summary(front, references)
+            if measured:
+                values["search/final_best_miou"] = max(t.metrics["miou"] for t in measured)
+                self._draw_final(len(trials), measured, result.measured_references)
+            self._writer.hparams(settings, values)
         self._writer.close()
 
     def _summary(self, front: Sequence[Trial], references: Mapping[str, Trial]) -> dict[str, float]:
@@ -74,7 +82,13 @@ class TensorBoard:
     ) -> None:
         complete = [trial for trial in trials if trial.status == "complete"]
         picture = front_picture(complete, front, references, self._search.objectives)
-        self._writer.image("search/front", picture, len(trials))
+        self._writer.image("search/front_selected_on", picture, len(trials))
+
+    def _draw_final(
+        self, step: int, measured: Sequence[Trial], references: Mapping[str, Trial]
+    ) -> None:
+        picture = front_picture([], measured, references, self._search.objectives)
+        self._writer.image("search/front_measured_on_final_data", picture, step)
 
 
 def front_volume(

@@ -14,9 +14,9 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray import tune
@@ -29,8 +29,8 @@ from supersam.runs.weights import WeightSource
 from supersam.runtime.scratch import scratch_folder
 from supersam.runtime.signals import StopFlag
 from supersam.search.evaluator import Chunk, SubnetEvaluator, prepare_process
+from supersam.search.image_set import ImageSet
 from supersam.search.journal import Trial
-from supersam.search.plan import SearchPlan
 from supersam.search.work_queue import WorkQueue
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,20 @@ _MAX_FAILURES = 3
 _TRIALS, _KEPT, _FAULT = "trials", "kept_bytes", "fault"
 
 OnTrials = Callable[[list[Trial]], None]
+
+
+class Work(Protocol):
+    """A stream of chunks: a `SearchPlan` or a `FinalPlan`."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to evaluate."""
+
+    def next_chunk(self) -> Chunk | None:
+        """What an evaluator should do now; None until more is complete, or at the end."""
+
+    def complete(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Take results. Returns those that are new."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +84,9 @@ def plan_evaluators(search: SearchRun, nodes: Sequence[Mapping[str, float]]) -> 
 def evaluate_on_ray(
     search: SearchRun,
     source: WeightSource,
-    plan: SearchPlan,
+    plan: Work,
     *,
+    images: ImageSet,
     stop: StopFlag,
     on_trials: OnTrials,
     evaluator: type | None = None,
@@ -91,7 +106,8 @@ def evaluate_on_ray(
         ray.remote(num_cpus=0)(WorkQueue).options(scheduling_strategy=_on_this_node()).remote()
     )
     handler = _ResultHandler(plan, queue, stop, on_trials)
-    parameters = {"queue": queue, "search": search, "source": source, "evaluators": evaluators}
+    parameters = {"queue": queue, "search": search, "source": source,
+                  "images": images, "evaluators": evaluators}  # fmt: skip
     trainable = tune.with_resources(
         tune.with_parameters(evaluator or Evaluator, place=os.getcwd(), **parameters),
         {"cpu": evaluators.cpus, "gpu": evaluators.gpus},
@@ -130,6 +146,7 @@ class Evaluator(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
         queue: Any,
         search: SearchRun,
         source: WeightSource,
+        images: ImageSet,
         evaluators: Evaluators,
         place: str,
     ) -> None:
@@ -138,7 +155,9 @@ class Evaluator(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
         self._queue = queue
         prepare_process(search, evaluators.per_node)
         try:
-            self._objective = SubnetEvaluator(search, source, sharers=evaluators.sharers)
+            self._objective = SubnetEvaluator(
+                search, source, images=images, sharers=evaluators.sharers
+            )
             self.cache_bytes = self._objective.cache_bytes
         except UserError as fault:
             self._fault = str(fault)
@@ -168,7 +187,7 @@ class Evaluator(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
 class _ResultHandler(tune.Callback):  # type: ignore[misc]  # Ray is untyped
     """Between Tune and the plan, in the driver: results in, chunks out."""
 
-    def __init__(self, plan: SearchPlan, queue: Any, stop: StopFlag, on_trials: OnTrials) -> None:
+    def __init__(self, plan: Work, queue: Any, stop: StopFlag, on_trials: OnTrials) -> None:
         self._plan = plan
         self._queue = queue
         self._stop = stop

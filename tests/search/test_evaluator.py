@@ -141,7 +141,7 @@ def test_a_rung_that_rounds_to_all_images_stops_nothing(run, inputs, specs, tmp_
 
 def searched_images(run, inputs):
     dataset = EvalDataset(
-        [ShardReader(p) for p in inputs.data_folders],
+        [ShardReader(p) for p in inputs.selection.folders],
         side=resolve_shape(run.model).image_size,
         prompt="box",
     )
@@ -150,7 +150,11 @@ def searched_images(run, inputs):
 
 @pytest.mark.parametrize("resolution", ["logits", "original"])
 def test_the_front_of_a_search_is_what_evaluate_measures(run, inputs, tmp_path, resolution):
-    found = search(run, tmp_path, protocol={"resolution": resolution, "objects_per_image": None})
+    found = search(
+        run,
+        tmp_path,
+        protocol={"resolution": resolution, "objects_per_image": None, "prompt": "box"},
+    )
     supernet = load_supernet(inputs.train_run, inputs.space, inputs.source)
     looked_at = searched_images(run, inputs)
     assert found.front

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from supersam.search import Trial, hypervolume, pareto_front
+from supersam.search.front import write_front
 from supersam.search.pareto import (
     crowding_distance,
     growing_volumes,
     non_dominated,
     num_dominators,
-    write_front,
 )
 from supersam.search.searchers.evolution import best_first
 from tests.search.trials import make_trial

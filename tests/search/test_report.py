@@ -12,10 +12,10 @@ import pytest
 from supersam.config import SearchRun, UserError
 from supersam.config.files import JOURNAL_FILE
 from supersam.search.folder import prepare_folder, write_record
-from supersam.search.front import best, cheapest, knee, read_front
+from supersam.search.front import best, cheapest, knee, read_front, write_front
 from supersam.search.inputs import find_inputs
 from supersam.search.journal import Journal
-from supersam.search.pareto import pareto_front, write_front
+from supersam.search.pareto import pareto_front
 from supersam.search.report.comparison import distinguishing_names, read_searches, write_comparison
 from supersam.search.report.content import read_report
 from supersam.search.report.contributions import contributions

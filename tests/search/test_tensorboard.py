@@ -66,7 +66,7 @@ def test_columns_are_those_of_trainings_and_searches_whichever_is_read_first(tmp
 def test_a_search_leaves_its_front_and_a_line_of_settings(run, tmp_path):
     result = search(run, tmp_path / "search")
     board = EventAccumulator(str(result.folder / "tensorboard")).Reload()
-    assert board.Tags()["images"] == ["search/front"]
+    assert board.Tags()["images"] == ["search/front_selected_on"]
     volumes = [event.value for event in board.Scalars("search/hypervolume")]
     assert volumes == sorted(volumes)
     best = max(trial.metrics["miou"] for trial in result.front)

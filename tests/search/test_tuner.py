@@ -20,7 +20,7 @@ def test_an_evaluator_that_cannot_be_set_up_says_why(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     evaluator = object.__new__(tuner.Evaluator)
     evaluators = SimpleNamespace(per_node=1, sharers=1)
-    evaluator.setup({}, None, None, None, evaluators, str(tmp_path))
+    evaluator.setup({}, None, None, None, None, evaluators, str(tmp_path))
     assert evaluator.step() == {
         "trials": [], "kept_bytes": 0.0, "fault": "no image has an annotated object"
     }  # fmt: skip

@@ -10,8 +10,8 @@ import pytest
 
 from supersam.cluster.slurm.jobs import JobQueue, SlurmJob
 from supersam.config import StatusRun
+from supersam.search.front import write_front
 from supersam.search.journal import Journal
-from supersam.search.pareto import write_front
 from supersam.status.search import SearchRecord, find_searches, read_searches
 from supersam.status.show import show
 from tests.search.trials import make_trial

@@ -37,7 +37,7 @@ def draw_masks(
     supernet = load_supernet(run, space, find_weights(run, str(step)))
     supernet.to(choose_device(search.device))
     readers = [ShardReader(folder) for folder in search.data or validation_folders(run)]
-    dataset = EvalDataset(readers, side=space.shape.image_size, prompt=search.protocol.prompt)
+    dataset = EvalDataset(readers, side=space.shape.image_size, prompt=search.protocol.prompts[0])
     predictors: dict[str, Predictor] = {
         name: SubnetPredictor(supernet, spec) for name, spec in subnets.items()
     }
