@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,9 @@ def explain(record: RunRecord) -> Why:
     """What happened to the run, by its files and by Slurm."""
     state = record.state
     if state == "running":
-        return Why(state, f"running: {progress(record)}{_history(record)}")
+        suspended = record.job is not None and record.job.state == "SUSPENDED"
+        word = "suspended by Slurm" if suspended else "running"
+        return Why(state, f"{word}: {progress(record)}{_history(record)}")
     if state == "finished":
         score = "" if record.status is None else _score(record.status.miou)
         return Why(state, f"finished: {record.step} steps{score}{_history(record)}")
@@ -47,6 +50,8 @@ def explain(record: RunRecord) -> Why:
     if state == "new":
         return _refused(record) or Why(state, _never_began(record))
     failure = _failure(record)
+    if failure.kind == "unknown" and record.could_be_alive:
+        failure = Why("unknown", _silent_job(record))
     return Why(failure.kind, _one_line(failure.text) + _saved(record) + _history(record))
 
 
@@ -56,6 +61,15 @@ def _how_stopped(record: RunRecord) -> str:
     faults = [beat.fault for beat in record.heartbeats if beat.fault is not None]
     at_once = any(fault.kind == KeyboardInterrupt.__name__ for fault in faults)
     return "stopped at once by a second Ctrl-C" if at_once else "stopped on request"
+
+
+def _silent_job(record: RunRecord) -> str:
+    """What is known of a run whose job Slurm does not, or no longer, describe."""
+    seen = max((beat.time for beat in record.heartbeats), default=None)
+    if seen is None:
+        return f"Slurm says nothing of job {record.job_id}, and no rank has given a sign of life"
+    silent = duration(max(0.0, time.time() - seen))
+    return f"Slurm says nothing of job {record.job_id}; the last sign of life is {silent} old"
 
 
 def _kept(record: RunRecord) -> str:
@@ -86,24 +100,37 @@ def duration(seconds: float) -> str:
 def _failure(record: RunRecord) -> Why:
     """The first cause that is certain: an exception that is no echo, Slurm's word, a dead rank."""
     told = sorted((b for b in record.heartbeats if b.fault is not None), key=lambda beat: beat.time)
-    own = [b for b in told if b.fault is not None and not is_echo(b.fault.message)]
-    if own and own[0].fault is not None:
-        return _explain_fault(own[0], own[0].fault)
+    causes = [b for b in told if b.fault is not None and not is_echo(b.fault.message)]
+    if causes and causes[0].fault is not None:
+        return _explain_fault(causes[0], causes[0].fault)
     signs = find_signs(record.folder, since=_last_start(record))
     if shutil.disk_usage(record.folder).free < _LEAST_BYTES:  # then no rank could write its word
         return Why("disk full", f"disk full on {record.folder}: no byte is left")
     slurm = _explain_job(record, signs)
     if slurm is not None:
         return slurm
+    own = [sign for sign in signs if not is_echo(sign.text)]
+    disk = next((sign for sign in own if sign.cause in ("disk full", "read-only disk")), None)
+    if disk is not None:  # then ranks could not write why they ended
+        return _explain_sign(disk)
+    if record.status is not None and record.status.phase == "stopped":
+        return Why("killed", _lost_supervisor(record))
     vanished = [b for b in record.heartbeats if not b.has_ended and not record.works(b)]
     if vanished:
         return _explain_vanished(record, min(vanished, key=lambda beat: beat.time))
-    exceptions = [sign for sign in signs if not is_echo(sign.text)] or signs
+    exceptions = own or signs
     if exceptions:
         return _explain_sign(exceptions[0])
     if told and told[0].fault is not None:
         return _explain_fault(told[0], told[0].fault)
     return Why("unknown", f"ended at step {record.step}, and nothing says why; see {_logs(record)}")
+
+
+def _lost_supervisor(record: RunRecord) -> str:
+    """Describe an end that the ranks were told of, and the batch step did not record."""
+    said = "" if record.job is None else f"; Slurm says {record.job.state} of job {record.job_id}"
+    ranks = f"its ranks were told to save and ended at step {record.step}"
+    return f"the job's batch step was killed; {ranks}{said}"
 
 
 def _explain_fault(beat: RankHeartbeat, fault: Fault) -> Why:
@@ -177,8 +204,10 @@ def _history(record: RunRecord) -> str:
         return ""
     said = [f"{'stopped by ' if 'signal' in r else ''}{r} {_times(n)}" for r, n in counts.items()]
     step = starts[-1].step if record.state != "pending" else record.saved_step
-    verb = "resumed at" if record.state != "pending" else "resumes at"
-    return f"; {', '.join(said)} and {verb} step {step}"
+    verb = "resumed" if step > 0 else "started anew"
+    if record.state == "pending":
+        verb = "resumes" if step > 0 else "starts anew"
+    return f"; {', '.join(said)} and {verb} at step {step}"
 
 
 def _times(count: int) -> str:

@@ -41,6 +41,7 @@ _CAUSES = (
         ),
         "disk full",
     ),
+    (re.compile(r"Read-only file system|Errno 30\b"), "read-only disk"),
 )
 _ECHOES = re.compile(
     r"onnection (?:closed|reset|refused)|another rank failed|Broken pipe|DistBackendError|"
@@ -66,7 +67,7 @@ class Finding:
 
 
 def cause_of(text: str) -> str | None:
-    """The kind of failure that an exception's text shows: out of memory, disk full."""
+    """Name the failure that an exception shows: out of memory, disk full, read-only disk."""
     return next((cause for pattern, cause in _CAUSES if pattern.search(text)), None)
 
 

@@ -69,18 +69,20 @@ class RunRecord:
         failed = any(beat.phase == "failed" for beat in self.heartbeats)
         if self.status is not None and self.status.phase == "finished" and not failed:
             return "finished"
-        if self.cancelled and self.status is not None:
+        if self._was_cancelled or (self.cancelled and self._ever_began):
             return "cancelled"
         if self.hang is not None:
             return "stuck"
         if failed:
             return "failed"
         if self.status is not None and self.status.phase == "stopped":
-            return "cancelled" if self._was_cancelled else "stopped"
+            return "stopped" if self.open_end in (None, "ended") else "lost"
         if 0 < self.steps <= self.saved_step:
             return "finished"
         if self.heartbeats or self.saved_step:
-            return "cancelled" if self._was_cancelled else "lost"
+            return "lost"
+        if self.events and self.events[-1].event == "start" and self.job is None and self.job_id:
+            return "lost"  # it may have begun, and Slurm does not say
         return "failed" if self.events else "new"
 
     @property
@@ -90,6 +92,10 @@ class RunRecord:
             return False
         has_begun = bool(self.events) and self.events[-1].job_id == self.job_id
         return not (has_begun and self.state in ("finished", "cancelled"))
+
+    @property
+    def _ever_began(self) -> bool:
+        return self.status is not None or bool(self.events) or self.job is not None
 
     @property
     def _was_cancelled(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from supersam.runtime.tail import read_tail
 from supersam.status.run import newest_job
 
 State = Literal["pending", "running", "finished", "failed", "unfinished", "unreadable"]
+_LEAST_BYTES = 4096
 _LOCKS = Path("/proc/locks")
 _FAULT = re.compile(r"(error|[\w.]*(Error|Exception)): ")
 
@@ -88,6 +90,8 @@ class SearchRecord:
             text += f"; job {self.job_id} ended as {self.job.state}"
         goes_on = self.state in ("failed", "unfinished")
         fault = _last_fault(self.log) if goes_on and self.log is not None else None
+        if goes_on and shutil.disk_usage(self.folder).free < _LEAST_BYTES:
+            fault = f"no word, as the disk of {self.folder} is full"
         if fault is not None:
             text += f"; its log ends with {fault}"
         return f"{text}; the same command goes on" if goes_on else text

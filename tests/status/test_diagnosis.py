@@ -279,3 +279,53 @@ def test_a_rank_killed_elsewhere_is_at_work_no_more_though_its_beat_is_fresh(
     ):
         assert ended.state == "lost"
     assert explain(replace(begun, job=over)).kind == "out of memory"
+
+
+def test_a_run_that_was_cancelled_before_its_first_step_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("optim: {steps: 10}\n", encoding="utf-8")
+    started = start_attempt(tmp_path, job_id="7", hosts=["n1"], world_size=1)
+    end_attempt(tmp_path, started, "cancelled", None)
+    assert why(tmp_path)[0] == "cancelled"
+
+
+def test_a_killed_batch_step_is_not_a_stop_on_request(tmp_path: Path) -> None:
+    """Slurm then tells the ranks to end: they save, and say that they were told."""
+    run_ranks(tmp_path, "heartbeat.enter('stopped')", "heartbeat.enter('stopped')")
+    record = replace(read_record(tmp_path, JobQueue()), job_id="7", events=[event(1, "start")])
+    said = explain(replace(record, job=SlurmJob("7", "FAILED")))
+    assert said.kind == "killed"
+    assert said.text.startswith("the job's batch step was killed; its ranks were told to save")
+    assert "Slurm says FAILED of job 7" in said.text
+    assert explain(replace(record, job=SlurmJob("7", "CANCELLED"))).kind == "cancelled"
+
+
+def test_a_disk_that_became_read_only_comes_before_the_rank_that_left_no_word(
+    lost_record: RunRecord,
+) -> None:
+    log = lost_record.folder / "logs" / "task-00000.attempt-001.log"
+    log.parent.mkdir(exist_ok=True)
+    trace = 'Traceback (most recent call last):\n  File "/x/supersam/a.py", line 3, in f\n'
+    log.write_text(f"{trace}OSError: [Errno 30] Read-only file system: 'x'\n", encoding="utf-8")
+    said = explain(lost_record)
+    assert said.kind == "read-only disk"
+    assert "Read-only file system" in said.text
+
+
+def test_a_suspended_job_does_not_run(lost_record: RunRecord) -> None:
+    job = SlurmJob("7", "SUSPENDED")
+    said = explain(replace(lost_record, events=[event(1, "start")], job=job))
+    assert said.text.startswith("suspended by Slurm: step ")
+
+
+def test_nothing_is_said_to_have_resumed_where_nothing_was_saved(lost_record: RunRecord) -> None:
+    events = [event(1, "start"), event(1, "end", "requeued"), event(2, "start")]
+    running = replace(lost_record, events=events, job=SlurmJob("7", "RUNNING"))
+    assert explain(running).text.endswith("; requeued once and started anew at step 0")
+
+
+def test_a_silent_controller_is_no_failure_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("optim: {steps: 10}\n", encoding="utf-8")
+    start_attempt(tmp_path, job_id="7", hosts=["n1"], world_size=1)
+    said = explain(replace(read_record(tmp_path, JobQueue()), job_id="7"))
+    assert said.kind == "unknown"
+    assert said.text.startswith("Slurm says nothing of job 7")
