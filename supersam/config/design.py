@@ -29,7 +29,7 @@ class ImportanceConfig(Section):
     """Loss of taylor and movement: the training's, or, for taylor, the squared distance to the
     model's own image embedding plus noise, which needs no masks."""
     dimensions: tuple[Dimension, ...] = DIMENSIONS
-    """What is reordered."""
+    """The dimensions that are reordered."""
     seed: int = Field(0, ge=0)
     """Seeds the random score and the noise of the embedding loss."""
 
@@ -65,7 +65,7 @@ class CalibrationConfig(Section):
     """Images, spread evenly over the data."""
     batch: PositiveInt = 1
     """Images at a time: the piece of work that a rank takes. Gradients of ViT-B at 1024 px need
-    more than 10 GB an image on a CPU."""
+    more than 10 GB per image on a CPU."""
     prompts_per_image: PositiveInt = 8
     """Objects, and so prompts, of each image."""
     prompt: PromptKind = "box"
@@ -83,7 +83,7 @@ class ScanConfig(Section):
     """Structured pruning: what the model loses with each layer."""
 
     by: Literal["miou", "embedding"] = "miou"
-    """What greedy removal keeps: mIoU on the calibration set, or closeness of the embedding."""
+    """What greedy removal protects: mIoU on the calibration set, or closeness of the embedding."""
     max_removed: int | None = Field(None, ge=0)
     """Layers that greedy removal takes away at most; null takes half of them."""
     keep_global: int = Field(2, ge=0)

@@ -137,7 +137,7 @@ class SandwichConfig(Section):
 
 
 class LossConfig(Section):
-    """What is minimised, on low-resolution masks."""
+    """The loss that is minimised, on low-resolution masks."""
 
     mask: Literal["dice_bce", "dice_focal", "dice"] = "dice_bce"
     """Dice, alone or with a per-pixel loss; `dice_bce` weighs object and background equally."""
@@ -187,7 +187,7 @@ class EngineConfig(Section):
     """Keep only the input of each encoder layer and compute the rest again in the backward pass:
     less memory, a third more computation."""
     compile: bool = False
-    """On a GPU, compile for training the halves of a layer, one graph a kind of attention and MLP
+    """On a GPU, compile for training the halves of a layer, one graph per kind of attention and MLP
     width, and the mask decoder: a step of ViT-B was 1.3 times as fast on an H200, and each start
     compiles anew what no cache on the node holds. A CPU never compiles."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -1,4 +1,4 @@
-"""Evidence and limits to a search space. Pure: numbers in, a SearchSpace out."""
+"""Turns evidence and limits into a search space. Pure: numbers in, a SearchSpace out."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def design_space(
     sensitivity: Sensitivity,
     limits: LimitsConfig | None = None,
 ) -> SearchSpace:
-    """The space that the evidence allows within the limits.
+    """Design the space that the evidence allows within the limits.
 
-    Removable are the layers that greedy removal took before the model lost `max_miou_drop`; the
-    first of them go most often. The smallest width of every layer keeps one and the same share of
-    the layer's importance, `keep_importance` or what `smallest_m` leaves; choices lie evenly from
+    Layers that greedy removal took before the model lost `max_miou_drop` are removable; the first
+    of them are removed most often. The smallest width of every layer keeps the same share of the
+    layer's importance, `keep_importance` or what `smallest_m` leaves; choices lie evenly from
     there to the full width.
 
     Raises UserError where no space meets the limits, with the nearest that does.
@@ -65,12 +65,12 @@ def design_space(
 
 
 def smallest_m(space: SearchSpace) -> float:
-    """Millions of parameters of a space's smallest subnet."""
+    """Return the parameters of the smallest subnet of a space, in millions."""
     return subnet_cost(space.smallest(), space.shape).params_m
 
 
 def removable_layers(sensitivity: Sensitivity, limits: LimitsConfig) -> tuple[int, ...]:
-    """Layers that may be removed, the most harmless first."""
+    """Return the layers that may be removed, the most harmless first."""
     if not limits.elastic_depth:
         return ()
     floor = sensitivity.whole.miou - limits.max_miou_drop
@@ -79,7 +79,7 @@ def removable_layers(sensitivity: Sensitivity, limits: LimitsConfig) -> tuple[in
 
 
 def removal_probabilities(layers: tuple[int, ...], depth: int, mean: float) -> tuple[float, ...]:
-    """A probability for each layer of the encoder; `layers`: the most harmless first.
+    """Return a removal probability for each layer; `layers`: the most harmless first.
 
     They fall evenly along `layers`, around `mean`, by half of what there is to 0 or 1.
     """
@@ -92,7 +92,7 @@ def removal_probabilities(layers: tuple[int, ...], depth: int, mean: float) -> t
 
 
 def cumulative_importance(row: Tensor) -> Tensor:
-    """Share of a row's importance that its best k units hold, for k from 1: (units,) float64."""
+    """Return the share of a row's importance in its best k units, k from 1: (units,) float64."""
     best = row.double().clamp(min=0).sort(descending=True).values
     total = best.sum()
     if total == 0:
@@ -164,7 +164,7 @@ def _too_large(
     limits: LimitsConfig,
     space: SearchSpace,
 ) -> str:
-    """The nearest limits that a space meets, in words."""
+    """Say in words which limits nearest to these a space meets."""
     freer = limits.model_copy(
         update={
             "elastic_depth": True,

@@ -1,4 +1,4 @@
-"""What a design leaves on disk: the space, the reordered weights, a config, the evidence."""
+"""The files of a design: the space, the reordered weights, a config, the evidence."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _DRAWS = 1000
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a design has measured, and made of it."""
+    """The measurements of a design and the space made from them."""
 
     scores: UnitScores
     sensitivity: Sensitivity
@@ -78,7 +78,7 @@ def check_design(run: DesignRun) -> None:
 
 
 def _require_same_start(run: DesignRun) -> None:
-    """A design may be made again with other limits, as trainings keep a copy of their space."""
+    """A space may be designed again with other limits: trainings keep a copy of theirs."""
     before = run.folder / RUN_FILE
     if not before.is_file():
         raise UserError(f"{run.out} exists and no design made it; choose another --out FILE")
@@ -95,7 +95,7 @@ def _require_same_start(run: DesignRun) -> None:
 
 
 def describe_design(run: DesignRun) -> str:
-    """For `--dry-run`: what would be done. Touches no file. Raises as `check_design`."""
+    """Say what would be done, for `--dry-run`. Writes nothing. Raises as `check_design`."""
     check_design(run)
     batches = -(-run.calibration.images // run.calibration.batch)
     return "\n".join(

@@ -1,6 +1,6 @@
 """Parameter prioritization: the most important units first, so that a prefix slice keeps them.
 
-The largest subnet computes the same function before and after; every smaller one another.
+The largest subnet computes the same function before and after; every smaller subnet changes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def prioritize_parameters(
 
 @dataclass(frozen=True)
 class FunctionChange:
-    """How far two answers of a model are apart, largest absolute difference of any element."""
+    """The largest absolute difference of any element between two predictions of a model."""
 
     embedding: float
     """Of the image embedding, whose elements are of size 1."""
@@ -49,7 +49,7 @@ class FunctionChange:
 
 
 class FunctionProbe:
-    """Remembers what the largest subnet says of a batch, to compare with later."""
+    """Keeps the prediction of the largest subnet for a batch, to compare with later."""
 
     def __init__(self, supernet: SamSupernet, batch: Batch) -> None:
         self._supernet = supernet
@@ -57,7 +57,7 @@ class FunctionProbe:
         self._before = self._answer()
 
     def compare(self) -> FunctionChange:
-        """How far the largest subnet's answer is from the one remembered."""
+        """Compare the prediction of the largest subnet with the one kept."""
         embedding, masks = self._answer()
         return FunctionChange(
             embedding=float((embedding - self._before[0]).abs().max()),

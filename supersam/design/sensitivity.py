@@ -1,7 +1,7 @@
-"""Structured pruning: what the model loses with each layer, alone and one after the other.
+"""Structured pruning: what the model loses without each layer, alone and one after the other.
 
-A removed layer is skipped; the residual stream passes by. The work of a round, sets of layers x
-batches, is shared among the ranks in turn, and added in one order on all of them.
+The residual stream passes a removed layer by. The work of a round, sets of layers x batches, is
+shared among the ranks, and its results are added in the same order on all of them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What layers are worth to a model."""
+    """What each layer is worth to a model."""
 
     whole: RemovalEffect
     """Nothing removed."""
@@ -39,16 +39,16 @@ class Sensitivity:
 
     @property
     def greedy_order(self) -> tuple[int, ...]:
-        """The layers that greedy removal took, in its order."""
+        """The layers that greedy removal took, in that order."""
         sets = [frozenset[int]()] + [frozenset(effect.removed) for effect in self.greedy]
         return tuple(next(iter(b - a)) for a, b in zip(sets, sets[1:], strict=False))
 
     def predicted_drop(self, removed: Sequence[int]) -> float:
-        """The mIoU that a set of layers should cost: the sum of what each costs alone."""
+        """Predict the mIoU that a set of layers costs: the sum of what each costs alone."""
         return sum(self.whole.miou - self.alone[layer].miou for layer in removed)
 
     def predicted_distance(self, removed: Sequence[int]) -> float:
-        """Embedding distance by the same rule."""
+        """Predict the embedding distance by the same rule."""
         return sum(self.alone[layer].embedding_distance for layer in removed)
 
 
@@ -78,7 +78,7 @@ class RemovalMeter:
         return self._supernet.space.shape.depth
 
     def measure(self, sets: Sequence[Sequence[int]]) -> list[RemovalEffect]:
-        """The effect of each set of removed layers. A collective."""
+        """Measure the effect of removing each set of layers. A collective."""
         wanted = [tuple(sorted(removed)) for removed in sets]
         missing = [s for s in dict.fromkeys(wanted) if self._cache.get(s) is None]
         # Pieces as small as keep every rank busy: a kill loses no more than one of them.
@@ -159,12 +159,12 @@ def scan_sensitivity(
 
 
 def cache_content(supernet: SamSupernet, calibration: Sequence[Batch]) -> str:
-    """What a measurement depends on besides the layers: weights and calibration set."""
+    """Digest all that a measurement depends on besides the layers: weights, calibration set."""
     return f"1 {digest_weights(supernet)} {digest_batches(calibration)}"
 
 
 def without(supernet: SamSupernet, removed: Sequence[int]) -> SubnetSpec:
-    """The largest subnet without some layers."""
+    """Return the largest subnet without some layers."""
     full = supernet.space.largest()
     kept = [layer for layer in full.layers if layer not in removed]
     return replace(
@@ -195,7 +195,7 @@ def _summarize(removed: tuple[int, ...], parts: Sequence[_BatchScore]) -> Remova
 
 
 def _fixed_layers(shape: EncoderShape, gone: Sequence[int], keep_global: int) -> list[int]:
-    """Global-attention layers that must stay, as too few others are left of them."""
+    """Return the global-attention layers that must stay because too few of them are left."""
     left = [layer for layer in shape.global_layers if layer not in gone]
     return left if len(left) <= keep_global else []
 

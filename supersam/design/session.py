@@ -1,7 +1,4 @@
-"""One rank of a design, from its configuration to its files: launch/design.py.
-
-It stands on this floor, above `supersam.design`, as the weights may be those of a training run.
-"""
+"""One rank of a design, from its configuration to its files: launch/design.py."""
 
 from __future__ import annotations
 
@@ -39,7 +36,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Start:
-    """What a design starts from."""
+    """The weights that a design starts from, and what is known of them."""
 
     supernet: SamSupernet
     model: ModelConfig
@@ -92,7 +89,7 @@ def load_start(run: DesignRun) -> Start:
 def gather_evidence(
     run: DesignRun, supernet: SamSupernet, calibration: list[Batch], world: World
 ) -> Evidence:
-    """Scores, sensitivity and the space that follows. A collective."""
+    """Measure scores and sensitivity, and design the space. A collective."""
     seconds: dict[str, float] = {}
 
     def timed(name: str, action: Callable[[], Result]) -> Result:

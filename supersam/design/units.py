@@ -22,7 +22,7 @@ _ROUNDING = 1e-4
 
 @dataclass(frozen=True)
 class UnitScores:
-    """How important each unit is; larger is more important. Comparable within a row."""
+    """The importance of each unit, larger for a more important one; comparable within a row."""
 
     mlp: Tensor
     """(L, W) float64."""
@@ -63,7 +63,7 @@ class UnitOrder:
 
     @property
     def is_identity(self) -> bool:
-        """Whether nothing moves."""
+        """Whether every unit stays where it is."""
         return all(
             torch.equal(rows, torch.arange(rows.shape[-1]).expand_as(rows))
             for rows in (self.mlp, self.heads, self.embed)

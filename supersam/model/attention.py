@@ -79,7 +79,7 @@ def in_windows(
     rel_pos_h: Tensor,
     rel_pos_w: Tensor,
 ) -> Tensor:
-    """The `AttentionKernel` of a function that knows no windows.
+    """Apply `attend`, which does not know windows, as an `AttentionKernel`.
 
     attend: (qkv, rel_h, rel_w) -> mixed. qkv: (B, n, heads, 3, d), whole windows of n = side * side
     tokens. rel_h, rel_w: (side, side, d), the vector of each (query row, key row) and (query
@@ -128,7 +128,7 @@ def join_heads(mixed: Tensor) -> Tensor:
 
 
 def position_bias(q: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
-    """What relative positions add to the scores, (B, heads, tokens, tokens)."""
+    """Return what relative positions add to the scores, (B, heads, tokens, tokens)."""
     batch, heads, n, _ = q.shape
     by_row, by_column = row_and_column_bias(q, rel_h, rel_w)
     # Contiguous small terms make the large sum contiguous, so that the view below is one.

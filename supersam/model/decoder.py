@@ -1,10 +1,10 @@
 """SAM's prompt encoder and mask decoder over a batch of images at once.
 
-segment-anything decodes one image per call. Here the prompts of all images go through the
-decoder in one batch, and what the first layer makes of an image is computed once for all its
-prompts. The modules and the results are segment-anything's own (tested): bit for bit with the
-kernels `EXACT`, else but for rounding. Positions are always encoded in float32: a bfloat16 cannot
-tell neighbouring pixels of 1024 apart.
+segment-anything decodes one image per call. Here the prompts of all images pass the decoder in one
+batch, and what the first layer computes from an image alone is computed once for all its prompts.
+The modules are segment-anything's own, and so are the results (tested): bit for bit with the
+kernels `EXACT`, except for rounding with the others. Positions are always encoded in float32: a
+bfloat16 cannot tell neighbouring pixels of 1024 apart.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SINGLE = 1
 
 
 def embed_prompts(encoder: PromptEncoder, points: Tensor, labels: Tensor) -> Tensor:
-    """Prompt tokens of point and box prompts mixed in one batch.
+    """Embed point and box prompts, mixed in one batch, as tokens.
 
     Args:
         encoder: SAM's prompt encoder.
@@ -51,7 +51,7 @@ def decode_masks(
     *,
     kernels: DecoderKernels = EXACT,
 ) -> tuple[Tensor, Tensor]:
-    """Masks of N prompts on each of B images.
+    """Decode the masks of N prompts on each of B images.
 
     Args:
         decoder: SAM's mask decoder.
@@ -84,9 +84,9 @@ def decode_single_masks(
     *,
     kernels: DecoderKernels,
 ) -> Tensor:
-    """Logits of the single masks alone, (B, N, 4g, 4g); see `decode_masks`.
+    """Decode the single masks alone: logits (B, N, 4g, 4g); see `decode_masks`.
 
-    Of the other masks and of the estimate of their quality nothing is computed.
+    The other masks and the IoU estimates are not computed.
     """
     tokens, queries, image, position = _transform(decoder, encoder, embedding, prompts, kernels)
     one, its_token = (x[:, _SINGLE, None] for x in (queries, tokens))

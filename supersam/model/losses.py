@@ -1,7 +1,7 @@
-"""What is minimised, on low-resolution mask logits. All of it in float32.
+"""The training losses, on low-resolution mask logits, all in float32.
 
-Letters: B images, N prompts, M masks a prompt, s mask-logit side. Every loss is averaged over the
-objects of an image, then over images, so that it does not depend on how a batch is split.
+Letters: B images, N prompts, M masks per prompt, s side of the mask logits. Every loss is averaged
+over the objects of an image, then over images, so that it does not depend on how a batch is split.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def teacher_loss(
 
 
 def mean_over_objects(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean over the valid objects of each image, then over images. values, valid: (B, N)."""
+    """Average over the valid objects of each image, then over images. values, valid: (B, N)."""
     weights = valid.float()
     return ((values * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)).mean()
 

@@ -20,7 +20,7 @@ from supersam.space import SearchSpace, SubnetSpec
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of N prompts on each of B images; s = S / 4."""
+    """The prediction for N prompts on each of B images; s = S / 4."""
 
     masks: Tensor
     """(B, N, 4, s, s) float32 logits: the single mask, then the three multimask outputs."""
@@ -79,7 +79,7 @@ class SamSupernet(nn.Module):
             self._active = former
 
     def forward(self, images: Tensor, sizes: Tensor, points: Tensor, labels: Tensor) -> Prediction:
-        """Masks of every prompt by the active subnet; each image is encoded once.
+        """Predict the masks of every prompt by the active subnet; each image is encoded once.
 
         Args:
             images: (B, 3, S, S) uint8 RGB, padded right and below.
@@ -122,12 +122,12 @@ class SamSupernet(nn.Module):
             self._training_decode = torch.compile(decode_masks, backend=backend, dynamic=False)
 
     def encode(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """Image embeddings (B, 256, S / 16, S / 16) by the active subnet."""
+        """Encode images by the active subnet: embeddings (B, 256, S / 16, S / 16)."""
         embedding: Tensor = self.image_encoder(self.normalize(images, sizes), self._active)
         return embedding
 
     def decode(self, embedding: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask logits (B, N, 4, s, s) and predicted IoUs (B, N, 4), both float32."""
+        """Decode mask logits (B, N, 4, s, s) and predicted IoUs (B, N, 4), both float32."""
         decode = self._training_decode if torch.is_grad_enabled() else decode_masks
         masks, ious = decode(
             self.mask_decoder,
@@ -139,9 +139,9 @@ class SamSupernet(nn.Module):
         return masks.float(), ious.float()
 
     def decode_single(self, embedding: Tensor, points: Tensor, labels: Tensor) -> Tensor:
-        """The single mask alone, (B, N, s, s) float32 logits: those of `decode` but for rounding.
+        """Decode the single mask alone: (B, N, s, s) float32, as `decode` but for rounding.
 
-        In two thirds of its time on a CPU, for a search that looks at thousands of subnets.
+        On a CPU it takes two thirds of that time, for a search over thousands of subnets.
         """
         masks = decode_single_masks(
             self.mask_decoder,
@@ -163,12 +163,12 @@ class SamSupernet(nn.Module):
         return tokens.view(*points.shape[:2], *tokens.shape[1:])
 
     def normalize(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """Normalised pixels (B, 3, S, S) float32, zero in the padding as in segment-anything."""
+        """Normalise pixels: (B, 3, S, S) float32, zero in the padding as in segment-anything."""
         return normalize_images(images, sizes, mean=self.pixel_mean, std=self.pixel_std)
 
 
 def normalize_images(images: Tensor, sizes: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
-    """Normalised pixels (B, 3, S, S) float32, zero in the padding as in segment-anything.
+    """Normalise pixels: (B, 3, S, S) float32, zero in the padding as in segment-anything.
 
     images, sizes: as in `SamSupernet.forward`. mean, std: (3, 1, 1), as a `Sam` holds them.
     """

@@ -20,7 +20,7 @@ _MASK_DECODER_PARAMS = 4_058_340
 
 @dataclass(frozen=True)
 class SubnetCost:
-    """What a subnet costs, for one image."""
+    """Parameters and FLOPs of a subnet, per image."""
 
     encoder_params: int
     """Weights of the image encoder."""
@@ -43,7 +43,7 @@ class SubnetCost:
 
 
 def subnet_cost(spec: SubnetSpec, shape: EncoderShape) -> SubnetCost:
-    """Parameters and FLOPs of `spec`, a subnet of an encoder of `shape`."""
+    """Count parameters and FLOPs of `spec`, a subnet of an encoder of `shape`."""
     params = _patch_and_neck_params(spec.embed_dim, shape)
     flops = _patch_and_neck_flops(spec.embed_dim, shape)
     for layer, width, heads in zip(spec.layers, spec.mlp_widths, spec.heads, strict=True):
@@ -94,7 +94,7 @@ def _layer_flops(layer: int, width: int, heads: int, dim: int, shape: EncoderSha
 
 
 def _prompt_flops(grid: int) -> int:
-    """FLOPs of SAM's mask decoder for one prompt: two two-way layers, upscaling, four masks."""
+    """Count the FLOPs of SAM's mask decoder per prompt: two layers, upscaling, four masks."""
     tokens, pixels = _OUTPUT_TOKENS + PROMPT_TOKENS, grid**2
     full, half, mlp = NECK_CHANNELS, NECK_CHANNELS // 2, 2048
 

@@ -16,7 +16,7 @@ _PUBLISHED_WIDTHS = (768 / 3072, 1020 / 3072, 1536 / 3072, 2304 / 3072)
 
 
 def build_space(config: SpaceConfig, shape: EncoderShape) -> SearchSpace:
-    """The search space that `config` asks for, for an encoder of `shape`."""
+    """Build the search space that `config` describes for an encoder of `shape`."""
     if config.file is not None:
         return read_space(config.file, shape)
     if config.preset == "published":
@@ -27,10 +27,10 @@ def build_space(config: SpaceConfig, shape: EncoderShape) -> SearchSpace:
 
 
 def published_space(shape: EncoderShape) -> SearchSpace:
-    """The space of Abebe et al. (arXiv 2501.08504) for ViT-B, by the same rule for other encoders.
+    """Build the space of Abebe et al. (arXiv 2501.08504), by the same rule for other encoders.
 
-    Layers 1, 2, 5, 6, 9 of 12 go with probability 0.5; layer 0 keeps its full MLP; the others have
-    768, 1020, 1536 or 2304 of 3072 units; heads and channels are not elastic.
+    In ViT-B layers 1, 2, 5, 6, 9 of 12 are removed with probability 0.5; layer 0 keeps its full
+    MLP; the others have 768, 1020, 1536 or 2304 of 3072 units; heads and channels are not elastic.
     """
     twelfth = [layer * _PUBLISHED_DEPTH // shape.depth for layer in range(shape.depth)]
     widths = tuple(sorted({max(1, round(f * shape.mlp_width)) for f in _PUBLISHED_WIDTHS}))
@@ -44,9 +44,10 @@ def published_space(shape: EncoderShape) -> SearchSpace:
 
 
 def wide_space(shape: EncoderShape) -> SearchSpace:
-    """Every dimension elastic, down to a quarter: below 10 M parameters for ViT-B.
+    """Build a space in which every dimension is elastic, down to a quarter.
 
-    The published space ends at 37 M there, as heads and channels stay.
+    It reaches below 10 M parameters for ViT-B, where the published space ends at 37 M because heads
+    and channels stay.
     """
     quarters = (0.25, 0.5, 0.75, 1.0)
     multiple = min(64, max(1, shape.embed_dim // 4))
@@ -68,7 +69,7 @@ def read_space(path: Path, shape: EncoderShape) -> SearchSpace:
 
 
 def read_subnet(path: Path, space: SearchSpace) -> SubnetSpec:
-    """The subnet that a JSON file holds. Raises UserError where it is none of `space`."""
+    """Read a subnet from a JSON file. Raises UserError if it is not in `space`."""
     try:
         spec = SubnetSpec.read(path)
     except ValueError as fault:
@@ -80,7 +81,7 @@ def read_subnet(path: Path, space: SearchSpace) -> SubnetSpec:
 
 
 def space_yaml(space: SearchSpace) -> str:
-    """The text of `space.yaml`."""
+    """Return the text of `space.yaml`."""
     return dump_yaml(space.to_dict())
 
 
@@ -108,7 +109,7 @@ def _elastic_space(config: SpaceConfig, shape: EncoderShape) -> SearchSpace:
 
 
 def width_choices(fractions: Sequence[float], full: int, multiple: int) -> tuple[int, ...]:
-    """`fractions` of `full`, each rounded to a multiple (the nearest, at least one), ascending."""
+    """Round `fractions` of `full` to the nearest multiple, at least one of it; ascending."""
     step = min(multiple, full)
     rounded = {min(full, max(step, round(f * full / step) * step)) for f in fractions}
     return tuple(sorted(rounded))

@@ -64,7 +64,7 @@ class EncoderShape:
         return self.image_size // PATCH_PX
 
     def window_of(self, layer: int) -> int:
-        """Side of the attention window of a layer, patches; 0 for global attention."""
+        """Return the side of a layer's attention window in patches; 0 for global attention."""
         return 0 if layer in self.global_layers else self.window_size
 
 
@@ -79,7 +79,7 @@ SHAPES: dict[str, EncoderShape] = {
 
 
 def resolve_shape(config: ModelConfig) -> EncoderShape:
-    """The encoder's sizes: the named model's, with every size that `config` gives put in place."""
+    """Return the sizes of the named model, replaced by every size that `config` gives."""
     sizes = ("embed_dim", "depth", "num_heads", "global_layers", "image_size", "window_size")
     given = {name: value for name in sizes if (value := getattr(config, name)) is not None}
     try:
@@ -98,7 +98,7 @@ def resolve_shape(config: ModelConfig) -> EncoderShape:
 
 
 def describe_shape(shape: EncoderShape) -> ModelConfig:
-    """The configuration that `resolve_shape` makes `shape` of."""
+    """Return the configuration from which `resolve_shape` makes `shape`."""
     named = [name for name, known in SHAPES.items() if known == shape]
     if named:
         return ModelConfig(name=named[0])

@@ -26,7 +26,7 @@ class SearchSpace:
 
     shape: EncoderShape
     removal: tuple[float, ...]
-    """Probability that each layer is removed; 0 for a layer that always stays."""
+    """Probability that each layer is removed; 0 keeps it always."""
     mlp_widths: tuple[tuple[int, ...], ...]
     """Choices of MLP hidden units for each layer, ascending."""
     heads: tuple[tuple[int, ...], ...]
@@ -45,7 +45,7 @@ class SearchSpace:
         for layer, p in enumerate(self.removal):
             if not 0.0 <= p < 1.0:
                 raise ValueError(
-                    f"removal[{layer}]={p} is no probability below 1; 0 keeps the layer, "
+                    f"removal[{layer}]={p} is not a probability below 1; 0 keeps the layer, "
                     f"{min(0.9, max(0.0, p)) if p == p else 0.5:g} is the nearest that works"
                 )
         if all(p > 0 for p in self.removal):
@@ -67,11 +67,11 @@ class SearchSpace:
         return tuple(layer for layer, p in enumerate(self.removal) if p > 0)
 
     def largest(self) -> SubnetSpec:
-        """The whole encoder."""
+        """Return the whole encoder."""
         return SubnetSpec.full(self.shape)
 
     def smallest(self) -> SubnetSpec:
-        """Every removable layer gone, every width at its smallest choice."""
+        """Return the subnet without removable layers, every width at its smallest choice."""
         return self._spec(
             [layer for layer, p in enumerate(self.removal) if p == 0],
             lambda choices: choices[0],
@@ -90,7 +90,7 @@ class SearchSpace:
         return [lines[0], f"{lines[1]}, {less:.1f} % smaller"]
 
     def medium(self) -> SubnetSpec:
-        """A fixed subnet between the two: every second removable layer gone, middle widths."""
+        """Return a fixed subnet between: every second removable layer gone, middle widths."""
         gone = set(self.removable[::2])
         return self._spec(
             [layer for layer in range(self.shape.depth) if layer not in gone],
@@ -98,19 +98,19 @@ class SearchSpace:
         )
 
     def sample(self, rng: Rng) -> SubnetSpec:
-        """A random subnet: layers by their removal probability, widths uniformly."""
+        """Draw a random subnet: layers by their removal probability, widths uniformly."""
         draws = rng.random(self.shape.depth)
         kept = [i for i, (u, p) in enumerate(zip(draws, self.removal, strict=True)) if u >= p]
         return self._spec(kept, lambda choices: _pick(choices, rng))
 
     def mutate(self, spec: SubnetSpec, rng: Rng, *, probability: float = 0.1) -> SubnetSpec:
-        """A neighbour of `spec`: every gene is drawn anew with `probability`."""
+        """Return a neighbour of `spec`: every gene is drawn anew with `probability`."""
         return self._mix(spec, self.sample(rng), rng, probability)
 
     def crossover(
         self, first: SubnetSpec, second: SubnetSpec, rng: Rng, *, share: float = 0.5
     ) -> SubnetSpec:
-        """A child that takes each gene from `second` with probability `share`."""
+        """Return a child that takes each gene from `second` with probability `share`."""
         return self._mix(first, second, rng, share)
 
     def _mix(self, base: SubnetSpec, other: SubnetSpec, rng: Rng, probability: float) -> SubnetSpec:
@@ -135,7 +135,7 @@ class SearchSpace:
         return mixed if self.contains(mixed) else self._nearest(mixed)
 
     def _nearest(self, spec: SubnetSpec) -> SubnetSpec:
-        """`spec` with every full width that is no choice, the largest subnet's, at the widest."""
+        """Replace full widths that are not among the choices by the widest choice."""
         return SubnetSpec(
             layers=spec.layers,
             mlp_widths=_allowed(spec.mlp_widths, [self.mlp_widths[i] for i in spec.layers]),
@@ -144,7 +144,7 @@ class SearchSpace:
         )
 
     def misfit(self, spec: SubnetSpec) -> str | None:
-        """Why `spec` is not in the space, with the allowed values; None where it is."""
+        """Say why `spec` is not in the space, with the allowed values; None if it is."""
         if spec == self.largest():
             return None
         reason = spec.misfit(self.shape)
@@ -165,11 +165,11 @@ class SearchSpace:
         return None
 
     def contains(self, spec: SubnetSpec) -> bool:
-        """Whether `spec` is a subnet of this space."""
+        """Tell whether `spec` is a subnet of this space."""
         return self.misfit(spec) is None
 
     def num_subnets(self) -> int:
-        """Distinct subnets that `sample` can draw."""
+        """Count the distinct subnets that `sample` can draw."""
         per_layer = (
             len(widths) * len(heads) + (p > 0)
             for p, widths, heads in zip(self.removal, self.mlp_widths, self.heads, strict=True)
@@ -177,7 +177,7 @@ class SearchSpace:
         return math.prod(per_layer) * len(self.embed_dims)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, for YAML; the shape is the model's and not repeated."""
+        """Return plain lists and numbers for YAML, without the shape, which is the model's."""
         return {
             "removal": list(self.removal),
             "mlp_widths": [list(c) for c in self.mlp_widths],
@@ -187,7 +187,7 @@ class SearchSpace:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], shape: EncoderShape) -> SearchSpace:
-        """The inverse of `to_dict`. Raises ValueError that names what is wrong."""
+        """Read what `to_dict` wrote. Raises ValueError that names what is wrong."""
         names = {"removal", "mlp_widths", "heads", "embed_dims"}
         if not isinstance(values, dict) or set(values) != names:
             got = sorted(values) if isinstance(values, dict) else type(values).__name__

@@ -53,7 +53,7 @@ class Prioritizer:
         self._calibration = draw_batches(dataset, images=config.images, batch=config.batch)
 
     def is_due(self, step: int) -> bool:
-        """Whether to reorder before step `step`."""
+        """Tell whether to reorder before `step`."""
         config = self._run.prioritize
         if config.when == "start":
             return step == 0

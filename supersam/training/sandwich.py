@@ -28,7 +28,7 @@ class SandwichSampler:
     """The one subnet of every step, where the run trains no sandwich."""
 
     def draw(self, step: int) -> tuple[SubnetSpec, ...]:
-        """The subnets of `step`, largest first and smallest last."""
+        """Draw the subnets of `step`, largest first and smallest last."""
         if self.only is not None:
             return (self.only,)
         if step < self.largest_only_steps:
@@ -41,7 +41,7 @@ class SandwichSampler:
         return (self.space.largest(), *middle, self.space.smallest())
 
     def fixed(self) -> dict[str, SubnetSpec]:
-        """The subnets that tell how the run is doing, by their names in metrics."""
+        """Return the subnets that validation scores, by their names in metrics."""
         if self.only is not None:
             return {"subnet": self.only}
         return {
@@ -51,7 +51,7 @@ class SandwichSampler:
         }
 
     def slots(self, step: int) -> tuple[str, ...]:
-        """Names of the subnets of `step`, for metrics."""
+        """Return the names of the subnets of `step` in metrics."""
         if self.only is not None:
             return ("subnet",)
         if step < self.largest_only_steps:

@@ -45,8 +45,8 @@ STOP_NOTICE = "stopping after this step; Ctrl-C again to quit now"
 def train(run: TrainRun) -> None:
     """Train `run` as the rank that the environment describes. Its folder is prepared already.
 
-    Raises UserError for what a user can mend, InterruptedRunError where it was asked to stop and
-    has saved.
+    Raises UserError for what a user can mend, and InterruptedRunError after saving if it was asked
+    to stop.
     """
     device = choose_device(run.engine.device)
     world = init_world(device)
@@ -64,7 +64,7 @@ def train(run: TrainRun) -> None:
 
 
 class _Session:
-    """Everything one rank of a run holds."""
+    """Everything that one rank of a run holds."""
 
     def __init__(
         self, run: TrainRun, world: World, device: torch.device, heartbeat: Heartbeat
@@ -77,7 +77,7 @@ class _Session:
         self.checkpoints = CheckpointManager(run.folder, run.checkpoint, world)
 
     def train(self, stop: StopFlag) -> None:
-        """Start or resume, train to the end, report."""
+        """Start or resume the run and train to its end."""
         found = _agree_on_checkpoint(self.checkpoints, self.world)
         if found is None:
             supernet = build_supernet(self.run, self.space)
@@ -255,7 +255,7 @@ def _build_sandwich(run: TrainRun, space: SearchSpace) -> SandwichSampler:
 def _agree_on_checkpoint(
     checkpoints: CheckpointManager, world: World
 ) -> tuple[Path, Manifest] | None:
-    """The newest valid checkpoint: rank 0 verifies, the others follow. A collective."""
+    """Return the newest valid checkpoint, which rank 0 verifies. A collective."""
     choice: list[tuple[Path, Manifest] | UserError | None] = [None]
     if world.is_first:
         try:

@@ -1,6 +1,6 @@
-"""What a training step will need of a device's memory, before there is a device.
+"""Predicts the memory of a training step without the device.
 
-The real model takes a real step on fake tensors, which have shapes and no numbers; every storage is
+The real model takes a step on fake tensors, which have shapes but no values; every storage is
 counted from its making to its end. Not counted are a frozen teacher, the allocator's gaps, what a
 kernel takes for itself, and the driver's context: about a gigabyte on a GPU.
 """
@@ -128,9 +128,9 @@ def _computes_bf16(run: TrainRun, on_gpu: bool) -> bool:
 
 
 def _peak_bytes(supernet: SamSupernet, batch: Batch, run: TrainRun, *, bf16: bool) -> int:
-    """Most bytes alive at once in two passes of the largest subnet.
+    """Count the most bytes alive at once in two passes of the largest subnet.
 
-    The second meets the gradients of the first: no subnet of a sandwich needs more.
+    The second pass meets the gradients of the first: no subnet of a sandwich needs more.
     """
     with _LiveBytes() as live:
         for _ in range(2):

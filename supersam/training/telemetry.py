@@ -1,4 +1,4 @@
-"""What a run reports of its steps: log lines, a progress bar, TensorBoard and metrics.jsonl."""
+"""Reports the steps of a run: log lines, a progress bar, TensorBoard and metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Telemetry:
         )
 
     def add(self, losses: Mapping[str, Tensor], *, images: int, data_wait_s: float) -> None:
-        """The numbers of one step, still on their device: nothing waits for it."""
+        """Add the numbers of one step. They stay on their device, and nothing waits for it."""
         for name, value in losses.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
             self._counts[name] += 1
@@ -90,15 +90,15 @@ class Telemetry:
         self._images, self._data_wait_s, self._since = 0, 0.0, time.perf_counter()
 
     def pause(self) -> None:
-        """Leave out the time until `resume`: a validation or a checkpoint is no training."""
+        """Stop the clock until `resume`: validations and checkpoints are not training time."""
         self._paused = time.perf_counter()
 
     def resume(self) -> None:
-        """Training goes on."""
+        """Start the clock again."""
         self._since += time.perf_counter() - self._paused
 
     def close(self) -> None:
-        """Take the progress bar off the terminal."""
+        """Remove the progress bar from the terminal."""
         self._bar.close()
 
     def _report(self, step: int, scalars: Mapping[str, float]) -> None:

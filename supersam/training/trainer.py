@@ -32,16 +32,16 @@ from supersam.training.validation import Validator
 
 
 class InterruptedRunError(Exception):
-    """The run was asked to stop, and has saved its state."""
+    """Raised after a run was asked to stop and has saved its state."""
 
     def __init__(self, step: int, number: int) -> None:
-        """step: where it stopped; number: of the signal that asked for it."""
+        """step: the last one taken; number: of the signal that ended the run."""
         super().__init__(f"stopped at step {step}, which is saved")
         self.signal = number
 
 
 class Trainer:
-    """Takes a supernet from `state.step` to the end of its run."""
+    """Trains a supernet from `state.step` to the last step of its run."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class Trainer:
                 raise InterruptedRunError(self.state.step, stopping)
 
     def prioritize(self) -> None:
-        """Reorder the weights where it is time: a function of the step, also in a resumed run."""
+        """Reorder the weights at the steps that need it, which depend on the step number alone."""
         if self.prioritizer is None or not self.prioritizer.is_due(self.state.step):
             return
         self.telemetry.pause()
@@ -122,10 +122,10 @@ class Trainer:
         self.telemetry.resume()
 
     def train_step(self, batches: DeviceBatches) -> None:
-        """One optimizer step of the sandwich rule, over `optim.accumulate` micro-batches.
+        """Take one optimizer step of the sandwich rule, over `optim.accumulate` micro-batches.
 
-        The host waits for the device once, in `engine.step`: no step is taken with a gradient that
-        is not finite.
+        The host waits for the device once, in `engine.step`, so that a gradient that is not finite
+        ends the run at once.
         """
         step, accumulate = self.state.step, self.run.optim.accumulate
         for _ in range(accumulate):
@@ -205,7 +205,7 @@ class Trainer:
         return step == self.run.optim.steps or step % every == 0
 
     def _agree_to_stop(self, stop: StopFlag) -> int:
-        """The signal that asked any rank to stop, 0 for none: all must leave at the same step."""
+        """Return the signal that stopped any rank, 0 for none: all must leave at the same step."""
         return int(all_reduce_max(float(stop.number)))
 
     def _autocast(self) -> torch.autocast:
@@ -229,7 +229,7 @@ def _named(slot: str, terms: LossTerms) -> dict[str, Tensor]:
 
 
 def _detached(prediction: Prediction) -> Prediction:
-    """The same values without their graph, so that its activations are freed."""
+    """Drop the graph, so that its activations are freed."""
     return Prediction(
         masks=prediction.masks.detach(),
         ious=prediction.ious.detach(),

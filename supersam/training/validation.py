@@ -1,4 +1,4 @@
-"""How the run is doing on held-out images: a few fixed subnets, such as largest and smallest."""
+"""Validation during training: a few fixed subnets, such as the largest, on held-out images."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Validator:
         """The newest scores by metric name."""
 
     def validate(self, supernet: SamSupernet, step: int) -> float:
-        """Mean mIoU of the subnets, the same on every rank. A collective."""
+        """Return the mean mIoU of the subnets, the same on every rank. A collective."""
         supernet.eval()
         predictors: dict[str, Predictor] = {
             n: SubnetPredictor(supernet, s, bf16=self._bf16) for n, s in self._subnets.items()

@@ -32,10 +32,10 @@ AttentionCore = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class DecoderKernels:
-    """What the decoder does to the tokens of an image."""
+    """The operations of the decoder on the tokens of an image."""
 
     keep: Callable[[Tensor], Tensor]
-    """What an image's tokens or positions become between two operations."""
+    """Converts the tokens or positions of an image between two operations."""
     mix: AttentionCore
     """Of attention among the tokens of a prompt."""
     tokens_from_image: Callable[[Attention, Tensor, Tensor, Tensor], Tensor]

@@ -75,7 +75,7 @@ def tiles_of(kernel: str, side: int, capability: int) -> Tiles:
 
 
 def constants(grid: int, side: int, dim: int, dtype: torch.dtype) -> dict[str, Any]:
-    """What every kernel is compiled for."""
+    """Return the constants that every kernel is compiled for."""
     first = dim if dim & (dim - 1) == 0 else triton.next_power_of_2(dim) // 2
     return {
         "GRID": grid,
@@ -90,7 +90,7 @@ def constants(grid: int, side: int, dim: int, dtype: torch.dtype) -> dict[str, A
 
 
 def cut(tiles: Tiles) -> dict[str, int]:
-    """What a kernel of attention is compiled for besides."""
+    """Return the further constants of an attention kernel."""
     return {
         "ROWS": tiles.rows,
         "QUERIES": tiles.queries,
