@@ -64,7 +64,10 @@ setup(
     # which Python asks too late: a clone beside a script would be taken for the package.
     package_dir={"": "."},
     packages=find_packages(include=["supersam", "supersam.*"]),
-    package_data={"supersam": ["py.typed"]},
+    package_data={
+        "supersam": ["py.typed"],
+        "supersam.search.report": ["page.html", "page.js", "subnet.svg"],
+    },
     entry_points={"console_scripts": ["supersam = supersam.cli:main"]},
     python_requires=">=3.10",
     install_requires=[
@@ -84,6 +87,7 @@ setup(
         "scipy>=1.11",
         "tensorboard>=2.17",
         "matplotlib>=3.8",
+        "jinja2>=3.1",  # the report of a search
         "psutil>=5.9",
         "pydantic>=2.8",
         "pyyaml>=6.0",

@@ -6,6 +6,7 @@ The padding below and right of an image is white: predictions there do not count
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from supersam.data.sample import LABEL_BOX_MIN, LABEL_FOREGROUND, EvalImage
-from supersam.evaluation import Predictor
+from supersam.evaluation import Predictor, mask_iou
 
 OBJECTS_SHOWN = 12
 _OPACITY = 0.55
@@ -31,21 +32,63 @@ def draw_overlays(
     return _stack([_row(image, list(predictors.values())) for image in images], axis=0)
 
 
-def _row(image: EvalImage, predictors: Sequence[Predictor]) -> NDArray[np.uint8]:
-    pixels = image.image.permute(1, 2, 0).numpy()
+@dataclass(frozen=True)
+class Panel:
+    """One view of an image, without its padding."""
+
+    pixels: NDArray[np.uint8]
+    """(h, w, 3) RGB."""
+    miou: float | None = None
+    """Mean IoU of the objects shown, on these pixels; None where no masks are predicted."""
+
+
+def draw_panels(image: EvalImage, predictors: Sequence[Predictor]) -> list[Panel]:
+    """Draw the prompts, the annotation, then each predictor's masks.
+
+    Predicted masks are filled, and the outline of the annotation lies over them in white.
+    """
+    height, width = image.size
+    pixels, truth = image.image.permute(1, 2, 0).numpy(), _truth(image)
+    prompts = _with_prompts(pixels, image.points[:OBJECTS_SHOWN], image.labels[:OBJECTS_SHOWN])
+    pixels = pixels[:height, :width]
+    panels = [Panel(prompts[:height, :width]), Panel(blend_masks(pixels, list(truth.numpy())))]
+    for predictor in predictors:
+        masks = _predicted(image, predictor)[:, :height, :width]
+        drawn = blend_masks(pixels, list(masks.numpy()))
+        drawn[_outlines(truth).numpy()] = 255
+        panels.append(Panel(drawn, float(mask_iou(masks[None], truth[None]).mean())))
+    return panels
+
+
+def _outlines(masks: Tensor) -> Tensor:
+    """(h, w) bool: pixels of a mask with a neighbour outside of it. masks: (M, h, w) bool."""
+    outside = F.pad((~masks).float()[:, None], (1, 1, 1, 1))
+    return (masks & (F.max_pool2d(outside, 3, stride=1)[:, 0] > 0)).any(0)
+
+
+def _truth(image: EvalImage) -> Tensor:
+    """(M, h, w) bool: the annotated masks at the model's input resolution, without padding."""
+    return F.interpolate(image.masks[:OBJECTS_SHOWN][None].float(), image.size)[0] > 0.5
+
+
+def _predicted(image: EvalImage, predictor: Predictor) -> Tensor:
+    """(M, S, S) bool: the single masks at the model's input resolution."""
     points, labels = image.points[:OBJECTS_SHOWN], image.labels[:OBJECTS_SHOWN]
-    truth = F.interpolate(image.masks[:OBJECTS_SHOWN][None].float(), image.size)[0] > 0.5
+    logits, _ = predictor.predict(
+        image.image[None], torch.tensor([image.size]), points[None], labels[None]
+    )
+    return F.interpolate(logits[0, :, :1].cpu(), image.image.shape[1:], mode="bilinear")[:, 0] > 0
+
+
+def _row(image: EvalImage, predictors: Sequence[Predictor]) -> NDArray[np.uint8]:
+    pixels, truth = image.image.permute(1, 2, 0).numpy(), _truth(image)
+    points, labels = image.points[:OBJECTS_SHOWN], image.labels[:OBJECTS_SHOWN]
     pads = (0, pixels.shape[1] - image.size[1], 0, pixels.shape[0] - image.size[0])
     panels = [
         _with_prompts(pixels, points, labels),
         blend_masks(pixels, list(F.pad(truth, pads).numpy())),
     ]
-    for predictor in predictors:
-        logits, _ = predictor.predict(
-            image.image[None], torch.tensor([image.size]), points[None], labels[None]
-        )
-        masks = F.interpolate(logits[0, :, :1].cpu(), pixels.shape[:2], mode="bilinear")
-        panels.append(blend_masks(pixels, list((masks[:, 0] > 0).numpy())))
+    panels += [blend_masks(pixels, list(_predicted(image, p).numpy())) for p in predictors]
     height, width = image.size
     for panel in panels:
         panel[height:] = panel[:, width:] = 255

@@ -22,16 +22,20 @@ def read_front(path: Path) -> list[Trial]:
 
     Raises UserError where there is none, or none on it yet.
     """
-    return [trial for trial, _ in _read_entries(path)]
+    front = [trial for trial, _ in read_entries(path)]
+    if not front:
+        raise UserError(f"{path} holds no subnet yet")
+    return front
 
 
 def read_final_scores(path: Path) -> dict[str, FinalScore]:
     """What was measured on images that no proposal saw, by subnet; empty in a search without."""
-    scores = {trial.spec.key(): entry.get("final") for trial, entry in _read_entries(path)}
+    scores = {trial.spec.key(): entry.get("final") for trial, entry in read_entries(path)}
     return {name: FinalScore.from_dict(score) for name, score in scores.items() if score}
 
 
-def _read_entries(path: Path) -> list[tuple[Trial, dict[str, Any]]]:
+def read_entries(path: Path) -> list[tuple[Trial, dict[str, Any]]]:
+    """Each trial of a front beside its whole entry in the file; see `read_front`."""
     file = path / PARETO_JSON if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{file} is not there; name the folder of a search that found something")
@@ -40,8 +44,6 @@ def _read_entries(path: Path) -> list[tuple[Trial, dict[str, Any]]]:
         front = [(Trial.from_dict(values), values) for values in entries]
     except (OSError, ValueError, KeyError, TypeError) as fault:
         raise UserError(f"{file} is not a front written by launch/search.py: {fault}") from None
-    if not front:
-        raise UserError(f"{file} holds no subnet yet")
     return front
 
 

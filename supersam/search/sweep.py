@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +17,7 @@ from supersam.config.files import JOURNAL_FILE, PARETO_JSON, SEARCH_FILE
 from supersam.config.search import SweepConfig
 from supersam.runtime.atomic import write_bytes, write_json
 from supersam.search.folder import read_record, trials_done
+from supersam.search.front import read_entries
 from supersam.search.journal import Trial, read_journal
 from supersam.search.pareto import cost_matrix, growing_volumes, hypervolume
 
@@ -83,6 +82,8 @@ class SearchProgress:
     """Complete ones that its searcher proposed, in that order; fixed subnets are everybody's."""
     proposed: int
     """Those, and the ones that were given up early."""
+    front: list[Trial]
+    """As it was written last; empty before."""
 
 
 def read_progress(searches: Sequence[SearchRun]) -> list[SearchProgress]:
@@ -144,11 +145,13 @@ def _read(search: SearchRun) -> SearchProgress:
     trials = read_journal(journal) if journal.is_file() else []
     complete = [t for t in trials if t.stage == "search" and t.status == "complete"]
     in_order = sorted(complete, key=lambda t: (t.batch, t.index))
-    return SearchProgress(search, in_order, trials_done(search.folder))
+    has_front = (search.folder / PARETO_JSON).is_file()
+    front = read_entries(search.folder) if has_front else []
+    return SearchProgress(search, in_order, trials_done(search.folder), [t for t, _ in front])
 
 
 def _row(progress: SearchProgress, curve: list[float]) -> SweepRow:
-    search, front = progress.search, _front(progress.search.folder / PARETO_JSON)
+    search, front = progress.search, progress.front
     return SweepRow(
         name=search.name,
         searcher=search.searcher,
@@ -158,17 +161,9 @@ def _row(progress: SearchProgress, curve: list[float]) -> SweepRow:
         trials=progress.proposed,
         front=len(front),
         hypervolume=curve[-1] if curve else 0.0,
-        best_miou=max((trial["metrics"]["miou"] for trial in front), default=0.0),
+        best_miou=max((trial.metrics["miou"] for trial in front), default=0.0),
         seconds=sum(trial.seconds for trial in progress.trials),
     )
-
-
-def _front(file: Path) -> list[dict[str, Any]]:
-    """The trials of a front as it was written last; none before."""
-    if not file.is_file():
-        return []
-    found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
-    return found
 
 
 def _slug(constraint: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 
 from supersam.config import SearchRun, UserError
 from supersam.config.files import JOURNAL_FILE
+from supersam.search.final_score import FinalScore
 from supersam.search.folder import prepare_folder, write_record
 from supersam.search.front import best, cheapest, knee, read_front, write_front
 from supersam.search.inputs import find_inputs
@@ -18,10 +19,19 @@ from supersam.search.journal import Journal
 from supersam.search.pareto import pareto_front
 from supersam.search.report.comparison import distinguishing_names, read_searches, write_comparison
 from supersam.search.report.content import read_report
-from supersam.search.report.contributions import contributions
+from supersam.search.report.contributions import contributions, fewest_trials
 from supersam.search.report.drawing import draw_subnet
-from supersam.search.report.html import page, table, tag
 from supersam.search.report.page import write_report
+from supersam.search.report.parts import (
+    Cell,
+    Page,
+    Row,
+    Section,
+    Table,
+    Text,
+    render,
+    render_drawing,
+)
 from supersam.search.sweep import read_progress, volume_curves
 from supersam.space import read_space, subnet_cost
 from tests.search.trials import make_trial
@@ -29,10 +39,10 @@ from tests.search.trials import make_trial
 NASTY = '<script>alert("x")</script>&'
 
 
-class Page(HTMLParser):
+class Tags(HTMLParser):
     """Tags of a page with their attributes; fails on one left open."""
 
-    VOID = frozenset({"meta", "img"})
+    VOID = frozenset({"meta", "img", "input"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -104,9 +114,10 @@ def trial_of(name, spec, space, stage, rng):
 def test_the_page_holds_everything_and_needs_nothing(searched):
     path = write_report(searched[0], images=2)
     text = path.read_text(encoding="utf-8")
-    seen = Page(text)
+    seen = Tags(text)
     for name, attributes in seen.found:
-        assert name not in ("script", "link", "iframe")
+        assert name not in ("link", "iframe")
+        assert name != "script" or set(attributes) <= {"type"}  # its own, and none from elsewhere
         assert attributes.get("src", "data:").startswith("data:")
     assert not re.search(r"https?://(?!www\.w3\.org)", re.sub(r"base64,[^\"]+", "", text))
     for part in ("Pareto front", "chosen subnets", "Masks of three", "dimension contributes"):
@@ -141,12 +152,14 @@ def test_what_a_user_names_is_escaped(searched, tmp_path):
     record["data"]["seen_in_training"] = {"seen": True, "detail": NASTY}
     (folder / "search.json").write_text(json.dumps(record))
     text = write_report(folder, images=0).read_text()
-    assert "<script" not in text
+    assert NASTY not in text
     assert text.count("&lt;script&gt;") >= 3
     assert "Training saw the evaluation data" in text
-    for made in (page(NASTY, NASTY), table([NASTY], [[NASTY]]), tag("p", NASTY, title=NASTY)):
-        assert "<script" not in made
-        Page(made)
+    parts = [Text(NASTY, code=NASTY), Table([NASTY], [Row([Cell(NASTY)], id='x" onclick="y')])]
+    made = render(Page(NASTY, NASTY, [Section(NASTY, parts)]))
+    assert NASTY not in made
+    assert 'onclick="y' not in made
+    Tags(made)
 
 
 def test_a_folder_that_is_no_search_is_refused(tmp_path):
@@ -176,11 +189,16 @@ def test_contributions_find_the_dimension_that_matters(tiny_space):
     assert second.dimension == "MLP of layer 3"
     assert all(abs(each.miou) < 0.02 for each in others)
     assert all(each.params_m > 0 and each.flops_g > 0 for each in (first, second, *others))
+    assert first.is_resolved
+    for trials_too_few in (trials, trials[: fewest_trials(tiny_space) - 1]):
+        found = contributions(tiny_space, trials_too_few)
+        assert all(each.interval[0] <= each.miou <= each.interval[1] for each in found)
+    assert not any(each.is_resolved for each in found)
 
 
 def test_a_drawing_shows_every_layer(tiny_space):
     spec = tiny_space.smallest()
-    text = draw_subnet(spec, tiny_space.shape, name=NASTY)
+    text = render_drawing(draw_subnet(spec, tiny_space.shape, name=NASTY))
     assert "<script" not in text
     assert text.count("stroke-dasharray") == tiny_space.shape.depth - len(spec.layers)
     assert text.count("#d97706") == sum(spec.heads)
@@ -190,7 +208,7 @@ def test_a_comparison_ranks_searches_in_one_box(searched, tmp_path):
     searches = read_searches(searched)
     rows = write_comparison(tmp_path / "all", searches)
     text = (tmp_path / "all" / "report.html").read_text()
-    Page(text)
+    Tags(text)
     assert [row.seed for row in rows] == [0, 1]
     assert "no constraint" in text
     curves = volume_curves(read_progress(searches))
@@ -232,3 +250,57 @@ def test_picks(searched):
     front = {trial.key for trial in read_front(searched[0])}
     assert {trial.key for trial in report.picks.values()} <= front
     assert report.space == read_space(report.search.run / "space.yaml", report.space.shape)
+
+
+def charts_of(text):
+    """The charts of a page, as its script reads them."""
+    found = re.findall(r'<script type="application/json">(.*?)</script>', text, re.DOTALL)
+    return [json.loads(chart) for chart in found]
+
+
+def test_dots_of_the_front_point_at_lines_of_the_table(searched):
+    text = write_report(searched[0], images=0).read_text()
+    ids = {attributes["id"] for name, attributes in Tags(text).found if attributes.get("id")}
+    front, trials = charts_of(text)
+    rows = {point["row"] for series in front["series"] for point in series["points"]}
+    assert rows <= ids
+    assert {"s0", "fixed-largest", "fixed-smallest"} <= rows
+    picked = [point["label"] for point in front["series"][0]["points"] if point["label"]]
+    assert {"cheapest", "best"} <= set(picked)
+    assert sum(len(series["points"]) for series in trials["series"]) == 26
+
+
+def test_what_was_selected_on_and_what_was_measured_have_names(trained, tmp_path):
+    fill(search_of(trained, tmp_path / "s"))
+    front = read_front(tmp_path / "s")
+    text = write_report(tmp_path / "s", images=0).read_text()
+    assert "The front is scored on the images that it was selected on, which flatters it" in text
+    assert re.search(
+        r"The knee keeps \d+% of mIoU with \d+% fewer parameters, on the images it", text
+    )
+    scores = {
+        trial.spec.key(): FinalScore(0.4, (0.3, 0.5), -0.1, (-0.2, -0.05), 20, 60, 4)
+        for trial in front
+    }
+    write_front(tmp_path / "s", front, scores)
+    record = json.loads((tmp_path / "s" / "search.json").read_text())
+    record["final"] = {"folders": ["other"], "share": None, "id": "x",
+                       "seen_in_training": {"seen": False, "detail": "none"}}  # fmt: skip
+    (tmp_path / "s" / "search.json").write_text(json.dumps(record))
+    text = write_report(tmp_path / "s", images=0).read_text()
+    assert "on images it was not selected on" in text
+    assert "The knee keeps 80% of mIoU" in text
+    assert "The final data are 4 sources alone" in text
+    names = [series["name"] for series in charts_of(text)[0]["series"]]
+    assert names[:2] == ["selected on", "measured on other images"]
+    for word in ("mIoU, selected on", "mIoU, other images", "less largest", "-0.1000"):
+        assert word in text
+
+
+def test_a_comparison_lays_the_fronts_over_each_other(searched, tmp_path):
+    write_comparison(tmp_path / "all", read_searches(searched))
+    fronts, volumes = charts_of((tmp_path / "all" / "report.html").read_text())
+    assert [series["name"] for series in fronts["series"]] == ["one", "two"]
+    for series, folder in zip(fronts["series"], searched, strict=True):
+        assert len(series["points"]) == len(read_front(folder))
+    assert len(volumes["series"]) == 2

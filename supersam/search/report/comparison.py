@@ -1,20 +1,39 @@
-"""Several searches of one supernet on one page: hypervolume of each searcher and constraint."""
+"""Several searches of one supernet on one page: their fronts, and hypervolume of each searcher."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from supersam.config import SearchRun, UserError, load_run
-from supersam.config.files import REPORT_FILE, SEARCH_YAML
+from supersam.config.files import FIGURES, REPORT_FILE, SEARCH_YAML
 from supersam.runtime.atomic import write_bytes
 from supersam.search.folder import read_record
 from supersam.search.report import figures
-from supersam.search.report.html import Markup, page, picture, table, tag
-from supersam.search.sweep import SweepRow, compare, read_progress, volume_curves
+from supersam.search.report.charts import fronts_chart, volumes_chart
+from supersam.search.report.parts import (
+    Cell,
+    Chart,
+    Page,
+    Part,
+    Row,
+    Section,
+    Table,
+    Text,
+    render,
+    svg_uri,
+)
+from supersam.search.sweep import (
+    SearchProgress,
+    SweepRow,
+    compare,
+    read_progress,
+    volume_curves,
+)
 
 
 def write_comparison(folder: Path, searches: Sequence[SearchRun]) -> list[SweepRow]:
@@ -26,21 +45,62 @@ def write_comparison(folder: Path, searches: Sequence[SearchRun]) -> list[SweepR
     progress = read_progress(searches)
     curves = volume_curves(progress)
     rows = compare(folder, progress, curves)
-    place = folder / "figures"
+    place = folder / FIGURES
     place.mkdir(exist_ok=True)
-    groups: dict[str, list[tuple[SweepRow, list[float]]]] = defaultdict(list)
-    for row, curve in zip(rows, curves, strict=True):
-        groups[row.constraint or "no constraint"].append((row, curve))
-    parts = [_introduction(searches[0])]
+    groups: dict[str, list[_Member]] = defaultdict(list)
+    for one, row, curve in zip(progress, rows, curves, strict=True):
+        groups[row.constraint or "no constraint"].append(_Member(one, row, curve))
+    sections = [Section("", [_introduction(searches[0])])]
     for number, (name, members) in enumerate(groups.items()):
         file = place / f"hypervolume-{number}.svg"
         figures.draw_volumes(file, _by_searcher(members), name)
-        parts += [tag("h2", name), tag("figure", picture(file, alt=f"hypervolume, {name}"))]
-        lines = [row for row, _ in members]
-        parts += [_summary(lines), _table(lines)]
-    text = page(f"{folder.name}: searches of {searches[0].run}", *parts)
-    write_bytes(folder / REPORT_FILE, text.encode())
+        sections.append(Section(name, _group(members, file, searches[0].objectives)))
+    title = f"{folder.name}: searches of {searches[0].run}"
+    page = Page(title, _headline(groups), sections)
+    write_bytes(folder / REPORT_FILE, render(page).encode())
     return rows
+
+
+@dataclass(frozen=True)
+class _Member:
+    progress: SearchProgress
+    row: SweepRow
+    curve: list[float]
+
+
+def _headline(groups: Mapping[str, Sequence[_Member]]) -> str:
+    """Which searcher is ahead under each constraint."""
+    said = []
+    for name, members in groups.items():
+        ordered = _mean_volumes(members)
+        if len(ordered) > 1:
+            (first, best), (second, next_best) = ordered[:2]
+            said.append(
+                f"{first} leads under {name}: hypervolume {best:.3f}, {second} {next_best:.3f}"
+            )
+    count = sum(map(len, groups.values()))
+    return "; ".join(said) + "." if said else f"{count} searches of one searcher."
+
+
+def _mean_volumes(members: Sequence[_Member]) -> list[tuple[str, float]]:
+    """(searcher, hypervolume on average over its seeds), best first."""
+    volumes: dict[str, list[float]] = defaultdict(list)
+    for member in members:
+        volumes[member.row.searcher].append(member.row.hypervolume)
+    means = [(name, float(np.mean(each))) for name, each in volumes.items()]
+    return sorted(means, key=lambda item: -item[1])
+
+
+def _group(members: Sequence[_Member], file: Path, objectives: Sequence[str]) -> list[Part]:
+    """The searches under one constraint."""
+    fronts = {m.row.name: m.progress.front for m in members if m.progress.front}
+    rows = [member.row for member in members]
+    caption = "Hypervolume after each trial."
+    parts: list[Part] = [Chart(volumes_chart(_by_searcher(members)), caption, svg_uri(file))]
+    if fronts:
+        caption = "The fronts over each other; tick a search off to hide it."
+        parts.insert(0, Chart(fronts_chart(fronts, objectives), caption))
+    return [*parts, _summary(rows), _table(rows)]
 
 
 def read_searches(folders: Sequence[Path]) -> list[SearchRun]:
@@ -89,27 +149,24 @@ def _comparable(search: SearchRun) -> dict[str, object]:
     }
 
 
-def _by_searcher(
-    members: Sequence[tuple[SweepRow, list[float]]],
-) -> Mapping[str, list[list[float]]]:
+def _by_searcher(members: Sequence[_Member]) -> Mapping[str, list[list[float]]]:
     lines: dict[str, list[list[float]]] = defaultdict(list)
-    for row, curve in members:
-        lines[row.searcher].append(curve)
+    for member in members:
+        lines[member.row.searcher].append(member.curve)
     return lines
 
 
-def _introduction(search: SearchRun) -> Markup:
-    text = (
+def _introduction(search: SearchRun) -> Text:
+    return Text(
         f"{' against '.join(figures.NAMES[name] for name in search.objectives)}. Hypervolume "
         "is the share of the volume that the subnets of a searcher dominate, of what those of all "
         "dominate together; only searches under one constraint compete. Front and best mIoU are "
         "each search's own, with the largest and the smallest subnet where they are on it."
     )
-    return tag("p", text)
 
 
-def _summary(rows: Sequence[SweepRow]) -> Markup:
-    """A line a searcher: its mean over seeds, and their range."""
+def _summary(rows: Sequence[SweepRow]) -> Table:
+    """A line for each searcher: its mean over seeds, and their range."""
     volumes: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         volumes[row.searcher].append(row.hypervolume)
@@ -118,10 +175,10 @@ def _summary(rows: Sequence[SweepRow]) -> Markup:
         [name, f"{np.mean(v):.4f}", f"{min(v):.4f} to {max(v):.4f}", str(len(v))]
         for name, v in ordered
     ]
-    return table(["searcher", "mean hypervolume", "lowest to highest", "seeds"], cells)
+    return _plain(["searcher", "mean hypervolume", "lowest to highest", "seeds"], cells)
 
 
-def _table(rows: Sequence[SweepRow]) -> Markup:
+def _table(rows: Sequence[SweepRow]) -> Table:
     head = ["search", "seed", "trials", "front", "hypervolume", "best mIoU", "minutes", ""]
     cells = [
         [
@@ -136,4 +193,8 @@ def _table(rows: Sequence[SweepRow]) -> Markup:
         ]
         for row in rows
     ]
-    return table(head, cells)
+    return _plain(head, cells)
+
+
+def _plain(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    return Table(head, [Row([Cell(text) for text in row]) for row in rows])

@@ -10,8 +10,9 @@ from typing import Any
 from supersam.config import SearchRun, load_run
 from supersam.config.files import JOURNAL_FILE, SEARCH_YAML
 from supersam.runs.weights import read_run
+from supersam.search.final_score import FinalScore
 from supersam.search.folder import read_record
-from supersam.search.front import best, cheapest, knee, read_front
+from supersam.search.front import best, cheapest, knee, read_final_scores, read_front
 from supersam.search.journal import Trial, read_journal
 from supersam.search.plan import LARGEST, PRETRAINED, SMALLEST
 from supersam.space import SearchSpace, resolve_shape
@@ -32,6 +33,10 @@ class Report:
     """Complete trials in the order they were proposed, after the largest and the smallest."""
     front: list[Trial]
     references: Mapping[str, Trial]
+    final: Mapping[str, FinalScore]
+    """Scores of the front on images that no proposal saw, by subnet; empty where not measured."""
+    final_references: Mapping[str, FinalScore]
+    """Those of the fixed subnets, by name."""
 
     @property
     def picks(self) -> dict[str, Trial]:
@@ -64,5 +69,12 @@ def read_report(folder: Path) -> Report:
             (t for t in found if t.searcher != PRETRAINED), key=lambda t: (t.batch, t.index)
         ),
         front=read_front(folder),
+        final=read_final_scores(folder),
+        final_references=_final_references(record),
         references={n: references[n] for n in _FIXED if n in references},
     )
+
+
+def _final_references(record: Mapping[str, Any]) -> dict[str, FinalScore]:
+    measured = {n: Trial.from_dict(v) for n, v in record.get("final_references", {}).items()}
+    return {n: FinalScore.of(t, measured.get(LARGEST)) for n, t in measured.items()}

@@ -26,7 +26,9 @@ class Contribution:
     miou: float
     """Predicted change of mIoU."""
     interval: tuple[float, float]
-    """95 % of the predictions of models fitted on resampled trials."""
+    """95 % of the spread of models fitted on resampled trials, around `miou`."""
+    is_resolved: bool
+    """Whether there are trials enough to tell, and the interval does not reach zero."""
     params_m: float
     """Weights that go, millions."""
     flops_g: float
@@ -44,7 +46,10 @@ def contributions(space: SearchSpace, trials: Sequence[Trial]) -> list[Contribut
         _effects(space, [specs[i] for i in some], miou[some], changes)
         for some in rng.integers(len(specs), size=(_DRAWS, len(specs)))
     ]
-    low, high = np.quantile(draws, (0.025, 0.975), axis=0)
+    # A fit on resampled trials has fewer distinct ones and shrinks more: its spread is right, its
+    # centre is not, and the estimate could lie outside of the plain percentiles.
+    low, high = effects + np.quantile(draws, (0.025, 0.975), axis=0) - np.mean(draws, axis=0)
+    enough = len(trials) >= fewest_trials(space)
     whole = subnet_cost(space.largest(), space.shape)
     found = []
     for i, (dimension, change, spec) in enumerate(changes):
@@ -55,11 +60,17 @@ def contributions(space: SearchSpace, trials: Sequence[Trial]) -> list[Contribut
                 change=change,
                 miou=float(effects[i]),
                 interval=(float(low[i]), float(high[i])),
+                is_resolved=bool(enough and not low[i] <= 0 <= high[i]),
                 params_m=whole.params_m - cost.params_m,
                 flops_g=whole.flops_g - cost.flops_g,
             )
         )
     return sorted(found, key=lambda each: each.miou)
+
+
+def fewest_trials(space: SearchSpace) -> int:
+    """Trials below which contributions are not resolved: three for each elastic dimension."""
+    return 3 * len(list(_changes(space)))
 
 
 def _effects(

@@ -120,7 +120,7 @@ def draw_contributions(path: Path, found: Sequence[Contribution]) -> None:
     change = np.array([each.miou for each in found])
     low, high = np.array([each.interval for each in found]).T
     errors = np.abs(np.stack((change - np.minimum(low, change), np.maximum(high, change) - change)))
-    colours = [_TRIAL if each.interval[0] <= 0 <= each.interval[1] else _FRONT for each in found]
+    colours = [_FRONT if each.is_resolved else _TRIAL for each in found]
     axes.barh(place, change, color=colours, height=0.66)
     axes.errorbar(change, place, xerr=errors, fmt="none", ecolor="#334155", elinewidth=0.9)
     axes.set_yticks(place, [f"{each.dimension}, {each.change}" for each in found], fontsize=8)

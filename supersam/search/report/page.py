@@ -1,4 +1,4 @@
-"""The page that shows a report and needs nothing else, and its figures as files."""
+"""The page about one search, and its figures as files."""
 
 from __future__ import annotations
 
@@ -8,31 +8,49 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from supersam.config import ReportRun
-from supersam.config.files import REPORT_FILE
+from supersam.config.files import FIGURES, REPORT_FILE
 from supersam.runtime.atomic import write_bytes
-from supersam.runtime.figures import save_pixels
+from supersam.search.final_score import FEW_GROUPS, FinalScore
 from supersam.search.journal import Trial
-from supersam.search.plan import PRETRAINED
+from supersam.search.plan import LARGEST, PRETRAINED
 from supersam.search.predictor import FEWEST
 from supersam.search.report import figures
+from supersam.search.report.charts import front_chart, trials_chart
 from supersam.search.report.comparison import read_searches, write_comparison
 from supersam.search.report.content import Report, read_report
-from supersam.search.report.contributions import Contribution, contributions
-from supersam.search.report.drawing import draw_subnet, drawing_px
-from supersam.search.report.html import Markup, facts, page, picture, table, tag
-from supersam.search.report.mask_figure import COLUMNS, draw_masks
+from supersam.search.report.contributions import Contribution, contributions, fewest_trials
+from supersam.search.report.drawing import SubnetDrawing, draw_subnet
+from supersam.search.report.mask_figure import draw_masks
+from supersam.search.report.parts import (
+    Bar,
+    Cell,
+    Chart,
+    Drawings,
+    Facts,
+    Page,
+    Panels,
+    Part,
+    Row,
+    Section,
+    Table,
+    Text,
+    render,
+    render_drawing,
+    svg_uri,
+)
 from supersam.space import EncoderShape
 
-_SHOWN = 12  # contributions in the table; the figure has all
+_BAR_PX = 150
+_KEY_LETTERS = 8
 
 
-def run_report(search: ReportRun) -> int:
+def run_report(run: ReportRun) -> int:
     """What launch/report.py does: write the page and say where it is. Returns the exit code."""
-    if search.out is not None:
-        write_comparison(search.out, read_searches(search.folders))
-        path = search.out / REPORT_FILE
+    if run.out is not None:
+        write_comparison(run.out, read_searches(run.folders))
+        path = run.out / REPORT_FILE
     else:
-        path = write_report(search.folders[0], images=search.images)
+        path = write_report(run.folders[0], images=run.images)
     print(path)
     return 0
 
@@ -41,135 +59,188 @@ def write_report(folder: Path, *, images: int = 3) -> Path:
     """Write `report.html` and `figures/` of a search's folder. Returns the page's path.
 
     `images` held-out images are shown with the masks of three subnets, which loads the supernet; 0
-    shows none. Raises UserError where the folder is no search, or has no front yet.
+    shows none. Raises UserError where the folder is not a search's, or has no front yet.
     """
     report = read_report(folder)
-    place = folder / "figures"
+    place = folder / FIGURES
     place.mkdir(exist_ok=True)
-    parts = [
-        _summary(report),
-        *_front(report, place),
-        *_subnets(report, place),
-        *(_masks(report, place, images) if images > 0 else ()),
-        *_contributions(report, place),
-        *_facts(report),
+    sections = [
+        Section("", _summary(report)),
+        Section("Pareto front", _front(report, place)),
+        Section("The chosen subnets", _subnets(report, place)),
+        *([Section("Masks of three subnets", [_masks(report, images)])] if images > 0 else []),
+        Section("What each dimension contributes", _contributions(report, place)),
+        Section("How this was found", [_facts(report)]),
     ]
+    title = f"{folder.name}: subnets of {report.search.run}"
     path = folder / REPORT_FILE
-    write_bytes(path, page(f"{folder.name}: subnets of {report.search.run}", *parts).encode())
+    write_bytes(path, render(Page(title, headline(report), sections)).encode())
     return path
 
 
-def _summary(report: Report) -> Markup:
+def headline(report: Report) -> str:
+    """What was found in one sentence: the knee beside the largest subnet."""
+    largest = report.references.get(LARGEST)
+    knee = report.picks.get("knee", report.front[0])
+    if largest is None or "miou" not in report.search.objectives:
+        return f"{len(report.front)} subnets are on the front."
+    miou, of_largest = knee.metrics["miou"], largest.metrics["miou"]
+    score, where = report.final.get(knee.spec.key()), "on the images it was selected on"
+    if score is not None and score.less_largest is not None:
+        miou, of_largest = score.miou, score.miou - score.less_largest
+        where = "on images it was not selected on"
+    fewer = 1 - knee.metrics["params_m"] / largest.metrics["params_m"]
+    kept = f"{miou / of_largest:.0%}" if of_largest > 0 else "-"
+    return f"The knee keeps {kept} of mIoU with {fewer:.0%} fewer parameters, {where}."
+
+
+def _summary(report: Report) -> list[Part]:
     record, search = report.record, report.search
-    seen = record["data"]["seen_in_training"]
-    text = (
+    found = (
         f"{search.searcher} evaluated {len(report.trials):,} subnets, the largest and the smallest "
         f"among them, of {record['space']['num_subnets']:,}; {len(report.front)} are on the Pareto "
         f"front of {' against '.join(figures.NAMES[name] for name in search.objectives)}"
         + (f", under {', '.join(map(str, search.constraints))}." if search.constraints else ".")
     )
-    warnings = []
+    return [Text(found), *(Text(words, "warning") for words in _warnings(report))]
+
+
+def _warnings(report: Report) -> list[str]:
+    record, seen = report.record, report.record["data"]["seen_in_training"]
+    found = []
     if not record.get("finished", False):
-        warnings.append("The search is not finished: the front is as the search saw it.")
+        found.append("The search is not finished: the front is as the search saw it.")
     if seen["seen"]:
-        warnings.append(f"Training saw the evaluation data: {seen['detail']}.")
+        found.append(f"Training saw the evaluation data: {seen['detail']}.")
     if seen["seen"] is None:
-        warnings.append(f"Whether training saw the evaluation data is unknown: {seen['detail']}.")
-    return Markup(tag("p", text) + "".join(tag("p", each, class_="warning") for each in warnings))
+        found.append(f"Whether training saw the evaluation data is unknown: {seen['detail']}.")
+    final = record.get("final")
+    if not report.final:
+        found.append(
+            "The front is scored on the images that it was selected on, which flatters it. "
+            "--final-data DIR or --final-share X measures it on others."
+        )
+    elif final and (final["seen_in_training"] or {}).get("seen"):
+        found.append(f"Training saw the final data: {final['seen_in_training']['detail']}.")
+    fewest = min((score.num_groups for score in report.final.values()), default=FEW_GROUPS)
+    if fewest < FEW_GROUPS:
+        found.append(f"The final data are {fewest} sources alone: intervals are uncertain, too.")
+    return found
 
 
-def _front(report: Report, place: Path) -> list[Markup]:
-    objectives = report.search.objectives
-    figures.draw_front(
-        place / "front.svg", report.front, report.references, report.picks, objectives
+def _front(report: Report, place: Path) -> list[Part]:
+    objectives, front = report.search.objectives, report.front
+    figures.draw_front(place / "front.svg", front, report.references, report.picks, objectives)
+    caption = (
+        "The front and the fixed subnets; bars are 95 % bootstrap intervals of mIoU, sources and "
+        f"clips resampled. Selected on {_protocol(front[0])}{_final_words(report)} Point at a dot "
+        "for its numbers; click it for its line in the table."
     )
-    parts = [
-        tag("h2", "Pareto front"),
-        _figure(
-            place / "front.svg",
-            "The front and the fixed subnets; bars are 95 % bootstrap intervals of mIoU, images "
-            f"resampled. {_protocol(report.front[0])}",
-        ),
+    chart = front_chart(report)
+    parts: list[Part] = [
+        Chart(chart, caption, svg_uri(place / "front.svg")),
         _table(report),
         _how_to_export(report),
     ]
     if report.trials:
         figures.draw_trials(place / "trials.svg", report.trials, objectives)
-        caption = f"All subnets as the search saw them. {_protocol(report.trials[0])}"
-        parts.append(_figure(place / "trials.svg", caption))
+        caption = f"All subnets as the search saw them: {_protocol(report.trials[0])}"
+        chart = trials_chart(report.trials, front, objectives)
+        parts.append(Chart(chart, caption, svg_uri(place / "trials.svg")))
     return parts
 
 
-def _table(report: Report) -> Markup:
+def _final_words(report: Report) -> str:
+    if not report.final:
+        return ""
+    score, final = next(iter(report.final.values())), report.record["final"]
+    folders = ", ".join(final["folders"])
+    share = f", {final['share']:.0%} of the sources" if final["share"] is not None else ""
+    return (
+        f" Measured on other images, {folders}{share}: {score.num_objects} objects in "
+        f"{score.num_images} images of {score.num_groups} sources."
+    )
+
+
+def _table(report: Report) -> Table:
     names = list(dict.fromkeys((*report.search.objectives, "params_m", "flops_g")))
     costs = [name for name in names if name != "miou"]
-    place = {trial.key: f"#{i}" for i, trial in enumerate(report.front)}
     picked = {trial.key: name for name, trial in report.picks.items()}
-    rows = []
-    for name, trial in report.references.items():
-        rows.append([name, *_cells(trial, costs)])
-    for trial in report.front:
-        name = " ".join(filter(None, (place[trial.key], picked.get(trial.key))))
-        rows.append([name, *_cells(trial, costs)])
-    head = ["subnet", "mIoU", "95 %", *(figures.SHORT[name] for name in costs), "layers", "key"]
-    return table(head, rows)
+    has_final = bool(report.final)
+    rows = [
+        Row([Cell("", -1), Cell(name),
+             *_cells(trial, costs, report.final_references.get(name), has_final=has_final)],
+            id=f"fixed-{name}")
+        for name, trial in report.references.items()
+    ]  # fmt: skip
+    for i, trial in enumerate(report.front):
+        score = report.final.get(trial.spec.key())
+        cells = _cells(trial, costs, score, has_final=has_final)
+        rows.append(Row([Cell(f"#{i}", i), Cell(picked.get(trial.key, "")), *cells], id=f"s{i}"))
+    head = ["", "subnet", "mIoU, selected on" if has_final else "mIoU", "95 %"]
+    if has_final:
+        head += ["mIoU, other images", "95 %", "less largest", "95 %, paired"]
+    return Table([*head, *(figures.SHORT[name] for name in costs), "layers", "key"], rows)
 
 
-def _how_to_export(report: Report) -> Markup:
+def _cells(
+    trial: Trial, costs: Sequence[str], score: FinalScore | None, *, has_final: bool
+) -> list[Cell]:
+    metrics = trial.metrics
+    ends = (metrics["miou_lo"], metrics["miou_hi"]) if "miou_lo" in metrics else None
+    cells = [_number(metrics["miou"], ".4f"), _interval(ends)]
+    if has_final:
+        cells += [
+            _number(None if score is None else score.miou, ".4f"),
+            _interval(None if score is None else score.interval),
+            _number(None if score is None else score.less_largest, "+.4f"),
+            _interval(None if score is None else score.less_largest_interval, "+.3f"),
+        ]
+    cells += [_number(metrics.get(name), ".2f") for name in costs]
+    return [*cells, _number(len(trial.spec.layers), "d"), Cell(trial.spec.key()[:_KEY_LETTERS])]
+
+
+def _number(value: float | None, form: str) -> Cell:
+    return Cell("-") if value is None else Cell(format(value, form), value)
+
+
+def _interval(ends: tuple[float, float] | None, form: str = ".3f") -> Cell:
+    if ends is None:
+        return Cell("-")
+    return Cell(f"{ends[0]:{form}} to {ends[1]:{form}}", ends[0])
+
+
+def _how_to_export(report: Report) -> Text:
     words = ("python launch/export.py --run", shlex.quote(str(report.record["run"])), "--subnet",
              shlex.quote(f"{report.folder}#knee"), "--out DIR")  # fmt: skip
-    return tag(
-        "p",
-        "A line of the table as a model of its own, here the knee: ",
-        tag("code", " ".join(words)),
+    return Text(
+        "A line of the table as a model of its own, here the knee; #3 takes the line of that "
+        "number:",
+        code=" ".join(words),
     )
 
 
-def _cells(trial: Trial, costs: Sequence[str]) -> list[str]:
-    metrics = trial.metrics
-    interval = (
-        f"{metrics['miou_lo']:.3f} to {metrics['miou_hi']:.3f}" if "miou_lo" in metrics else "-"
-    )
-    shown = [f"{metrics[name]:.2f}" if name in metrics else "-" for name in costs]
-    return [
-        f"{metrics['miou']:.4f}",
-        interval,
-        *shown,
-        str(len(trial.spec.layers)),
-        trial.spec.key(),
-    ]
-
-
-def _subnets(report: Report, place: Path) -> list[Markup]:
+def _subnets(report: Report, place: Path) -> list[Part]:
     shape = report.space.shape
-    parts = [
-        tag("h2", "The chosen subnets"),
-        tag(
-            "p",
-            "A column is a layer of the supernet; g marks global attention. Blue is the part of "
-            "the MLP's width that is kept, squares below are attention heads, and a dashed column "
-            "is a removed layer.",
-        ),
-    ]
+    words = (
+        "A column is a layer of the supernet; g marks global attention. Blue is the part of the "
+        "MLP's width that is kept, squares below are attention heads, and a dashed column is a "
+        "removed layer."
+    )
     chosen = {**report.picks, **_fixed(report)}
-    drawings = (_drawing(name, trial, shape, place) for name, trial in chosen.items())
-    return [*parts, tag("div", *drawings, class_="drawings")]
+    drawings = [_drawing(name, trial, shape) for name, trial in chosen.items()]
+    for drawing in drawings:
+        write_bytes(place / f"subnet-{drawing.name}.svg", render_drawing(drawing).encode())
+    return [Text(words), Drawings(drawings)]
 
 
-def _drawing(name: str, trial: Trial, shape: EncoderShape, place: Path) -> Markup:
-    svg = draw_subnet(trial.spec, shape, name=name)
-    write_bytes(place / f"subnet-{name}.svg", svg.encode())
+def _drawing(name: str, trial: Trial, shape: EncoderShape) -> SubnetDrawing:
     metrics = trial.metrics
     caption = (
         f"{name}: mIoU {metrics['miou']:.4f}, {metrics['params_m']:.2f} M parameters, "
         f"{metrics['flops_g']:.2f} GFLOPs"
     )
-    return tag(
-        "figure",
-        tag("div", Markup(svg), class_="wide"),
-        tag("figcaption", caption),
-        style=f"width:{drawing_px(shape)}px",
-    )
+    return draw_subnet(trial.spec, shape, name=name, caption=caption)
 
 
 def _fixed(report: Report) -> dict[str, Trial]:
@@ -182,82 +253,91 @@ def _fixed(report: Report) -> dict[str, Trial]:
     }
 
 
-def _masks(report: Report, place: Path, images: int) -> list[Markup]:
+def _masks(report: Report, images: int) -> Panels:
     chosen = list({**report.picks, **_fixed(report)}.items())[:3]
     subnets = {name: trial.spec for name, trial in chosen}
     step = report.record["checkpoint"]["step"]
-    file = place / "masks.png"
-    save_pixels(draw_masks(report.search, step, subnets, images=images), file)
-    heads = (tag("span", name) for name in (*COLUMNS, *subnets))
-    shown = tag(
-        "div", tag("div", *heads, class_="heads"), picture(file, alt="masks"), class_="masks"
-    )
-    caption = (
-        "The single mask of each prompt, on the same held-out images for each subnet. Images are "
-        "spread over the set, of neighbours the one with most objects, and twelve objects at most "
-        "are shown."
-    )
-    return [
-        tag("h2", "Masks of three subnets"),
-        tag("figure", tag("div", shown, class_="wide"), tag("figcaption", caption)),
-    ]
+    return draw_masks(report.search, step, subnets, images=images, folder=report.folder)
 
 
-def _contributions(report: Report, place: Path) -> list[Markup]:
-    head = tag("h2", "What each dimension contributes")
+def _contributions(report: Report, place: Path) -> list[Part]:
     if len(report.trials) < FEWEST:
-        return [head, tag("p", f"Fewer than {FEWEST} trials: too few to tell.")]
+        return [Text(f"Fewer than {FEWEST} trials: too few to tell.")]
     found = contributions(report.space, report.trials)
     figures.draw_contributions(place / "contributions.svg", found)
-    error = report.record.get("predictor")
-    caption = (
+    words = (
         "Predicted change of mIoU when one dimension of the largest subnet is brought to its "
-        "smallest choice, by ridge regression on all trials; bars are 95 % of fits on resampled "
-        "trials, grey where they reach zero."
+        "smallest choice, by ridge regression on all trials; lines are 95 % of the spread of fits "
+        "on resampled trials. Grey is not resolved: the line reaches zero, or trials are too few."
     )
+    error = report.record.get("predictor")
     if error is not None:
-        caption += (
+        words += (
             f" On trials it had not seen, the model is off by {error['mae']:.4f} on average; "
             f"Kendall's tau with the measured order is {error['kendall_tau']:.2f}."
         )
-    return [head, _figure(place / "contributions.svg", caption), _savings(found)]
+    enough = fewest_trials(report.space)
+    few = f"{len(report.trials)} trials are too few to resolve contributions; {enough} would do."
+    parts: list[Part] = [Text(few, "warning")] if len(report.trials) < enough else []
+    note = "Sort by the last column for where to save first: the least mIoU lost per GFLOP saved."
+    return [*parts, Text(words), _contribution_table(found), Text(note, "note")]
 
 
-def _savings(found: list[Contribution]) -> Markup:
-    """Dimensions by the mIoU that they cost for each GFLOP saved, the cheapest first."""
-    ordered = sorted(found, key=lambda each: -each.miou / max(each.flops_g, 1e-9))
+def _contribution_table(found: Sequence[Contribution]) -> Table:
+    ends = [value for each in found for value in (*each.interval, each.miou, 0.0)]
+    low, span = min(ends), max(max(ends) - min(ends), 1e-9)
+
+    def px(value: float) -> float:
+        return round((value - low) / span * (_BAR_PX - 2) + 1, 1)
+
     rows = [
-        [
-            each.dimension,
-            each.change,
-            f"{each.miou:+.4f}",
-            f"{each.interval[0]:+.4f} to {each.interval[1]:+.4f}",
-            f"{each.params_m:.3g}",
-            f"{each.flops_g:.3g}",
-        ]
-        for each in ordered[:_SHOWN]
-    ]
-    head = ["dimension", "change", "mIoU", "95 %", "saves M parameters", "saves GFLOPs"]
-    note = "Where to save first: the least mIoU lost for each GFLOP saved."
-    return Markup(tag("p", note) + table(head, rows))
+        Row([
+            Cell(each.dimension),
+            Cell(each.change),
+            _number(each.miou, "+.4f"),
+            _interval(each.interval, "+.4f"),
+            Cell(
+                f"{each.miou:+.4f}",
+                bar=Bar(
+                    value=each.miou,
+                    zero=px(0),
+                    left=min(px(0), px(each.miou)),
+                    width=round(abs(px(each.miou) - px(0)), 1),
+                    low=px(each.interval[0]),
+                    high=px(each.interval[1]),
+                    resolved=each.is_resolved,
+                ),
+            ),
+            Cell("" if each.is_resolved else "not resolved"),
+            _number(each.params_m, ".3g"),
+            _number(each.flops_g, ".3g"),
+            _number(-1e3 * each.miou / max(each.flops_g, 1e-9), ".3g"),
+        ])
+        for each in found
+    ]  # fmt: skip
+    head = ["dimension", "change", "mIoU", "95 %", "", "", "saves M parameters", "saves GFLOPs",
+            "mIoU lost per TFLOP"]  # fmt: skip
+    return Table(head, rows)
 
 
-def _facts(report: Report) -> list[Markup]:
+def _facts(report: Report) -> Facts:
     record, search = report.record, report.search
     status = Counter(trial.status for trial in report.trials)
     devices = ", ".join(sorted({trial.device for trial in report.trials if trial.device}))
-    rows = [
+    return Facts([
         ("supernet", f"{record['run']}, step {record['checkpoint']['step']}, weights "
                      f"{record['checkpoint']['sha256']}"),
-        ("evaluation data", f"{', '.join(record['data']['folders'])}; "
-                            f"{record['data']['seen_in_training']['detail']}"),
+        ("selected on", f"{', '.join(record['data']['folders'])}; "
+                        f"{record['data']['seen_in_training']['detail']}"),
+        *([("measured on", f"{', '.join(record['final']['folders'])}; "
+                           f"{record['final']['seen_in_training']['detail']}")]
+          if record.get("final") else []),
         ("searcher", f"{search.searcher}, seed {search.seed}, population {search.population}"),
-        *([("measured on", devices)] if search.measured and devices else []),
+        *([("device", devices)] if search.measured and devices else []),
         ("trials", ", ".join(f"{count} {name}" for name, count in status.items())),
         ("time in evaluations", f"{sum(trial.seconds for trial in report.trials) / 60:.1f} min"),
         ("software", ", ".join(f"{n} {v}" for n, v in record["versions"].items())),
-    ]  # fmt: skip
-    return [tag("h2", "How this was found"), facts(rows)]
+    ])  # fmt: skip
 
 
 def _protocol(trial: Trial) -> str:
@@ -265,7 +345,3 @@ def _protocol(trial: Trial) -> str:
     return (
         f"{trial.num_objects} objects in {trial.num_images} images, IoU on the pixels of {where}."
     )
-
-
-def _figure(file: Path, caption: str) -> Markup:
-    return tag("figure", picture(file, alt=caption), tag("figcaption", caption))
