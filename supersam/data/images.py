@@ -33,11 +33,13 @@ _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 # Measured on photographs and micrographs: twice as fast as the default 6, files up to 4 % larger.
 _PNG_LEVEL = 3
 _EXIF_ORIENTATION = 0x0112
-# How Pillow gives out the upper and the lower bytes of a 16-bit PNG: mode and two raw modes.
+# How Pillow gives out the upper and the lower bytes of a 16-bit PNG, by the colour type in its
+# header: mode and two raw modes.
+_GREY_ALPHA = 4
 _BYTE_PAIRS = {
-    "RGB": ("RGB", "RGB;16B", "RGB;16L"),
-    "RGBA": ("RGBA", "RGBA;16B", "RGBA;16L"),
-    "LA": ("RGBA", "RGBA", "RGBA"),
+    2: ("RGB", "RGB;16B", "RGB;16L"),
+    6: ("RGBA", "RGBA;16B", "RGBA;16L"),
+    _GREY_ALPHA: ("RGBA", "RGBA", "RGBA"),
 }
 
 
@@ -193,11 +195,14 @@ def _deep_colours(image: Image.Image, data: bytes) -> NDArray[np.uint16] | None:
     """(H, W, C) colours of 16 bits, C 1 or 3, where Pillow keeps the upper 8 alone; else None."""
     if image.format == "TIFF" and image.mode in ("RGB", "RGBA", "RGBX"):
         return _deep_tiff(data)
-    if image.format != "PNG" or data[24] != 16 or image.mode not in _BYTE_PAIRS:
+    if image.format != "PNG":
         return None
-    mode, high, low = _BYTE_PAIRS[image.mode]
+    depth, colour_type = data[24:26]
+    if depth != 16 or colour_type not in _BYTE_PAIRS:
+        return None
+    mode, high, low = _BYTE_PAIRS[colour_type]
     upper, lower = (_reread(data, mode, rawmode).astype(np.uint16) for rawmode in (high, low))
-    if image.mode == "LA":  # two bytes of grey, two of alpha
+    if colour_type == _GREY_ALPHA:  # two bytes of grey, two of alpha
         upper, lower = upper[..., :1], upper[..., 1:2]
     whole: NDArray[np.uint16] = upper * np.uint16(256) + lower
     return whole[..., :3]

@@ -1,13 +1,16 @@
 """What becomes RGB, and which files are kept byte for byte."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+import tifffile
+from PIL import Image, ImageOps
 
 from supersam.data.images import BadImageError, decode_rgb, load_image
-from tests.data.folders import encoded, noise
+from tests.data.folders import SIZE, encoded, noise
 
 
 def as_png(image):
@@ -112,3 +115,84 @@ def test_no_damaged_file_is_taken(format):
     for data in (b"", b"no image", whole[:20], whole[: len(whole) // 2], whole[:-40]):
         with pytest.raises(BadImageError, match="cannot be decoded"):
             load_image(data)
+
+
+def test_16_bit_colours_are_scaled_as_grey_is():
+    grey = np.linspace(0, 4095, 60 * 80).reshape(60, 80).astype(np.uint16)
+    expected = load_image(as_png(Image.fromarray(grey))).pixels
+    for data in (png16(grey), png16(grey, grey), png16(grey, grey, grey), png16(*[grey] * 4)):
+        loaded = load_image(data)
+        assert np.array_equal(loaded.pixels, expected)
+        assert np.array_equal(decode_rgb(loaded.data), expected)
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.stack([grey] * 3, axis=-1), photometric="rgb")
+    assert np.array_equal(load_image(file.getvalue()).pixels, expected)
+
+
+def test_16_bit_colours_keep_their_ratios():
+    grey = np.linspace(0, 4095, 60 * 80).reshape(60, 80).astype(np.uint16)
+    red, green, blue = load_image(png16(grey, grey // 2, grey * 0)).pixels[-1, -1].tolist()
+    assert (red, green, blue) == (255, 128, 0)
+
+
+def png16(*channels):
+    """A PNG of 16 bits: grey, grey and alpha, RGB or RGBA."""
+    height, width = channels[0].shape
+    rows = np.stack(channels, axis=-1).astype(">u2")
+    raw = b"".join(b"\0" + row.tobytes() for row in rows)
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[len(channels)]
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+
+    def chunk(name, content):
+        crc = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", crc)
+
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(raw)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_upright_picture_is_what_pillow_makes_of_it(orientation):
+    data = oriented_png(noise(0, (20, 30)), orientation)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    size = upright.shape[:2]
+    loaded = load_image(data, size=size, exif="upright")
+    assert np.array_equal(loaded.pixels, upright)
+    assert np.array_equal(decode_rgb(loaded.data), upright)
+    assert not loaded.is_turn_unsure
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_an_orientation_that_the_size_does_not_decide_is_said(orientation):
+    data = oriented_png(noise(0, (20, 30)), orientation)
+    loaded = load_image(data, size=(20, 30))
+    assert loaded.is_turn_unsure
+    assert loaded.data == data
+    assert not load_image(data, size=(20, 30), exif="stored").is_turn_unsure
+    square = oriented_png(noise(0, (20, 20)), 6)
+    assert load_image(square, size=(20, 20)).is_turn_unsure
+    assert not load_image(oriented_png(noise(0), 1), size=SIZE).is_turn_unsure
+
+
+def oriented_png(pixels, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(pixels, "PNG", exif=exif.tobytes())
+
+
+def test_a_scan_beyond_pillows_limit_is_taken_where_it_will_be_cut(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    data = encoded(noise(0), "PNG")
+    assert load_image(data, max_pixels=None).pixels.shape == (*SIZE, 3)
+    with pytest.raises(BadImageError, match=r"40 x 56 px, too many .* tiles with --tile-px"):
+        load_image(data, max_pixels=1000)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_a_file_in_no_format_is_told_the_same_way_each_time():
+    reasons = set()
+    for _ in range(2):
+        with pytest.raises(BadImageError) as told:
+            load_image(b"<html>404</html>")
+        reasons.add(str(told.value))
+    assert reasons == {"the image cannot be decoded: it is not in a known format"}

@@ -184,9 +184,14 @@ class _Stack:
         return planes
 
 
-@lru_cache(maxsize=4)
 def _open_stack(path: Path) -> _Stack:
     """The stack, opened once per process: a file of many pages takes long to list."""
+    status = path.stat()
+    return _opened(path, (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=4)
+def _opened(path: Path, _: tuple[int, ...]) -> _Stack:
     return _Stack(path)
 
 
