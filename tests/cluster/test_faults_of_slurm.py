@@ -130,7 +130,7 @@ def test_hosts_of_stopped_ranks_are_named_and_left_out(
     assert stopped.host not in again.hosts
     assert devcluster.job(run.job_id)["ExcNodeList"] == stopped.host
     assert count_host_hangs(folder) == {stopped.host: 1}
-    assert stopped.host in status(folder, env=devcluster.env).stdout.split("strikes")[1]
+    assert f"hung hosts   {stopped.host} 1" in status(folder, env=devcluster.env).stdout
 
     run.open_gate(25)
     run.wait_for_step(25, attempt=2)
@@ -183,9 +183,14 @@ def test_a_dead_host_costs_a_requeue_or_a_spare_takes_its_place(
 ):
     """Two runs at once, as each waits most of the time for Slurm to notice."""
     # Not where the other runs: Slurm could give it the other's dead host, unnoticed yet.
-    alone = LightRun(devcluster, tmp_path / "alone", monkeypatch, nodes=2, exclude="n3,n4,n5")
-    spared = LightRun(
-        devcluster, tmp_path / "spared", monkeypatch, nodes=2, spare_nodes=1, exclude="n1,n2"
+    places = {
+        "alone": {"nodes": 2, "exclude": "n3,n4,n5"},
+        "spared": {"nodes": 2, "spare_nodes": 1, "exclude": "n1,n2"},
+    }
+    patient = {"stall_s": 600}  # Slurm notices before a watchdog does
+    alone, spared = (
+        LightRun(devcluster, tmp_path / name, monkeypatch, watchdog=patient, **place)
+        for name, place in places.items()
     )
     dead = {}
     for run in (alone, spared):
