@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from supersam.cluster.slurm import commands as slurm
-from supersam.config import SearchCluster, SearchRun, TrainRun, UserError, parse_cli
+from supersam.config import SearchCluster, SearchRun, SlurmSite, TrainRun, UserError, parse_cli
 from supersam.config.commands import COMMANDS
 from supersam.config.files import JOB_FOLDER
 
@@ -25,10 +25,8 @@ ACTIONS = {
     "search": "supersam.search.command:run_search_here",  # on the hosts that the job has
 }
 """Commands that can follow a training, and what each runs, as MODULE:FUNCTION."""
-_SITE = (
-    "partition", "account", "qos", "time", "constraint", "exclude", "gpus_per_node",
-    "cpus_per_task", "mem", "signal_delay_s", "sbatch",
-)  # fmt: skip
+_SITE = SlurmSite.model_fields.keys() - {"cluster", "nodes", "wait"}
+"""What a search takes over from the training that it follows."""
 PROCESS = "supersam.cluster.follow_up_process"
 """Module that does it. Not this one: `python -m` would load it a second time."""
 IN_JOB = "--job"
@@ -36,7 +34,7 @@ IN_JOB = "--job"
 
 
 def check_follow_up(run: TrainRun) -> BaseModel:
-    """The configuration of what follows `run`.
+    """Return the configuration of the command that follows `run`.
 
     Raises UserError, or SystemExit after a message, where its words have a fault.
     """
@@ -54,7 +52,7 @@ def submit_follow_up(run: TrainRun, job_id: str | None = None) -> str:
 
 
 def script_text(run: TrainRun, job_id: str | None) -> str:
-    """The script of the job that follows job `job_id`; None: that waits for none."""
+    """Return the script of the job that follows job `job_id`; with None it waits for no job."""
     from supersam.cluster.slurm.script import script, shell_safe_path  # slow: imports submitit
 
     folder, words = shell_safe_path(run.folder), _words(run)
@@ -76,34 +74,34 @@ def run_follow_up(run: TrainRun) -> int:
 
 
 def _words(run: TrainRun) -> list[str]:
-    assert run.cluster.then is not None  # who calls has asked
+    assert run.cluster.then is not None  # the caller has asked
     return shlex.split(run.cluster.then)
 
 
 def parse_words(folder: Path, words: Sequence[str]) -> BaseModel:
-    """What the words of `--then` ask for. Raises as `check_follow_up`."""
+    """Read the words of `--then` as a command. Raises as `check_follow_up`."""
     name, *flags = words
     if name not in ACTIONS:
         raise UserError(f"--then {name!r} is not one of {', '.join(ACTIONS)}")
     if any(flag.partition("=")[0] == "--run" for flag in flags):
         raise UserError(f"--then {name} takes no --run: it is about the run that is trained")
-    asked = parse_cli(COMMANDS[name].run_type, ["--run", str(folder), *flags])
-    if isinstance(asked, SearchRun) and not asked.sweep.is_empty:
+    following = parse_cli(COMMANDS[name].run_type, ["--run", str(folder), *flags])
+    if isinstance(following, SearchRun) and not following.sweep.is_empty:
         raise UserError("--then search takes one search; start a sweep when the training is done")
-    return asked
+    return following
 
 
-def _parameters(run: TrainRun, asked: BaseModel, name: str) -> dict[str, Any]:
-    """What the job asks for. What the command leaves open is as for the training."""
+def _parameters(run: TrainRun, following: BaseModel, name: str) -> dict[str, Any]:
+    """Return the job's parameters; what the command leaves open is as for the training."""
     from supersam.cluster.slurm.script import sbatch_parameters, search_parameters  # slow
 
-    if isinstance(asked, SearchRun):
+    if isinstance(following, SearchRun):
         ours = {
             n: v for n, v in run.cluster.model_dump(exclude_defaults=True).items() if n in _SITE
         }
-        own = asked.cluster.model_dump(exclude_defaults=True)
+        own = following.cluster.model_dump(exclude_defaults=True)
         there = SearchCluster.model_validate({**ours, **own})
-        return search_parameters(asked.model_copy(update={"name": name, "cluster": there}))
+        return search_parameters(following.model_copy(update={"name": name, "cluster": there}))
     gpus = None if run.cluster.gpus_per_node is None else 1
     place = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": gpus, "spare_nodes": 0}
     cluster = run.cluster.model_copy(update={**place, "min_nodes": None})

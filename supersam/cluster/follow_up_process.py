@@ -16,7 +16,7 @@ from supersam.runtime.process import keep_others_from_writing
 
 
 def main(folder: Path, words: Sequence[str], *, in_job: bool) -> int:
-    """Do it here. Returns the exit code."""
+    """Run the command that follows the training of `folder`. Returns the exit code."""
     keep_others_from_writing()
     if in_job:
         os.chdir(os.environ["SLURM_SUBMIT_DIR"])  # relative paths of the words start there
@@ -24,14 +24,14 @@ def main(folder: Path, words: Sequence[str], *, in_job: bool) -> int:
         _require_checkpoint(folder, words[0])
     except UserError as fault:
         return print_error(fault)
-    asked = parse_words(folder, words)
-    if in_job and isinstance(asked, SearchRun):
+    following = parse_words(folder, words)
+    if in_job and isinstance(following, SearchRun):
         from supersam.cluster.search.supervisor import search_in_job  # slow: it imports submitit
 
-        return exit_code(lambda search: search_in_job(search, folder), asked)
+        return exit_code(lambda search: search_in_job(search, folder), following)
     module, _, function = ACTIONS[words[0]].partition(":")
     action = getattr(importlib.import_module(module), function)
-    return exit_code(action, asked)
+    return exit_code(action, following)
 
 
 def _require_checkpoint(folder: Path, name: str) -> None:

@@ -62,12 +62,12 @@ def submit(run: RankedRun) -> int:
 
 
 class _ToldError(UserError):
-    """A user's mistake that is told already."""
+    """A user's mistake that a rank has printed already."""
 
 
 @contextlib.contextmanager
 def _worthless_removed(run: RankedRun) -> Iterator[None]:
-    """Where a user's mistake ends a new training before its first step, its folder goes again.
+    """Remove the folder of a new training that a user's mistake ends before its first step.
 
     The mended command is then no other run in the same folder.
     """
@@ -88,7 +88,7 @@ def _run_here(run: RankedRun, where: str, tasks: int) -> int:
 
 
 def resolve_cluster(run: RankedRun) -> str:
-    """inline, local or slurm: what `auto` means here."""
+    """Return inline, local or slurm: what `auto` means here."""
     config = run.cluster
     if config.cluster == "slurm" or (config.cluster == "auto" and config.nodes is not None):
         missing = None if run.dry_run else missing_slurm()
@@ -124,7 +124,7 @@ def _run_on_slurm(run: RankedRun) -> int:
 
 
 def _leave_complete(run: RankedRun) -> int:
-    """Ask for no node to find that nothing is left to do, but for what follows the training."""
+    """Say that nothing is left to train, without asking for nodes; submit what follows."""
     from supersam.cluster.slurm.submit import prepare_job_folder
 
     print(f"this run is complete at step {saved_step(run.folder)}; raise --optim.steps to go on")
@@ -135,7 +135,7 @@ def _leave_complete(run: RankedRun) -> int:
 
 
 def _recorded(folder: Path, tasks: int, execute: Callable[[], int]) -> int:
-    """Execute, and write start and end to the run's attempts."""
+    """Execute the run, and record its start and its end."""
     (folder / CANCEL_FILE).unlink(missing_ok=True)
     host = socket.gethostname()
     started = start_attempt(folder, hosts=[host] * tasks, world_size=tasks)

@@ -75,7 +75,7 @@ def _start_rank(folder: Path, rank: int, tasks: int, port: int) -> subprocess.Po
 
 @contextlib.contextmanager
 def _sink(log: Path, rank: int) -> Iterator[int | None]:
-    """This terminal for rank 0, its log file for the others."""
+    """Yield where a rank prints: None, this terminal, for rank 0; its log file for the others."""
     if rank == 0:
         yield None
         return

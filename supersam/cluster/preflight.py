@@ -77,7 +77,7 @@ def show_findings(findings: Sequence[str], show: Callable[[str], None]) -> bool:
 
 
 def check_run(run: TrainRun) -> list[str]:
-    """Findings about the folder, its disk and the shards; each begins with ok or error."""
+    """List findings about the folder, its disk and the shards; each begins with ok or error."""
     shards = [_check_shards(path) for path in (*run.data.train, *run.data.val)]
     found = [_check_folder(run), _check_space(run), *shards]
     if all(finding.startswith("ok: ") for finding in shards):  # else it would say the same
@@ -86,7 +86,7 @@ def check_run(run: TrainRun) -> list[str]:
 
 
 def check_slurm(cluster: SlurmSite) -> list[str]:
-    """Findings about a job's partition and its limits, or what could not be checked."""
+    """List findings about a job's partition and its limits, or what could not be checked."""
     missing = missing_slurm()
     if missing is not None:
         return [f"not checked: partition, time limit and preemption, as {missing}"]
@@ -112,7 +112,7 @@ def require_enough_nodes(cluster: SlurmSite) -> None:
 
 
 def check_partition(cluster: SlurmSite, partitions: list[dict[str, str]]) -> list[str]:
-    """Findings about a job's partition among those of `scontrol show partition`."""
+    """List findings about a job's partition. partitions: as `scontrol show partition` has them."""
     wanted = cluster.partition
     names = [p["PartitionName"] for p in partitions]
     chosen = [p for p in partitions if _is_chosen(p, wanted)]
@@ -130,7 +130,7 @@ def check_partition(cluster: SlurmSite, partitions: list[dict[str, str]]) -> lis
 
 
 def checkpoint_bytes(run: TrainRun) -> int:
-    """Size of one checkpoint: fp32 weights and AdamW's two moments of all parameters."""
+    """Return the size of a checkpoint: fp32 weights and AdamW's two moments of all parameters."""
     from supersam.space import build_space, resolve_shape, subnet_cost
 
     shape = resolve_shape(run.model)
@@ -138,7 +138,7 @@ def checkpoint_bytes(run: TrainRun) -> int:
 
 
 def check_memory(run: TrainRun) -> list[str]:
-    """A finding about the largest micro-batch that fits a GPU; none where no GPU is used."""
+    """List a finding about the largest micro-batch that fits a GPU; none without a GPU."""
     if not _on_gpu(run):
         return []
     gib = run.cluster.gpu_memory_gib or _visible_gpu_gib()
@@ -152,7 +152,7 @@ def check_memory(run: TrainRun) -> list[str]:
 
 
 def describe_batch(run: TrainRun, most: int, gib: float) -> str:
-    """The finding where `most` images fit into `gib`."""
+    """Return the finding for a GPU of `gib` GiB that takes at most `most` images."""
     share = run.optim.global_batch // _world(run)
     images = max(1, share // run.optim.accumulate)
     text = f"at most {most} images at once fit into a GPU of {gib:g} GiB, this run takes {images}"

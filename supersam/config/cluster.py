@@ -46,7 +46,7 @@ def minutes(text: str) -> int:
     """Minutes of a time limit as Slurm writes it, rounded up: 90, 30:00, 02:00:00, 1-12:00:00."""
     match = _TIME.fullmatch(text)
     if match is None:
-        raise ValueError("is no time; write minutes, HH:MM:SS or D-HH:MM:SS")
+        raise ValueError("is not a time; write minutes, HH:MM:SS or D-HH:MM:SS")
     days, *rest = match.groups()
     fields = [int(field) for field in rest if field is not None]
     if days is not None:  # D-HH, D-HH:MM, D-HH:MM:SS
@@ -66,7 +66,7 @@ def _time_text(value: object) -> object:
 
 def _valid_time(value: str) -> str:
     if minutes(value) < 1:
-        raise ValueError("is no time; the least is 1 minute")
+        raise ValueError("is not a time limit; the least is 1 minute")
     return value
 
 

@@ -54,7 +54,7 @@ _WORKER_PORTS = 8
 
 
 def choose_ports(count: int, *, host: str, key: str) -> list[int]:
-    """Neighbouring ports of this machine that are all free now, the same choice for equal keys.
+    """Choose neighbouring ports of this machine that are all free; equal keys, the same choice.
 
     Raises UserError where no block of that many is found.
     """
@@ -74,7 +74,7 @@ def choose_ports(count: int, *, host: str, key: str) -> list[int]:
 def ray_command(
     ports: Sequence[int], *, ip: str, folder: str, tag: str, head: str | None
 ) -> list[str]:
-    """`ray start` of this host. head: host:port to join; None to be the head."""
+    """Return the `ray start` of this host. head: host:port to join; None to be the head."""
     cores, gpus = len(os.sched_getaffinity(0)), _visible_gpus()
     services = [f"{name}={port}" for name, port in zip(_SERVICES, ports, strict=False)]
     role = ["--head", services[0], "--include-dashboard=false", "--ray-client-server-port=0"]
@@ -118,7 +118,7 @@ def serve(address_file: Path, *, is_head: bool, key: str) -> int:
     ip = socket.gethostbyname(socket.gethostname())
     tag = f"ss-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     cores = len(os.sched_getaffinity(0))
-    token = secrets.token_hex(16)  # of all starts: who joins reads it once
+    token = secrets.token_hex(16)  # of all starts: a host that joins reads it once
     with _short_folder() as folder, _ending_on_signals(), _removed(address_file, is_head):
         for start in range(_STARTS):  # a port can be taken between the test and the start
             count = len(_SERVICES) + cores + _WORKER_PORTS
@@ -165,7 +165,7 @@ def _is_there(address_file: Path) -> bool:
 
 @contextlib.contextmanager
 def _short_folder() -> Iterator[str]:
-    """A folder of this host's own for sockets and logs, removed at the end.
+    """Yield a folder of this host's own for sockets and logs, removed at the end.
 
     One that a power cut left behind goes with the next search on the host.
     """
@@ -176,7 +176,7 @@ def _short_folder() -> Iterator[str]:
 
 @contextlib.contextmanager
 def _removed(address_file: Path, is_head: bool) -> Iterator[None]:
-    """After the block of the head the file with its token is gone, also where a signal ends it."""
+    """After the head's block, remove the file with its token, also where a signal ends it."""
     try:
         yield
     finally:
@@ -206,7 +206,7 @@ def write_head_address(address_file: Path, found: RayAddress) -> None:
 
 
 def _visible_gpus() -> int:
-    """GPUs that Slurm gave this task."""
+    """Count the GPUs that Slurm gave this task."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return len([name for name in visible.split(",") if name.strip()])
 

@@ -102,7 +102,7 @@ class SearchStarts:
 
 
 def _requeue_late(stop: StopFlag, starts: SearchStarts, *, delay_s: float) -> None:
-    """From a thread, requeue the job where the search has not ended `delay_s` after its notice.
+    """Requeue the job from a thread where the search has not ended `delay_s` after its notice.
 
     An evaluator that loads, or a host that does not join, keeps it from that. The journal holds
     each trial that is done, so nothing is lost.
@@ -190,6 +190,6 @@ def ray_on_all_hosts(folder: Path, home: Path) -> Iterator[Path]:
 
 
 def _remove_stale_addresses(folder: Path) -> None:
-    """Remove what jobs that were killed have left: a search has one job, and addresses a token."""
+    """Remove addresses, which hold a token, of jobs that were killed: a search has one job."""
     for file in folder.glob("*.json"):
         file.unlink(missing_ok=True)

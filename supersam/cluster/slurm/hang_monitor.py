@@ -69,7 +69,7 @@ class HangMonitor:
         return True
 
     def _find_silent(self, now: float) -> RankHeartbeat | None:
-        """The rank that has been silent longest, beyond the limit."""
+        """Find the rank that has been silent longest, beyond the limit."""
         if now - self._looked > self.limit_s / 2 or not self._can_write():
             self._seen.clear()  # this host was suspended, or the disk is full: no evidence
         self._looked = now

@@ -48,7 +48,7 @@ class Ending:
 
 
 def reason_of_state(state: str | None) -> Reason:
-    """Why an attempt that left no end is over, by Slurm's state of its job; None: forgotten."""
+    """Say why an attempt without a recorded end is over. state: Slurm's; None: forgotten."""
     reasons: dict[str | None, Reason] = {
         "CANCELLED": "cancelled",
         "DEADLINE": "time limit",
@@ -62,7 +62,7 @@ def reason_of_state(state: str | None) -> Reason:
 
 
 def pick_hosts(here: Sequence[str], *, bad: Collection[str], counts: Sequence[int]) -> list[str]:
-    """The hosts for the next attempt: as many as the largest count that can be had.
+    """Choose the hosts for the next attempt: as many as the largest count that can be had.
 
     Suspects, hosts that a watchdog named, are left out; they are taken again only where no count
     can be had without them. Returns none where no count can be had at all.
@@ -77,7 +77,7 @@ def pick_hosts(here: Sequence[str], *, bad: Collection[str], counts: Sequence[in
 def next_action(
     ending: Ending, *, stalled: int, most_stalled: int, hosts: Sequence[str], others: bool = False
 ) -> Action:
-    """Go on in this allocation, by the queue, or not at all.
+    """Decide whether to go on in this allocation, by the queue, or not at all.
 
     stalled: attempts in a row without a new checkpoint, this one included.
     hosts: what the allocation offers the next attempt; none where it has too few.

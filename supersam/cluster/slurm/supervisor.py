@@ -151,7 +151,7 @@ class _Job:
         return self._requeue()
 
     def _former_fault(self) -> Reason:
-        """Why an attempt without an end is over: of an earlier job Slurm tells, else the hosts."""
+        """Find why an attempt without an end is over, from Slurm or from the hosts' states."""
         events = read_attempts(self.folder)
         former = events[-1].job_id if events else None
         if former is not None and former != self.id:  # nothing requeues a job under another number
@@ -161,7 +161,7 @@ class _Job:
         return "node failure" if slurm.retry_slurm(lambda: slurm.lost_hosts(hosts)) else "requeued"
 
     def _choose_hosts(self) -> list[str]:
-        """The hosts for the ranks: the most that are here, wanted, legal and not blamed."""
+        """Choose the hosts for the ranks: as many as are here, wanted, legal and not blamed."""
         here = slurm.retry_slurm(lambda: slurm.job_hosts(self.id))
         lost = slurm.retry_slurm(lambda: slurm.lost_hosts(here))
         here = [host for host in here if host not in lost]
