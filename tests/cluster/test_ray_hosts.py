@@ -33,9 +33,10 @@ def test_ray_is_told_everything_it_would_guess():
     worker = ray_command(
         ports, ip="10.0.0.2", folder="/tmp/ss-x", tag="ss-1", head="10.0.0.1:21000"
     )
-    assert {"--head", "--port=21000", "--include-dashboard=false"} <= set(head)
+    own = {"--head", "--port=21000", "--ray-client-server-port=21001", "--include-dashboard=false"}
+    assert own <= set(head)
     assert "--address=10.0.0.1:21000" in worker
-    assert not any(word.startswith(("--port=", "--head")) for word in worker)
+    assert not any(word.startswith(("--port=", "--ray-client", "--head")) for word in worker)
     for command in (head, worker):
         names = {word.split("=")[0] for word in command}
         assert {"--num-cpus", "--num-gpus", "--temp-dir", "--object-store-memory"} <= names

@@ -42,6 +42,7 @@ _END_S = 4.0
 _POLL_S = 0.2
 _SERVICES = (
     "--port",
+    "--ray-client-server-port",  # which is not used; by default every head wants port 10001
     "--node-manager-port",
     "--object-manager-port",
     "--runtime-env-agent-port",
@@ -49,6 +50,8 @@ _SERVICES = (
     "--dashboard-agent-listen-port",
     "--metrics-export-port",
 )
+_OF_HEAD = 2
+"""The first of them are the head's alone."""
 _WORKER_PORTS = 8
 """Besides one for each core: Ray starts more workers than it uses at a time."""
 
@@ -77,14 +80,14 @@ def ray_command(
     """Return the `ray start` of this host. head: host:port to join; None to be the head."""
     cores, gpus = len(os.sched_getaffinity(0)), _visible_gpus()
     services = [f"{name}={port}" for name, port in zip(_SERVICES, ports, strict=False)]
-    role = ["--head", services[0], "--include-dashboard=false", "--ray-client-server-port=0"]
+    role = ["--head", *services[:_OF_HEAD], "--include-dashboard=false"]
     if head is not None:
         role = [f"--address={head}"]
     workers = ",".join(str(port) for port in ports[len(_SERVICES) :])
     return [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
         *role,
-        *services[1:],
+        *services[_OF_HEAD:],
         f"--worker-port-list={workers}",
         f"--node-ip-address={ip}",
         f"--num-cpus={cores}",
