@@ -130,11 +130,12 @@ def check_partition(cluster: SlurmSite, partitions: list[dict[str, str]]) -> lis
 
 
 def checkpoint_bytes(run: TrainRun) -> int:
-    """Return the size of a checkpoint: fp32 weights and AdamW's two moments of all parameters."""
+    """Return the size of a checkpoint in fp32: weights, their average if kept, and two moments."""
     from supersam.space import build_space, resolve_shape, subnet_cost
 
     shape = resolve_shape(run.model)
-    return int(subnet_cost(build_space(run.space, shape).largest(), shape).params_m * 1e6 * 12)
+    tensors = 3 if run.optim.ema == 0 else 4
+    return 4 * tensors * subnet_cost(build_space(run.space, shape).largest(), shape).params
 
 
 def check_memory(run: TrainRun) -> list[str]:

@@ -191,9 +191,17 @@ def describe_run(run: TrainRun) -> str:
         f"run folder: {run.folder}",
         f"search space: {space.num_subnets():,} subnets",
         *space.describe_ends(),
+        _describe_steps(run),
         f"ranks that divide the batch of {batch} (accumulated {accumulate} x): {worlds}",
     ]
     return "\n".join(lines)
+
+
+def _describe_steps(run: TrainRun) -> str:
+    steps, alone = run.optim.steps, min(run.largest_only_steps, run.optim.steps)
+    if run.sandwich.only is not None:
+        return f"steps: {steps} of one subnet alone, {run.sandwich.only}"
+    return f"steps: {alone} of the largest subnet alone, then {steps - alone} of the sandwich"
 
 
 def _build_space(run: TrainRun) -> SearchSpace:

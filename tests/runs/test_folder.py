@@ -131,7 +131,7 @@ def test_a_space_that_does_not_fit_is_refused_before_anything_is_written(run, sy
 
 def test_describing_a_run_writes_nothing(run):
     text = describe_run(run)
-    for part in ("largest: ", "smallest: ", "GFLOPs", "[1, 2, 4]", "global_batch: 4"):
+    for part in ("% smaller", "0 of the largest subnet alone, then 5 of", "largest: ", "smallest: ", "GFLOPs", "[1, 2, 4]", "global_batch: 4"):
         assert part in text
     assert not run.folder.exists()
 
