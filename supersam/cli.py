@@ -15,6 +15,7 @@ from supersam import __version__
 from supersam.config import exit_code, parse_cli
 from supersam.config.commands import COMMANDS, write_completion
 from supersam.config.errors import print_error
+from supersam.runtime.process import ends_with_reader
 
 
 def main(name: str | None = None) -> NoReturn:
@@ -45,13 +46,14 @@ def run_command(name: str, words: list[str], *, prog: str) -> int:
     if words[:1] == ["--version"]:
         print(f"supersam {__version__}")
         return 0
-    run = parse_cli(
-        command.run_type,
-        words,
-        default_config=command.default_config,
-        recall=command.recall,
-        prog=prog,
-    )
+    with ends_with_reader():  # --help
+        run = parse_cli(
+            command.run_type,
+            words,
+            default_config=command.default_config,
+            recall=command.recall,
+            prog=prog,
+        )
     module, _, function = command.action.partition(":")
     return exit_code(getattr(importlib.import_module(module), function), run)
 

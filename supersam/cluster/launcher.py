@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,12 +20,14 @@ from supersam.cluster.local import FAILURE, run_local
 from supersam.cluster.preflight import describe_ranked_run, require_enough_nodes
 from supersam.cluster.rank import run_inline
 from supersam.cluster.ranked_run import RankedRun, prepare_ranked_run, require_legal_world
+from supersam.cluster.rendezvous import RANK_VARIABLES
 from supersam.cluster.slurm.commands import missing_slurm, slurm_errors_to_user
 from supersam.config import TrainRun, UserError
 from supersam.config.errors import USAGE_ERROR, print_error
 from supersam.config.files import CANCEL_FILE, JOB_FILE, TENSORBOARD
 from supersam.health.records import ATTEMPT_VARIABLE, saved_step
 from supersam.runs.attempts import end_attempt, reason_of, start_attempt
+from supersam.runs.claim import FolderInUseError, claimed, require_unclaimed
 from supersam.runtime.process import ends_with_reader, keep_others_from_writing
 
 
@@ -61,6 +64,9 @@ def submit(run: RankedRun) -> int:
         return print_error(fault)
 
 
+_HEARTBEAT_S = 10.0  # of a design
+
+
 class _ToldError(UserError):
     """A user's mistake that a rank has printed already."""
 
@@ -74,6 +80,8 @@ def _worthless_removed(run: RankedRun) -> Iterator[None]:
     is_new = isinstance(run, TrainRun) and not run.folder.exists()
     try:
         yield
+    except FolderInUseError:
+        raise
     except UserError:
         if is_new and not any((run.folder / name).exists() for name in (TENSORBOARD, JOB_FILE)):
             shutil.rmtree(run.folder, ignore_errors=True)
@@ -81,6 +89,30 @@ def _worthless_removed(run: RankedRun) -> Iterator[None]:
 
 
 def _run_here(run: RankedRun, where: str, tasks: int) -> int:
+    _drop_foreign_ranks()
+    if where == "inline" and os.environ.get("RANK", "0") != "0":  # rank 0 holds it for all
+        return run_inline(run)
+    heartbeat_s = run.watchdog.heartbeat_s if isinstance(run, TrainRun) else _HEARTBEAT_S
+    with claimed(run.folder, heartbeat_s=heartbeat_s):
+        return _run_claimed(run, where, tasks)
+
+
+def _drop_foreign_ranks() -> None:
+    """Leave out a rank that another program left in the environment; torchrun's is honoured."""
+    left = [name for name in RANK_VARIABLES if name in os.environ]
+    if "TORCHELASTIC_RUN_ID" in os.environ or not left:
+        return
+    if any(os.environ[name] for name in left):
+        print(
+            f"note: leaving out {', '.join(left)} of the environment; --tasks-per-node N or "
+            "torchrun starts several ranks",
+            file=sys.stderr,
+        )
+    for name in left:
+        del os.environ[name]
+
+
+def _run_claimed(run: RankedRun, where: str, tasks: int) -> int:
     if where == "local":
         return _recorded(run.folder, tasks, lambda: run_local(run.folder, tasks=tasks))
     keep_crash_log(task_log(run.folder, 0))
@@ -110,6 +142,7 @@ def _run_on_slurm(run: RankedRun) -> int:
     require_legal_world(run, (run.cluster.nodes or 1) * run.cluster.ranks_per_node)
     require_no_job(run)
     require_enough_nodes(run.cluster)
+    require_unclaimed(run.folder)
     prepare_ranked_run(run)
     if saved_step(run.folder) >= run.last_step:
         return _leave_complete(run)

@@ -16,6 +16,16 @@ from supersam.runtime.waiting import wait_until
 
 _FOLDER = "rendezvous"
 DEADLINE_S = 300.0  # the slowest rank may still be reading Python from a cold file system
+RANK_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+"""What a rank reads of its environment: torchrun's names."""
 
 
 def free_port(host: str = "") -> int:

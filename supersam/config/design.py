@@ -139,7 +139,8 @@ class DesignRun(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU of this rank where there is one."""
     threads: int = Field(0, ge=0)
-    """CPU threads of each rank; 0 shares the host's cores among its ranks."""
+    """CPU threads of each rank. 0: what OMP_NUM_THREADS or SLURM_CPUS_PER_TASK says, else an equal
+    part of the host's cores."""
     dry_run: bool = False
     """Print what would be done, and stop."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")

@@ -40,6 +40,8 @@ STRIKES_FILE = "strikes.jsonl"
 """Beside the run folders: hosts on which a rank hung."""
 ATTEMPTS_FILE = "attempts.jsonl"
 """Start and end of each attempt."""
+CLAIM_FILE = "claim.json"
+"""While a start works in the folder: its host and process."""
 CANCEL_FILE = "cancel"
 """Present where the run was asked to save and end."""
 

@@ -87,7 +87,7 @@ def merge(*trees: dict[str, Any]) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's top-level mapping. Raises UserError that names the file and the fault."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_RunLoader)
     except OSError as fault:
         raise UserError(f"cannot read {path}: {fault.strerror}") from fault
     except (UnicodeDecodeError, yaml.YAMLError) as fault:
@@ -103,12 +103,16 @@ def dump_yaml(values: dict[str, Any]) -> str:
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100)
 
 
+_BOOL = "tag:yaml.org,2002:bool"
 _NULL = re.compile(r"(^|=)null$")
 """YAML's word for nothing, alone or after `--flag=`; on a command line it means the same."""
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML in which the same key twice is an error."""
+class _RunLoader(yaml.SafeLoader):
+    """Safe YAML in which the same key twice is an error, and `off` is a word: `when: off`.
+
+    A field that is true or false takes yes, no, on and off all the same.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -116,6 +120,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         if twice:
             raise yaml.YAMLError(f"the key {twice[0]!r} stands twice{node.start_mark}")
         return super().construct_mapping(node, deep=deep)
+
+
+_RunLoader.yaml_implicit_resolvers = {
+    letter: [pair for pair in pairs if pair[0] != _BOOL or letter in "tTfF"]
+    for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _split_config(words: list[str]) -> tuple[list[Path], list[str]]:

@@ -21,6 +21,7 @@ class Section(BaseModel):
         frozen=True,
         use_attribute_docstrings=True,
         validate_default=True,
+        allow_inf_nan=False,
         hide_input_in_errors=True,  # the flag parser prints errors raw
     )
 
@@ -193,7 +194,8 @@ class EngineConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU of this rank where there is one."""
     threads: int = Field(0, ge=0)
-    """CPU threads of each rank; 0 shares the host's cores among its ranks."""
+    """CPU threads of each rank. 0: what OMP_NUM_THREADS or SLURM_CPUS_PER_TASK says, else an equal
+    part of the host's cores."""
     loader_start: Literal["fork", "spawn", "forkserver"] = "forkserver"
     """How loader processes start; fork is unsafe once CUDA or threads are in use."""
     log_every: PositiveInt = 10

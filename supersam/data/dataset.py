@@ -76,6 +76,8 @@ class ShardDataset(Dataset[TrainSample]):
         self.config = config
         self._side = _checked_side(side)
         self._seed = seed
+        self.sample_bytes = 3 * side**2 + config.prompts_per_image * (side // LOGIT_STRIDE) ** 2
+        """Bytes of a sample's image and masks; the rest is small."""
 
     def __getitem__(self, key: SampleKey | tuple[int, int, int]) -> TrainSample:
         """The sample of a key, or of the next record that is not damaged."""

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from collections import deque
 from collections.abc import Iterator
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from torch.utils.data import DataLoader, Dataset, default_collate
 
@@ -23,10 +25,13 @@ from supersam.data.dataset import (
 from supersam.data.partition import SampleKey, SampleOrder
 from supersam.data.sample import Batch, EvalImage
 from supersam.runtime.distributed import World
-from supersam.runtime.process import begin_worker
+from supersam.runtime.process import begin_worker, interrupts_blocked
+from supersam.runtime.scratch import shorten_temporary_names
 
 StartMethod = Literal["fork", "spawn", "forkserver"]
 
+SHARED_MEMORY = Path("/dev/shm")
+_PREFETCHED = 2  # batches that each worker has ready: DataLoader's own number
 MAX_EVAL_WORKERS = 4
 """Worker processes of an evaluation where their number is not set."""
 IMAGES_PER_EVAL_WORKER = 16
@@ -64,6 +69,31 @@ class TrainLoader:
                 f"--data.max-bad-fraction is {self._max_bad_fraction}; the warnings above name "
                 "them: make their shards anew, or raise the fraction"
             )
+
+
+def _require_shared_memory(batch_bytes: int, workers: int) -> None:
+    """Raise UserError where the batches that wait for the trainer do not fit into /dev/shm.
+
+    Without room there, a worker ends by a bus error that says nothing.
+    """
+    if not SHARED_MEMORY.is_dir():
+        return
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    needed = batch_bytes * workers * _PREFETCHED
+    if free < needed:
+        raise UserError(
+            f"{SHARED_MEMORY} has {free / 2**20:.1f} MiB left, and {workers} loader workers hand "
+            f"over up to {needed / 2**20:.1f} MiB of batches there; make it larger (docker run "
+            "--shm-size, mount -o remount,size=), or take fewer: --data.workers 0 needs none"
+        )
+
+
+class _Loader(DataLoader[Any]):
+    """A DataLoader whose workers never see Ctrl-C, not even while they start."""
+
+    def __iter__(self) -> Any:
+        with interrupts_blocked():  # workers begin with the mask of their parent
+            return super().__iter__()
 
 
 class _StepSampler:
@@ -131,7 +161,10 @@ def build_loader(
             f"global batch {order.global_batch} is no multiple of {world.world_size} ranks x "
             f"micro-batch {batch_size}; change one of the three"
         )
-    loader = DataLoader(
+    if workers > 0:
+        _require_shared_memory(dataset.sample_bytes * batch_size, workers)
+        shorten_temporary_names()
+    loader = _Loader(
         dataset,
         batch_sampler=_StepSampler(
             order, world, batch_size=batch_size, start_step=start_step, ahead=max(1, workers)
@@ -202,7 +235,7 @@ def build_eval_loader(
     share = chosen[world.rank :: world.world_size]
     workers = _eval_workers(len(share)) if workers is None else min(workers, len(share))
     return EvalLoader(
-        DataLoader(
+        _Loader(
             _ErrorsReturned(dataset),
             batch_size=None,
             sampler=share,

@@ -184,6 +184,12 @@ def pick(kind: type[T], record: Mapping[str, Any]) -> T:
 
 def _unfinished(folder: Path) -> str:
     if not folder.is_dir():
+        if not folder.is_absolute():
+            return (
+                f"no folder {folder} in {Path.cwd()}; run the command in the folder from which "
+                "that path was given, give it again, or convert a source into it with "
+                "launch/shard.py"
+            )
         return f"no folder {folder}; convert a source into it with launch/shard.py"
     plan = folder / PLAN
     if not plan.is_file():

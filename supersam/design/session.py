@@ -54,7 +54,7 @@ def design(run: DesignRun) -> None:
     world = init_world(device)
     device = choose_device(run.device, world.local_rank)
     setup_logging(world, run.folder / "logs" / f"design-{world.rank:05d}.log")
-    share_cores(run.threads)
+    share_cores(run.threads, world)
     try:
         start = load_start(run)
         supernet = start.supernet.to(device).eval()

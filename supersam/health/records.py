@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from supersam.config.files import ATTEMPTS_FILE, HEARTBEATS, PROGRESS_FILE, STATUS_FILE
 from supersam.runtime.jsonl import read_jsonl
+from supersam.runtime.process import is_same_process
 
 ATTEMPT_VARIABLE = "SUPERSAM_ATTEMPT"
 """In the environment of every rank: the number of the attempt that it belongs to."""
@@ -29,6 +32,7 @@ Phase = Literal[
     "failed",
     "stuck",
 ]
+_FRESH_INTERVALS = 6  # heartbeats of another host that may be missing
 ENDED: frozenset[str] = frozenset({"finished", "stopped", "failed", "stuck"})
 
 
@@ -147,6 +151,15 @@ def read_heartbeats(folder: Path) -> list[RankHeartbeat]:
         return []
     newest = max(beats, key=lambda beat: (beat.attempt, beat.time))
     return [b for b in beats if b.attempt == newest.attempt and b.rank < newest.world_size]
+
+
+def is_alive(beat: RankHeartbeat, heartbeat_s: float) -> bool:
+    """Whether the rank still works: by its process on this host, elsewhere by when `beat` was."""
+    if beat.has_ended:
+        return False
+    if beat.host == socket.gethostname():
+        return is_same_process(beat.pid, beat.started_ticks)
+    return time.time() - beat.time < _FRESH_INTERVALS * heartbeat_s
 
 
 def read_status(folder: Path) -> Status | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,10 +14,14 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, TCPStore
 
+from supersam.config import UserError
 from supersam.runtime.device import choose_device
+
+logger = logging.getLogger(__name__)
 
 TIMEOUT_MIN = 10
 LOOPBACK = "127.0.0.1"
+_INTERFACE = "GLOO_SOCKET_IFNAME"
 Value = TypeVar("Value")
 
 
@@ -58,6 +64,7 @@ def init_world(device: torch.device) -> World:
     if device.type == "cuda":
         torch.cuda.set_device(choose_device("cuda", world.local_rank))
     if not dist.is_initialized():
+        _choose_interface(world)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=_meeting_place(world),
@@ -66,6 +73,24 @@ def init_world(device: torch.device) -> World:
             timeout=datetime.timedelta(minutes=TIMEOUT_MIN),
         )
     return world
+
+
+def _choose_interface(world: World) -> None:
+    """Have gloo use loopback where all ranks are on this machine, whatever the environment says.
+
+    Raises UserError where ranks of several hosts are to use an interface that is not here.
+    """
+    if world.world_size == 1 or os.environ["MASTER_ADDR"] == LOOPBACK:
+        os.environ[_INTERFACE] = "lo"
+        return
+    here = [name for _, name in socket.if_nameindex()]
+    asked = [name for name in os.environ.get(_INTERFACE, "").split(",") if name]
+    if missing := [name for name in asked if name not in here]:
+        raise UserError(
+            f"{_INTERFACE}={os.environ[_INTERFACE]} names {missing[0]}, and the network interfaces "
+            f"of {socket.gethostname()} are {', '.join(here)}; set one that all hosts have, or "
+            "leave the variable out"
+        )
 
 
 def _meeting_place(world: World) -> HashStore | TCPStore | None:
@@ -78,7 +103,6 @@ def _meeting_place(world: World) -> HashStore | TCPStore | None:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if address != LOOPBACK:
         return None
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     listener = socket.create_server((address, port)).detach() if world.is_first else None
     return TCPStore(
         address,
@@ -97,14 +121,45 @@ def close_world() -> None:
         dist.destroy_process_group()
 
 
-def share_cores(threads: int) -> None:
-    """Let this rank compute with `threads` threads; 0: with its share of the host's cores.
+def share_cores(threads: int, world: World) -> None:
+    """Let this rank compute with `threads` threads, or with 0 its part of the cores it may use.
 
-    Ranks with more threads than cores would wait for each other's.
+    Ranks with more threads than cores would wait for each other's. Warns once where other work
+    keeps the machine so busy that fewer threads are faster.
     """
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(threads or max(1, cores // ranks_here))
+    torch.set_num_threads(threads or default_threads(world, os.environ, cores=cores))
+    load, all_cores = os.getloadavg()[0], os.cpu_count() or cores
+    if world.is_first and torch.get_num_threads() > 1 and load > all_cores:
+        logger.warning(
+            "other work keeps this machine busy (load %.0f on %d cores), and threads wait for each "
+            "other: --engine.threads 1 or OMP_NUM_THREADS=1 can be several times faster",
+            load,
+            all_cores,
+        )
+
+
+def default_threads(world: World, environment: Mapping[str, str], *, cores: int) -> int:
+    """Threads of a rank that may use `cores` cores, by OMP_NUM_THREADS, Slurm, or an equal part.
+
+    SLURM_CPUS_PER_TASK is of one rank where srun started the ranks; elsewhere all ranks of this
+    host are in one task and share it.
+    """
+    if (asked := _positive(environment.get("OMP_NUM_THREADS"))) is not None:
+        return asked
+    ranks_here = _positive(environment.get("LOCAL_WORLD_SIZE")) or 1
+    per_task = _positive(environment.get("SLURM_CPUS_PER_TASK"))
+    if per_task is None:
+        return max(1, cores // ranks_here)
+    by_srun = environment.get("SLURM_NTASKS") == str(world.world_size)
+    by_srun &= environment.get("SLURM_PROCID") == str(world.rank)
+    return max(1, min(cores, per_task) // (1 if by_srun else ranks_here))
+
+
+def _positive(text: str | None) -> int | None:
+    """The number of a variable such as OMP_NUM_THREADS=4,2; None where it is not positive."""
+    first = (text or "").partition(",")[0].strip()
+    return int(first) if first.isdigit() and int(first) > 0 else None
 
 
 def collective_device() -> torch.device:

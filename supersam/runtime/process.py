@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 import psutil
 
@@ -80,6 +81,17 @@ def begin_worker(_: int = 0) -> None:
     threading.Thread(target=_wait_for_parent_and_exit, daemon=True).start()
 
 
+@contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Keep Ctrl-C back for the block; processes started in it never see one."""
+    resource_tracker.ensure_running()  # its start, with the first worker, would lift the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _wait_for_parent_and_exit() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None  # only workers come here
@@ -105,8 +117,9 @@ def ends_with_reader() -> Iterator[None]:
     before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         yield
-        sys.stdout.flush()
     finally:
+        if sys.stdout is not None:  # it is where the command was started with `>&-`
+            sys.stdout.flush()
         signal.signal(signal.SIGPIPE, before)
 
 

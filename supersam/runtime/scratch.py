@@ -1,17 +1,34 @@
-"""Temporary folders that do not outlive their process for long, even where it is killed."""
+"""Temporary folders: those of processes that may be killed, and names that sockets can have."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+logger = logging.getLogger(__name__)
+
 _LOCK = "owner.lock"
 """The owner holds a lock on it, which the kernel drops when the owner ends in whatever way."""
+
+
+_SHORT = Path("/tmp")
+_LONGEST = 60
+"""Letters of a temporary folder; a socket in it may have 107 with all that is added."""
+
+
+def shorten_temporary_names() -> None:
+    """Let this process and its children use /tmp where TMPDIR is too long for sockets in it."""
+    here = tempfile.gettempdir()
+    if len(here) <= _LONGEST or not os.access(_SHORT, os.W_OK | os.X_OK):
+        return
+    logger.info("TMPDIR %s is too long for sockets; they go to %s", here, _SHORT)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(_SHORT)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import os
-import sys
 from pathlib import Path
 
 TAIL_BYTES = 1 << 16
@@ -45,8 +44,7 @@ class LogTail:
 
     def print_new(self) -> None:
         """Write what `read_new` returns to stdout at once."""
-        sys.stdout.write(self.read_new())
-        sys.stdout.flush()
+        print(self.read_new(), end="", flush=True)
 
     def _size(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0

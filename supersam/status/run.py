@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +12,16 @@ from supersam.cluster.slurm.jobs import JobQueue, SlurmJob
 from supersam.cluster.slurm.restart_policy import reason_of_state
 from supersam.config import UserError, read_yaml
 from supersam.config.files import JOB_FILE, RUN_FILE
-from supersam.health.records import RankHeartbeat, Status, read_heartbeats, read_status, saved_step
+from supersam.health.records import (
+    RankHeartbeat,
+    Status,
+    is_alive,
+    read_heartbeats,
+    read_status,
+    saved_step,
+)
 from supersam.health.watchdog import HangReport, read_hang_report
 from supersam.runs.attempts import AttemptEvent, Reason, is_cancelled, read_attempts
-from supersam.runtime.process import is_same_process
 
 State = Literal[
     "new",
@@ -31,7 +35,6 @@ State = Literal[
     "lost",
     "unreadable",
 ]
-_FRESH_BEATS = 6
 _HEARTBEAT_S = 10.0
 
 
@@ -156,15 +159,6 @@ def find_runs(root: Path) -> list[Path]:
     """Folders of the runs directly below `root`, the newest last."""
     files = sorted(root.glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime)
     return [file.parent for file in files]
-
-
-def is_alive(beat: RankHeartbeat, heartbeat_s: float) -> bool:
-    """Whether the rank still works: by its process on this host, by its last sign elsewhere."""
-    if beat.has_ended:
-        return False
-    if beat.host == socket.gethostname():
-        return is_same_process(beat.pid, beat.started_ticks)
-    return time.time() - beat.time < _FRESH_BEATS * heartbeat_s
 
 
 def _record(

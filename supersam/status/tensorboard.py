@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import getpass
 import importlib.util
 import os
+import pwd
 import shlex
 import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 from functools import partial
 from pathlib import Path
@@ -20,6 +18,7 @@ from supersam.cluster.rendezvous import free_port
 from supersam.config import MonitorRun, UserError
 from supersam.config.errors import print_error
 from supersam.runtime.process import end_with_parent
+from supersam.runtime.waiting import wait_until
 
 _FAILURE = 1
 _START_S = 120.0
@@ -66,7 +65,7 @@ def _check(options: MonitorRun) -> int:
     if importlib.util.find_spec("tensorboard") is None:
         raise UserError("tensorboard is not installed; run `pip install tensorboard`")
     if not options.logdir.is_dir():
-        raise UserError(f"--logdir {options.logdir} is no folder; name a run's folder, or runs")
+        raise UserError(f"--logdir {options.logdir} is not a folder; name a run's folder, or runs")
     if options.port == 0:
         return free_port(_LOOPBACK)
     with socket.socket() as probe:
@@ -82,25 +81,38 @@ def _check(options: MonitorRun) -> int:
 
 
 def _wait_until_served(server: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline and server.poll() is None:
+    # Without the proxies of the environment: they would be asked for a port of this host.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def answers_or_ended() -> bool:
+        if server.poll() is not None:
+            return True
         try:
-            urllib.request.urlopen(f"http://{_LOOPBACK}:{port}/", timeout=5).close()
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    if server.poll() is None:
+            direct.open(f"http://{_LOOPBACK}:{port}/", timeout=5).close()
+        except OSError:  # urllib's own errors are some
+            return False
+        return True
+
+    if not wait_until(answers_or_ended, timeout_s=_START_S):
         raise TimeoutError(f"TensorBoard did not answer within {_START_S:g} s")
 
 
 def _instructions(logdir: Path, port: int) -> str:
     address = f"http://localhost:{port}/"
-    login = shlex.quote(f"{getpass.getuser()}@{host_name()}")
+    login = shlex.quote(f"{user_name()}@{host_name()}")
     return (
         f"TensorBoard of {logdir} at {address}\n"
         f"from your own computer:  ssh -N -L {port}:localhost:{port} {login}\n"
         f"then open {address} there; Ctrl-C ends it"
     )
+
+
+def user_name() -> str:
+    """The user's name; the number where the system has no name for it, as in some containers."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return os.environ.get("USER") or str(os.getuid())
 
 
 def host_name() -> str:

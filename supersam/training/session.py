@@ -52,7 +52,7 @@ def train(run: TrainRun) -> None:
     world = init_world(device)
     device = choose_device(run.engine.device, world.local_rank)
     setup_logging(world, run.folder / LOGS / f"train-{world.rank:05d}.log")
-    share_cores(run.engine.threads)
+    share_cores(run.engine.threads, world)
     keep_freed_memory()
     try:
         heartbeat = _build_heartbeat(run, world)

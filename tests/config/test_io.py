@@ -134,6 +134,22 @@ def test_all_faults_of_a_file_are_listed_at_once(tmp_path, capsys):
         assert fault in message
 
 
+def test_a_number_that_is_not_finite_is_refused(tmp_path, capsys):
+    path = tmp_path / "a.yaml"
+    path.write_text("optim: {lr: .inf, weight_decay: .nan}\n")
+    message = complaint(capsys, "--config", path)
+    assert "2 faults" in message
+    assert "optim.lr: Input should be a finite number (got inf)" in message
+
+
+def test_off_is_a_word_and_a_switch_is_still_turned_by_it(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("prioritize: {when: off}\nloss: {distill: on}\nengine: {compile: no}\n")
+    run = load_run(TrainRun, write(tmp_path / "b.yaml", merge(SYNTHETIC, read_yaml(path))))
+    assert (run.prioritize.when, run.loss.distill, run.engine.compile) == ("off", True, False)
+    assert read_yaml(path)["engine"] == {"compile": "no"}
+
+
 def test_unknown_keys_name_the_nearest(tmp_path, capsys):
     faulty = {"optim": {"warmup_step": 3}, "modle": {}}
     message = complaint(capsys, "--config", write(tmp_path / "a.yaml", SYNTHETIC | faulty))

@@ -1,11 +1,13 @@
 """Loaders give each rank its batches, from any step, in any kind of worker, and count damage."""
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
+from supersam.config import UserError
 from supersam.config.data import AugmentConfig, DataConfig
 from supersam.data.dataset import EvalDataset, ShardDataset, TooManyBadRecordsError
 from supersam.data.loader import build_eval_loader, build_loader
@@ -182,3 +184,11 @@ def test_an_evaluation_image_survives_the_way_from_a_worker(reader):
             if name == "masks":
                 found, value = found[:], value[:]
             np.testing.assert_array_equal(found, value)
+
+
+def test_too_little_shared_memory_is_said_before_a_worker_dies_of_it(reader, monkeypatch):
+    usage = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match=r"/dev/shm has 0.0 MiB left, and 2 loader workers"):
+        loader(reader, workers=2)
+    assert take(loader(reader, workers=0), 1)  # this process hands nothing over

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 
 import pytest
 
-from supersam.runtime.scratch import scratch_folder
+from supersam.runtime.scratch import scratch_folder, shorten_temporary_names
 
 HOLD = """
 from supersam.runtime.scratch import scratch_folder
@@ -46,3 +47,18 @@ def test_the_next_start_removes_what_a_killed_process_left_and_nothing_else(plac
     assert left.is_dir()
     with scratch_folder("ss-") as folder:
         assert sorted(place.iterdir()) == sorted([folder, place / "ss-notes"])
+
+
+def test_a_temporary_folder_too_long_for_sockets_is_replaced(place, monkeypatch):
+    deep = place / ("x" * 80)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    monkeypatch.setenv("TMPDIR", str(deep))
+    shorten_temporary_names()
+    assert (tempfile.gettempdir(), os.environ["TMPDIR"]) == ("/tmp", "/tmp")
+
+
+def test_a_short_temporary_folder_stays(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/var/tmp")
+    shorten_temporary_names()
+    assert tempfile.gettempdir() == "/var/tmp"

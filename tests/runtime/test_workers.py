@@ -45,6 +45,35 @@ def test_ctrl_c_reaches_the_parent_alone(tmp_path):
     parent.wait()
 
 
+SLOW_START = """
+import multiprocessing, os, signal, sys, time
+from supersam.runtime.process import interrupts_blocked
+
+def work(connection):
+    connection.send(os.getpid())
+    connection.recv()
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe()
+    with interrupts_blocked():
+        worker = context.Process(target=work, args=(theirs,))
+        worker.start()
+    os.kill(worker.pid, signal.SIGINT)  # while it imports, long before it could ignore anything
+    assert ours.recv() == worker.pid
+    ours.send("end")
+    worker.join()
+    sys.exit(worker.exitcode)
+"""
+
+
+def test_ctrl_c_does_not_reach_a_worker_that_starts(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(SLOW_START)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def is_gone(pid, *, within_s):
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:

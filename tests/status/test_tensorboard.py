@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from supersam.status.tensorboard import host_name
+from supersam.status.tensorboard import host_name, user_name
 from tests.paths import ROOT
 
 START_S = 150
@@ -40,8 +40,11 @@ def start(*words: str | Path) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int, str]]:
-    """A monitor that answers, its port, and what it said."""
+def served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[subprocess.Popen[str], int, str]]:
+    """A monitor that answers, its port, and what it said; proxies do not reach this host."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     process = start("--logdir", tmp_path)
     try:
         assert process.stdout is not None
@@ -58,7 +61,8 @@ def served(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int, str]]:
 def test_it_serves_on_loopback_and_ends_with_ctrl_c(served, tmp_path: Path) -> None:
     process, port, said = served
     assert f"@{host_name()}" in said
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/logdir", timeout=60) as page:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(f"http://127.0.0.1:{port}/data/logdir", timeout=60) as page:
         assert str(tmp_path) in page.read().decode()
     assert listening_addresses(port) == {"127.0.0.1"}
     process.send_signal(signal.SIGINT)
@@ -66,6 +70,12 @@ def test_it_serves_on_loopback_and_ends_with_ctrl_c(served, tmp_path: Path) -> N
     assert process.returncode == 0
     assert "Traceback" not in errors
     wait_until(lambda: listening_addresses(port) == set(), "the port is free", 30)
+
+
+def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # as with docker run --user
+    monkeypatch.delenv("USER", raising=False)
+    assert user_name() == str(2**31 - 7)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +116,9 @@ def listening_addresses(port: int) -> set[str]:
 def test_what_a_user_gets_wrong_is_one_line(tmp_path: Path) -> None:
     absent = start("--logdir", tmp_path / "absent")
     _, errors = absent.communicate(timeout=START_S)
-    expected = f"error: --logdir {tmp_path / 'absent'} is no folder; name a run's folder, or runs"
+    expected = (
+        f"error: --logdir {tmp_path / 'absent'} is not a folder; name a run's folder, or runs"
+    )
     assert (absent.returncode, errors.strip()) == (2, expected)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
