@@ -101,6 +101,8 @@ setup(
             *SEARCH,
             *ONNX,
             "import-linter>=2.1",
+            "mkdocs-material>=9.5",
+            "mkdocstrings[python]>=0.26",
             "mypy>=1.13",
             "pytest>=8.2",
             "pytest-timeout>=2.3",
