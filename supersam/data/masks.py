@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Frame = tuple[slice, slice]
+"""Rows and columns of an image."""
+
+
 @dataclass(frozen=True)
 class ObjectMasks:
     """M masks of an image of H x W pixels. `masks[some]` draws some of them."""
@@ -47,6 +51,34 @@ class ObjectMasks:
                 x0, y0, x1, y1 = patch.box
                 mask[y0:y1, x0:x1] = patch.pixels
         return torch.from_numpy(drawn)
+
+    def draw(self, some: slice, frame: Frame) -> Tensor:
+        """Draw the masks of a slice inside a frame of the image, (m, h, w) bool."""
+        import torch
+
+        rows, columns = frame
+        y, x, height, width = (
+            rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start
+        )  # fmt: skip
+        chosen = [runs.window(y, x, height, width) for runs in self.runs[some]]
+        return torch.from_numpy(np.stack(chosen))
+
+    def frame(self, some: slice) -> Frame | None:
+        """Return the smallest frame that holds the objects of a slice; None without a pixel."""
+        boxes = [runs.bbox for runs in self.runs[some] if runs.area > 0]
+        if not boxes:
+            return None
+        x0, y0, width, height = np.array(boxes).T
+        return (
+            slice(int(y0.min()), int((y0 + height).max())),
+            slice(int(x0.min()), int((x0 + width).max())),
+        )
+
+    def areas(self, some: slice) -> Tensor:
+        """Return the pixels of each object of a slice, (m,) int32."""
+        import torch
+
+        return torch.tensor([runs.area for runs in self.runs[some]], dtype=torch.int32)
 
     def __iter__(self) -> Iterator[Tensor]:
         """Draw one mask after the other, (H, W) bool each."""

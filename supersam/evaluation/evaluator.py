@@ -219,13 +219,12 @@ def _score_objects(
     )
     band_px = boundary_band_px(*image.original_size) if boundary else None
     for some in slices(len(logits), objects_at_a_time(logits.device, image.original_size)):
-        # drawn now, and only these: all masks at full size may not fit into memory
-        target = image.masks[first + some.start : first + some.stop].to(logits.device)
-        window = upscaler.window(logits[some], target)
+        objects = slice(first + some.start, min(first + some.stop, len(image.masks)))
+        window = upscaler.window(logits[some], image.masks.frame(objects))
         # outside the window all masks are empty, so every score is that of the whole frame
         yield _score_masks(
             upscaler.masks(logits[some], window),
-            target[:, window[0], window[1]],
+            image.masks.draw(objects, window).to(logits.device),
             estimates=estimates[some],
             image=image,
             band_px=band_px,

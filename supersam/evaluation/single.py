@@ -30,10 +30,11 @@ def single_mask_ious(logits: Tensor, image: EvalImage) -> Tensor:
     )
     ious = []
     for some in slices(len(logits), objects_at_a_time(logits.device, image.original_size)):
-        target = image.masks[some].to(logits.device)
         window = upscaler.window(logits[some, None])
+        target = image.masks.draw(some, window).to(logits.device)
+        area = image.masks.areas(some).to(logits.device)
         pred = upscaler.masks(logits[some], window)
-        overlap = mask_area(pred & target[:, window[0], window[1]])
-        union = mask_area(pred) + mask_area(target) - overlap
+        overlap = mask_area(pred & target)
+        union = mask_area(pred) + area - overlap
         ious.append(torch.where(union == 0, 1.0, overlap / union))
     return torch.cat(ious).cpu()

@@ -36,6 +36,22 @@ def test_some_objects_are_taken_by_index_and_drawn_alone(drawn):
     assert ObjectMasks.of(drawn).patch(2) is None
 
 
+def test_a_frame_is_drawn_as_it_is_cut_from_the_whole(drawn):
+    masks = ObjectMasks.of(drawn)
+    rows, columns = slice(3, 20), slice(5, 6)
+    assert torch.equal(masks.draw(slice(0, 4), (rows, columns)), drawn[:4, rows, columns])
+    assert masks.areas(slice(None)).tolist() == drawn.sum((1, 2)).tolist()
+
+
+def test_the_smallest_frame_of_some_objects():
+    drawn = torch.zeros(3, 40, 30, dtype=torch.bool)
+    drawn[0, 5:7, 10:20], drawn[1, 30:40, 12] = True, True
+    masks = ObjectMasks.of(drawn)
+    assert masks.frame(slice(0, 1)) == (slice(5, 7), slice(10, 20))
+    assert masks.frame(slice(0, 3)) == (slice(5, 40), slice(10, 20))
+    assert masks.frame(slice(2, 3)) is None
+
+
 def test_an_object_of_a_large_image_needs_the_memory_of_its_outline():
     mask = torch.zeros(1, 3000, 3000, dtype=torch.bool)
     mask[:, 100:120, 200:220] = True

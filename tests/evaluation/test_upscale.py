@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from supersam.data.masks import ObjectMasks
 from supersam.evaluation.upscale import MaskUpscaler
 from tests.evaluation.scenes import sam_postprocess, smooth_logits
 
@@ -36,7 +37,7 @@ def test_window_holds_every_positive_pixel_and_every_annotated_one(side, size, o
     masks[:, original_size[0] // 2, original_size[1] // 3] = True
     upscaler = MaskUpscaler.for_image(logits, **geometry)
     for one, mask in zip(logits.split(1), masks.split(1), strict=True):
-        rows, columns = upscaler.window(one, mask)
+        rows, columns = upscaler.window(one, ObjectMasks.of(mask).frame(slice(0, 1)))
         rest = (sam_postprocess(one, **geometry) > 0).any(1) | mask
         inside = upscaler.masks(one, (rows, columns))
         torch.testing.assert_close(
@@ -50,7 +51,7 @@ def test_window_of_a_small_object_is_small():
     logits = torch.full((1, 4, 64, 64), -1.0)
     logits[..., 30:34, 10:14] = 1
     upscaler = MaskUpscaler.for_image(logits, side=256, size=(256, 256), original_size=(512, 512))
-    rows, columns = upscaler.window(logits, torch.zeros(1, 512, 512, dtype=torch.bool))
+    rows, columns = upscaler.window(logits)
     assert (rows.stop - rows.start) * (columns.stop - columns.start) < 60**2
 
 
