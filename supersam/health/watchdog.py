@@ -26,6 +26,7 @@ from supersam.health.heartbeat import Heartbeat
 from supersam.health.records import RankHeartbeat, read_heartbeats
 from supersam.runtime.atomic import write_json
 from supersam.runtime.process import describe_process
+from supersam.runtime.waiting import wait_until
 
 logger = logging.getLogger(__name__)
 
@@ -177,11 +178,13 @@ class Watchdog:
         report = find_hung_rank(beats, self._heartbeat.world_size, interval_s=config.heartbeat_s)
         alive = [beat.rank for beat in beats if beat.rank != report.rank]
         if self._heartbeat.rank != min(alive, default=self._heartbeat.rank):
-            deadline = time.monotonic() + 8 * self._pause_s
-            while time.monotonic() < deadline:
-                if read_hang_report(folder, attempt=self._heartbeat.attempt) is not None:
-                    return
-                time.sleep(self._pause_s / 4)
+            attempt, pause_s = self._heartbeat.attempt, self._pause_s
+            if wait_until(
+                lambda: read_hang_report(folder, attempt=attempt) is not None,
+                timeout_s=8 * pause_s,
+                poll_s=pause_s / 4,
+            ):
+                return
         record_hang(folder, report, step=self._heartbeat.step, attempt=self._heartbeat.attempt)
 
 

@@ -76,6 +76,11 @@ class DevCluster:
         idle = dict.fromkeys(self.hosts, "idle")
         wait_for(lambda: self.host_states() == idle, timeout_s, what="all hosts idle")
 
+    def wait_for_saved_state(self, since: float) -> None:
+        """Wait until slurmctld has saved what happened at `since`: killed before, it forgets it."""
+        saved = RUN_ROOT / self.name / "state" / "job_state"
+        wait_for(lambda: saved.stat().st_mtime > since, 90, what="slurmctld saving its state")
+
     def submit(self, script: Path, *options: str) -> str:
         """The job id of a submitted script."""
         return self.run(["sbatch", "--parsable", *options, script]).strip()

@@ -9,17 +9,11 @@ import pytest
 
 from supersam.health.bad_hosts import count_host_hangs
 from supersam.health.watchdog import read_hang_report
-from tests.cluster.handle import RUN_ROOT, DevCluster, wait_for
+from tests.cluster.handle import DevCluster, wait_for
 from tests.cluster.light_run import PATIENCE_S, LightRun
 from tests.cluster.tiny_run import status, why
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-def state_is_saved(cluster: DevCluster, since: float) -> None:
-    """Until slurmctld has written its state: it forgets what is newer when it is killed."""
-    saved = RUN_ROOT / cluster.name / "state" / "job_state"
-    wait_for(lambda: saved.stat().st_mtime > since, 60, what="slurmctld saving its state")
 
 
 def test_a_rank_that_dies_while_the_controller_is_away_costs_an_attempt_and_no_more(
@@ -29,7 +23,7 @@ def test_a_rank_that_dies_while_the_controller_is_away_costs_an_attempt_and_no_m
     assert run.submit() == 0
     run.open_gate(10)
     run.wait_for_step(10)
-    state_is_saved(devcluster, run.events("start")[0].time)
+    devcluster.wait_for_saved_state(run.events("start")[0].time)
     devcluster.kill("ctl")
     run.signal(1, "KILL")
     log = folder / "logs" / "task-00000.attempt-001.log"
@@ -159,7 +153,7 @@ def test_two_runs_on_the_same_hosts_a_silent_controller_and_a_time_limit(
     for run in (limited, other):
         run.wait_for_step(10)
         assert set(run.events("start")[0].hosts) == {"n1", "n2"}
-    state_is_saved(devcluster, other.events("start")[0].time)
+    devcluster.wait_for_saved_state(other.events("start")[0].time)
     devcluster.kill("ctl")
     for run in (limited, other):
         run.open_gate(25)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -128,11 +127,9 @@ def test_the_allocation_ends_with_the_search_and_its_exit_code(
     whole.wait_for_submission()
     whole.open_gate()
     wait_for((tmp_path / "s" / "report.html").is_file, START_S, what="the end")
-    ended = time.monotonic()
     wait_for(
         lambda: devcluster.run(["squeue", "--noheader"]) == "", 60, what="the allocation's release"
     )
-    assert time.monotonic() - ended < 10
     whole.end()
     assert not list((tmp_path / "s" / "ray").iterdir())  # where the head was, and its token
 

@@ -21,10 +21,12 @@ import sys, time
 from pathlib import Path
 from supersam.health.heartbeat import Heartbeat
 place = {"rank": 0, "world_size": 1, "nodes": 1}
-with Heartbeat(Path(sys.argv[1]), **place, interval_s=0.5, steps=900) as heartbeat:
+with Heartbeat(Path(sys.argv[1]), **place, interval_s=0.5, steps=10**6) as heartbeat:
     heartbeat.begin(0)
-    for step in range(1, 901):
-        time.sleep(1)
+    step = 0
+    while True:  # until the test ends it
+        time.sleep(0.2)
+        step += 1
         heartbeat.end_step(step)
 """
 
@@ -42,7 +44,7 @@ def submit(small_cluster: DevCluster, tmp_path: Path) -> Callable[[str], Path]:
     def submit(name: str) -> Path:
         folder = tmp_path / name
         folder.mkdir()
-        config = "{optim: {steps: 900}, watchdog: {heartbeat_s: 0.5}}"
+        config = "{optim: {steps: 1000000}, watchdog: {heartbeat_s: 0.5}}"
         (folder / "run.yaml").write_text(config, encoding="utf-8")
         script = tmp_path / f"{name}.sh"
         command = f"env PYTHONPATH={ROOT} {sys.executable} {tmp_path}/rank.py {folder}"
@@ -61,17 +63,16 @@ def test_pending_running_a_silent_controller_and_cancel(
     env = small_cluster.env
     first = submit("first")
     wait_for(lambda: (first / "status.json").exists(), 90, what="the first sign of life")
+    submitted = time.time()
     second = submit("second")
     assert why(first, env)["text"].startswith("running: step ")
     said = why(second, env)
     assert said["kind"] == "pending"
     wait_for(lambda: "reason Resources" in why(second, env)["text"], 30, what="Slurm's reason")
-    small_cluster.run(["sh", "-c", "sleep 6"])  # slurmctld saves its state up to 5 s late
+    small_cluster.wait_for_saved_state(submitted)
     small_cluster.kill("ctl")
     try:
-        began = time.monotonic()
-        blind = status("--root", first.parent, env=env)
-        assert time.monotonic() - began < 40
+        blind = status("--root", first.parent, env=env)  # bounded in itself
         assert blind.returncode == 0
         assert [line.split()[:2] for line in blind.stdout.splitlines()[1:]] == [
             ["first", "running"],

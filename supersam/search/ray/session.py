@@ -18,6 +18,7 @@ from pathlib import Path
 
 from supersam.config import SearchRun, UserError
 from supersam.runtime.signals import STOP_SIGNALS
+from supersam.runtime.waiting import wait_until
 from supersam.search.ray.address import FindRay, RayAddress, ray_environment
 from supersam.search.ray.local import REMEDY, read_address, started_ray
 
@@ -89,18 +90,20 @@ def _wait_for_nodes(cluster: RayAddress, nodes: tuple[int, int]) -> None:
     import ray
 
     fewest, most = nodes
-    deadline = time.monotonic() + _NODES_S
     here = 0
-    while time.monotonic() < deadline:
+
+    def have_joined() -> bool:
+        nonlocal here
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         here = len(alive)
         if not all(cluster.tag in resources for resources in alive):
             raise UserError(
                 f"the Ray at {cluster.address} is not this job's: no {cluster.tag}; {_IN_JOB}"
             )
-        if here >= most:
-            return
-        time.sleep(0.1)
+        return here >= most
+
+    if wait_until(have_joined, timeout_s=_NODES_S, poll_s=0.1):
+        return
     if here < fewest:
         raise UserError(
             f"{here} of {most} hosts joined within {_NODES_S:g} s; leave the silent ones out with "
