@@ -3,20 +3,34 @@
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from experiments.jobs import START_FAILED, Job, run_jobs
 
-WAIT = "import time; time.sleep(60)"
-STOPPABLE = f"import signal, sys; signal.signal(15, lambda *_: sys.exit(143)); {WAIT}"
+WAIT = "import time; time.sleep(600)"
+STOPPABLE = "import signal, sys; signal.signal(15, lambda *_: sys.exit(143)); "
 
 
 def python(code):
     return [sys.executable, "-S", "-c", code]
 
 
-def run(jobs, tmp_path, *, seconds=30.0, slots=2):
+@pytest.fixture
+def leap(monkeypatch):
+    """Lets the clock of run_jobs leap 1,500 s ahead as soon as a file exists."""
+
+    def leap_when(file):
+        clock = SimpleNamespace(
+            monotonic=lambda: time.monotonic() + 1500 * file.exists(), sleep=time.sleep
+        )
+        monkeypatch.setattr("experiments.jobs.time", clock)
+
+    return leap_when
+
+
+def run(jobs, tmp_path, *, seconds=2000.0, slots=2):
     """Run jobs; the names of those that ended, after each end."""
     seen = []
     run_jobs(
@@ -62,12 +76,14 @@ def test_a_report_that_fails_ends_nothing(tmp_path):
         raise OSError("disk full")
 
     jobs = [Job("a", python("")), Job("b", python(""), after=["a"])]
-    run_jobs(jobs, time.monotonic() + 30, slots=1, folder=tmp_path, report=report)
+    run_jobs(jobs, time.monotonic() + 2000, slots=1, folder=tmp_path, report=report)
     assert [job.exit_code for job in jobs] == [0, 0]
 
 
-def test_a_job_stopped_by_its_own_limit_is_used_by_others(tmp_path):
-    long = Job("long", python(STOPPABLE), until=time.monotonic() + 1.5)
+def test_a_job_stopped_by_its_own_limit_is_used_by_others(tmp_path, leap):
+    leap(ready := tmp_path / "ready")
+    stoppable = python(f"{STOPPABLE} open({str(ready)!r}, 'w'); {WAIT}")
+    long = Job("long", stoppable, until=time.monotonic() + 1000)
     after = Job("after", python(""), after=["long"])
     assert run([long, after], tmp_path) == [["long"], ["long", "after"]]
     assert (long.exit_code, after.exit_code) == (143, 0)
@@ -79,15 +95,17 @@ def test_the_earlier_in_the_list_gets_the_slot(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_at_the_deadline_a_job_ends_with_its_children(tmp_path):
+def test_at_the_deadline_a_job_ends_with_its_children(tmp_path, leap):
+    leap(ready := tmp_path / "ready")
     file = tmp_path / "child"
-    grandchild = f"import os; open({str(file)!r}, 'w').write(str(os.getpid())); {WAIT}"
+    grandchild = f"import os; open({str(file)!r}, 'w').write(str(os.getpid())); "
+    grandchild += f"open({str(ready)!r}, 'w'); {WAIT}"
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', {grandchild!r}])"
     job = Job("parent", python(child))
-    assert run([job], tmp_path, seconds=4.0) == [["parent"]]
+    assert run([job], tmp_path, seconds=1000.0) == [["parent"]]
     assert job.exit_code != 0
     stat = Path(f"/proc/{file.read_text()}/stat")
-    patience = time.monotonic() + 20  # a busy machine takes a while to deliver SIGKILL
+    patience = time.monotonic() + 120  # a busy machine takes a while to deliver SIGKILL
     while (state := process_state(stat)) not in ("gone", "Z", "X") and time.monotonic() < patience:
         time.sleep(0.1)
     assert state in ("gone", "Z", "X")

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.search.tiny_search import make_run, make_shards
+from tests.search.closed_form import ClosedForm
+from tests.search.tiny_search import make_run, make_shards, search
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +17,15 @@ def shards(tmp_path_factory):
 @pytest.fixture(scope="session")
 def run(tmp_path_factory, shards):
     return make_run(tmp_path_factory.mktemp("run") / "run", shards)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(run, tmp_path_factory):
+    """A search that nothing interrupted."""
+    return search(run, tmp_path_factory.mktemp("undisturbed") / "s")
+
+
+@pytest.fixture
+def closed_form(monkeypatch):
+    """Searches in this process evaluate subnets by a formula."""
+    monkeypatch.setattr("supersam.search.command.SubnetEvaluator", ClosedForm)

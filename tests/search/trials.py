@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from supersam.search import Trial
@@ -28,3 +29,11 @@ def make_trial(number: int, **values: Any) -> Trial:
     metrics = {"miou": 0.5, "params_m": 1.0, "flops_g": 2.0}
     metrics |= {k: v for k, v in values.items() if k not in Trial.__dataclass_fields__}
     return Trial(**fields, metrics=metrics)
+
+
+def numbers(trials: Iterable[Trial]) -> list[tuple[Any, ...]]:
+    """Everything of trials but when and where."""
+    return [
+        (t.key, t.spec, t.stage, t.status, dict(t.metrics), t.num_images, t.batch, t.index)
+        for t in trials
+    ]
