@@ -212,6 +212,7 @@ def overhead(args):
             asked,
             basis.source,
             SearchPlan(asked, basis, journal),
+            images=basis.selection,
             stop=StopFlag(),
             on_trials=lambda new: times.append(time.perf_counter()),
             evaluator=sleeping_evaluator(),

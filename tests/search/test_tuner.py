@@ -1,75 +1,51 @@
-"""Evaluators and who keeps their books: what a user can mend ends a search in its words."""
+"""Evaluators on a real Ray: how a search that cannot be finished ends, and how hosts are shared."""
 
-from types import SimpleNamespace
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
 
 import pytest
 
-from supersam.config import SearchRun, UserError
+from supersam.config import SearchRun
 from supersam.search import tuner
-from tests.search.test_work_queue import chunk
-
-ONE = SimpleNamespace(trial_id="one")
-
-
-def test_an_evaluator_that_cannot_be_set_up_says_why(monkeypatch, tmp_path):
-    def refuse(*_, **__):
-        raise UserError("no image has an annotated object")
-
-    monkeypatch.setattr(tuner, "SubnetEvaluator", refuse)
-    monkeypatch.setattr(tuner, "prepare_process", lambda *_: None)
-    monkeypatch.chdir(tmp_path)
-    evaluator = object.__new__(tuner.Evaluator)
-    evaluators = SimpleNamespace(per_node=1, sharers=1)
-    evaluator.setup({}, None, None, None, None, evaluators, str(tmp_path))
-    assert evaluator.step() == {
-        "trials": [], "kept_bytes": 0.0, "fault": "no image has an annotated object"
-    }  # fmt: skip
+from tests.paths import ROOT
+from tests.search.tiny_search import make_run
 
 
-def test_an_evaluator_says_what_ended_a_chunk(monkeypatch):
-    def refuse(chunk):
-        raise UserError("it diverged")
-
-    monkeypatch.setattr(tuner.ray, "get", lambda reference: reference)
-    evaluator = object.__new__(tuner.Evaluator)
-    evaluator._trial_info = SimpleNamespace(trial_id="one")
-    evaluator._queue = SimpleNamespace(take=SimpleNamespace(remote=chunk))
-    evaluator.evaluate = refuse
-    assert evaluator.step() == {"trials": [], "kept_bytes": 0.0, "fault": "it diverged"}
-
-
-@pytest.fixture
-def handler(monkeypatch):
-    """With one chunk, "a", that an evaluator holds."""
-    monkeypatch.setattr(tuner.ray, "get", lambda reference: reference)
-    queue = SimpleNamespace(
-        put=SimpleNamespace(remote=lambda chunks: None),
-        give_back=SimpleNamespace(remote=lambda evaluator: "a"),
-        close=SimpleNamespace(remote=lambda: 1),
-    )
-    chunks = [chunk("a")]
-    plan = SimpleNamespace(next_chunk=lambda: chunks.pop() if chunks else None, is_finished=False)
-    return tuner._ResultHandler(plan, queue, False, print)
+@pytest.fixture(scope="module")
+def ends(run, shards, tmp_path_factory) -> dict[str, str]:
+    """How searches ended that could not be finished."""
+    folder = tmp_path_factory.mktemp("ends")
+    diverged = make_run(folder / "diverged", shards, spread=math.nan)
+    command = [sys.executable, "-m", "tests.search.failing_searches"]
+    done = subprocess.run(
+        [*command, *map(str, (run.folder, diverged.folder, folder))],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def test_what_an_evaluator_says_ends_the_search(handler):
-    said = {"trials": [], "kept_bytes": 0.0, "fault": "it diverged"}
-    handler.on_trial_result(1, [], ONE, said)
-    assert not handler.is_over
-    handler.on_step_end(1, [])
-    assert handler.is_over
-    assert str(handler.fault) == "it diverged"
+@pytest.mark.slow
+def test_an_evaluator_that_cannot_be_set_up_ends_the_search_and_says_why(ends):
+    assert ends["images vanish"].startswith("UserError: ")
+    assert "images" in ends["images vanish"]
 
 
-def test_a_chunk_that_loses_every_evaluator_ends_the_search(handler):
-    for _ in range(3):
-        handler.on_trial_recover(1, [], ONE)
-        handler.on_step_end(1, [])
-        assert handler.failure is None
-    handler.on_trial_error(1, [], ONE)
-    handler.on_step_end(1, [])
-    assert handler.failure == "a chunk failed 4 times; see Ray's message above"
-    assert handler.is_over
+@pytest.mark.slow
+def test_what_ends_a_chunk_ends_the_search(ends):
+    assert ends["weights are NaN"].startswith("UserError: ")
+    assert "predicted NaN or infinity" in ends["weights are NaN"]
+
+
+@pytest.mark.slow
+def test_a_chunk_that_loses_every_evaluator_ends_the_search(ends):
+    expected = "RuntimeError: a chunk failed 2 times; see Ray's message above; 0 trials"
+    assert ends["evaluators die"] == expected
 
 
 @pytest.mark.parametrize(
