@@ -20,7 +20,7 @@ from supersam.config.sections import Fraction, Section
 Flat = tyro.conf.arg(name="")
 
 SearcherName = Literal[
-    "random", "nsga2", "regularized", "optuna", "opentuner", "predictor", "exhaustive"
+    "random", "nsga2", "regularized", "optuna", "opentuner", "predictor", "budget", "exhaustive"
 ]
 SamplingName = Literal["genes", "params_m", "flops_g"]
 Metric = Literal["miou", "params_m", "flops_g", "latency_ms", "peak_mem_mib"]
@@ -199,6 +199,9 @@ class SearchRun(Section):
     """Subnets to evaluate. The same command with a larger number goes on."""
     searcher: SearcherName = "nsga2"
     """Who proposes subnets."""
+    evidence: Path | None = None
+    """The evidence.json of the run's design: the first proposals of any searcher then follow from
+    the sensitivities that the design measured; those of --searcher budget all do."""
     sampling: SamplingName = "genes"
     """How random subnets are drawn, by the random searcher and as the first subnets of the others.
     genes: each layer and width by itself, which hardly leaves the middle sizes; params_m, flops_g:

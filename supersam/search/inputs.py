@@ -11,7 +11,7 @@ from supersam.runs.seen_data import SeenData, seen_in_training
 from supersam.runs.weights import WeightSource, find_weights, read_run
 from supersam.search.costs import require_feasible
 from supersam.search.image_set import ImageSet, final_set, selection_set
-from supersam.search.searchers import Problem, build_searcher
+from supersam.search.searchers import build_searcher, pose_problem
 from supersam.space import SearchSpace, read_space, resolve_shape
 
 
@@ -69,4 +69,4 @@ def find_inputs(search: SearchRun) -> SearchInputs:
 def require_searchable(search: SearchRun, space: SearchSpace) -> None:
     """Raise UserError where no subnet keeps the limits, or the searcher cannot work here."""
     require_feasible(space, search.constraints)
-    build_searcher(search.searcher, Problem.of(search, space))
+    build_searcher(search.searcher, pose_problem(search, space))

@@ -17,7 +17,7 @@ from supersam.search.evaluator import Chunk, EvalRequest, protocol_of
 from supersam.search.inputs import SearchInputs
 from supersam.search.journal import Journal, Stage, Trial, trial_key
 from supersam.search.pareto import pareto_front
-from supersam.search.searchers import Problem, build_searcher
+from supersam.search.searchers import build_searcher, pose_problem
 from supersam.space import SubnetSpec
 
 PRETRAINED, LARGEST, SMALLEST = "pretrained", "largest", "smallest"
@@ -107,7 +107,7 @@ class SearchPlan:
             )
             self._schedule = AskTell(
                 search,
-                build_searcher(search.searcher, Problem.of(search, space)),
+                build_searcher(search.searcher, pose_problem(search, space)),
                 self._journal,
                 protocol=self._protocol(),
                 references=[t for t in told if self._is_feasible(t)],

@@ -8,6 +8,7 @@ repeated from its journal.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,10 +40,14 @@ class Problem:
     """Parents of an evolution, and subnets of a batch."""
     sampling: SamplingName = "genes"
     """How subnets are drawn at random."""
+    first: tuple[SubnetSpec, ...] = ()
+    """Proposed before anything else, in this order."""
 
     @classmethod
-    def of(cls, search: SearchRun, space: SearchSpace) -> Problem:
-        """What `asked` is to find in `space`."""
+    def of(
+        cls, search: SearchRun, space: SearchSpace, first: tuple[SubnetSpec, ...] = ()
+    ) -> Problem:
+        """What `search` is to find in `space`; `first` are the first proposals."""
         return cls(
             space=space,
             objectives=search.objectives,
@@ -50,6 +55,7 @@ class Problem:
             seed=search.seed,
             population=search.population,
             sampling=search.sampling,
+            first=first,
         )
 
     def sample(self, rng: Rng) -> SubnetSpec:
@@ -70,6 +76,7 @@ class Searcher(ABC):
         self.problem = problem
         self._proposed: set[SubnetSpec] = set()
         self._num_asked = 0
+        self._first = deque(problem.first)
 
     def ask(self, count: int) -> list[SubnetSpec]:
         """Up to `count` feasible subnets not proposed before; fewer where few are left.
@@ -84,7 +91,10 @@ class Searcher(ABC):
             if len(batch) == count:
                 break
             stuck = in_vain % _PATIENCE == _PATIENCE - 1
-            spec = self._draw_fitting(rng) if stuck else self._propose(rng)
+            if self._first:
+                spec = self._first.popleft()
+            else:
+                spec = self._draw_fitting(rng) if stuck else self._propose(rng)
             if spec in self._proposed or not self.problem.is_feasible(spec):
                 in_vain += 1
                 continue

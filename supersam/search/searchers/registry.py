@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from supersam.config import UserError
+from supersam.config import SearchRun, UserError
 from supersam.config.search import SearcherName
 from supersam.search.searchers.base import Problem, Searcher
 from supersam.search.searchers.baselines import ExhaustiveSearcher, RandomSearcher
+from supersam.search.searchers.budget import (
+    BudgetSearcher,
+    greedy_path,
+    read_sensitivities,
+    spread,
+)
 from supersam.search.searchers.evolution import Nsga2Searcher, RegularizedSearcher
 from supersam.search.searchers.surrogate import PredictorSearcher
+from supersam.space import SearchSpace
 
 _OWN: dict[str, type[Searcher]] = {
     "random": RandomSearcher,
@@ -15,7 +22,17 @@ _OWN: dict[str, type[Searcher]] = {
     "nsga2": Nsga2Searcher,
     "regularized": RegularizedSearcher,
     "predictor": PredictorSearcher,
+    "budget": BudgetSearcher,
 }
+
+
+def pose_problem(search: SearchRun, space: SearchSpace) -> Problem:
+    """What `search` is to find in `space`. Raises UserError where its evidence cannot be read."""
+    if search.evidence is None:
+        return Problem.of(search, space)
+    some = spread(greedy_path(space, read_sensitivities(search.evidence, space)), space)
+    count = len(some) if search.searcher == "budget" else search.population
+    return Problem.of(search, space, tuple(some[:count]))
 
 
 def build_searcher(name: SearcherName, problem: Problem) -> Searcher:
