@@ -37,7 +37,7 @@ DEADLINE_S = 300.0
 """For the head to appear: the slowest host may still be reading Python from a cold file system."""
 _FIRST_PORT, _LAST_PORT = 20000, 32000  # below the ports that Linux gives to outgoing connections
 _BLOCKS = 50
-_STARTS = 3
+_STARTS = 6  # Ray gives a host that is busy 30 s to start, and fails then
 _END_S = 4.0
 _POLL_S = 0.2
 _SERVICES = (

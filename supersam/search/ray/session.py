@@ -24,7 +24,7 @@ from supersam.search.ray.local import REMEDY, read_address, started_ray
 
 logger = logging.getLogger(__name__)
 
-_NODES_S = 120.0
+_NODES_S = 240.0
 """For all hosts to join."""
 _ANSWER_S = 180.0
 """For the head to answer: where it starts anew, on a host that is slow, it does so elsewhere."""
