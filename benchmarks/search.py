@@ -242,8 +242,8 @@ def ray_here(asked, folder):
     snapshot_code(folder)
     nodes = int(os.environ["SLURM_JOB_NUM_NODES"])
     with (
-        ray_on_all_hosts(folder, folder) as meeting,
-        joined_ray(partial(read_head_address, meeting), nodes=(nodes, nodes)),
+        ray_on_all_hosts(folder, folder) as address_file,
+        joined_ray(partial(read_head_address, address_file), nodes=(nodes, nodes)),
     ):
         yield
 
@@ -263,8 +263,8 @@ def sleeping_evaluator():
     from supersam.search.tuner import Evaluator
 
     class Sleeping(Evaluator):
-        def setup(self, config, desk, asked, source, evaluators, place):
-            self._desk = desk
+        def setup(self, config, queue, search, source, images, evaluators, place):
+            self._queue = queue
 
         def evaluate(self, chunk):
             begin = time.time()

@@ -14,7 +14,7 @@ from supersam.health.records import read_heartbeats
 from tests.cluster.tiny_run import ENDLESS, Training, why
 from tests.paths import ROOT
 
-LAST_WORDS = """\
+CRASH = """\
 import sys
 from pathlib import Path
 from supersam.cluster.crash_log import keep_crash_log
@@ -30,10 +30,10 @@ keep_crash_log(Path(sys.argv[1]))
         ("import ctypes; ctypes.string_at(0)", "Fatal Python error: Segmentation fault"),
     ],
 )
-def test_last_words_are_in_the_log_and_on_the_terminal(tmp_path: Path, fault: str, expected: str):
+def test_a_crash_is_in_the_log_and_on_the_terminal(tmp_path: Path, fault: str, expected: str):
     log = tmp_path / "logs" / "task-00000.log"
     done = subprocess.run(
-        [sys.executable, "-c", LAST_WORDS.format(fault=fault), log],
+        [sys.executable, "-c", CRASH.format(fault=fault), log],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -42,7 +42,7 @@ def test_a_rank_never_meets_those_of_another_attempt(tmp_path, later):
         join_step(tmp_path, task(1, **later), deadline_s=0.3)
 
 
-def test_an_earlier_meeting_is_forgotten(tmp_path):
+def test_where_ranks_met_before_is_forgotten(tmp_path):
     join_step(tmp_path, task(0))
     clear_rendezvous(tmp_path)
     with pytest.raises(UserError, match="rank 0 did not say"):

@@ -101,12 +101,12 @@ def test_a_job_gives_its_signals_to_its_search(run, tmp_path, monkeypatch):
     @contextlib.contextmanager
     def hosts(folder, home):
         signal.raise_signal(signal.SIGTERM)  # while they start
-        yield tmp_path / "meeting.json"
+        yield tmp_path / "address.json"
 
     monkeypatch.setenv("SLURM_SUBMIT_DIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(search_supervisor, "ray_on_all_hosts", hosts)
-    monkeypatch.setattr(search_supervisor, "read_head_address", lambda meeting: None)
+    monkeypatch.setattr(search_supervisor, "read_head_address", lambda address_file: None)
     with pytest.raises(SystemExit) as ended:
         search_supervisor.SearchSupervisor(str(asked.folder), str(tmp_path))()
     assert ended.value.code == 128 + signal.SIGTERM
