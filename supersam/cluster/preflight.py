@@ -13,6 +13,7 @@ from supersam.cluster.slurm.commands import SlurmError, missing_slurm, run_comma
 from supersam.config import SlurmSite, TrainRun, UserError
 from supersam.config.cluster import minutes
 from supersam.config.files import RUN_FILE
+from supersam.health.records import saved_step
 
 _GIB = 2**30
 _CONTEXT_GIB = 1.0
@@ -51,10 +52,26 @@ def _describe_training(run: TrainRun, where: str, show: Callable[[str], None]) -
         _show_scripts(run, show)
     show("preflight")
     ok = show_findings(check_run(run), show)
+    ok &= show_findings(_check_weights(run), show)
     ok &= show_findings(check_slurm(run.cluster) if on_slurm else [], show)
     show("  a step's memory, from a step without numbers: takes some seconds")
     show(f"  {_memory(run)}")
     return ok & show_findings(check_memory(run), show)
+
+
+def _check_weights(run: TrainRun) -> list[str]:
+    """Open the file of weights that a new run begins from, and compare its sizes."""
+    start = run.model.checkpoint
+    if start is None or not start.is_file() or saved_step(run.folder) > 0:
+        return []
+    from supersam.model.sam import require_fitting  # torch: for a dry run alone
+    from supersam.space import resolve_shape
+
+    try:
+        require_fitting(resolve_shape(run.model), start)
+    except UserError as fault:
+        return [f"error: {fault}"]
+    return [f"ok: checkpoint {start} fits the model"]
 
 
 def _show_scripts(run: TrainRun, show: Callable[[str], None]) -> None:

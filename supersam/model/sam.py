@@ -1,33 +1,24 @@
-"""segment-anything models of any size: the only file that knows where SAM weights come from."""
+"""segment-anything models of any size, with random weights or those of a checkpoint file."""
 
 from __future__ import annotations
 
-import pickle
-import struct
-import zipfile
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from segment_anything.modeling import ImageEncoderViT, Sam
 from torch import Tensor, nn
 
 from supersam.config import UserError
+from supersam.model.checkpoint_file import read_checkpoint
 from supersam.model.initialize import initialize
 from supersam.space import SHAPES, EncoderShape
 from supersam.space.shape import NECK_CHANNELS, PATCH_PX
 from supersam.standalone import NORM_EPS, build_mask_decoder, build_prompt_encoder
 
 _MAX_NAMES_SHOWN = 6
-# What PyTorch's reader raises for bytes that are no checkpoint, seen with random ones.
-_UNREADABLE = (
-    *(OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError),
-    *(struct.error, zipfile.BadZipFile),
-)
 
 
 def load_sam(model: str | EncoderShape, checkpoint: Path | None = None, *, seed: int = 0) -> Sam:
@@ -35,8 +26,7 @@ def load_sam(model: str | EncoderShape, checkpoint: Path | None = None, *, seed:
 
     Args:
         model: a name in `SHAPES` (vit_t, vit_s, vit_b, vit_l, vit_h) or the sizes themselves.
-        checkpoint: weights in the format of `sam_vit_b_01ec64.pth`, or the same names in a
-            `.safetensors` file; None draws random ones.
+        checkpoint: weights as `read_checkpoint` reads them; None draws random ones.
         seed: seeds the random weights; the global random state is left alone.
 
     Raises:
@@ -74,34 +64,6 @@ def build_sam(shape: EncoderShape) -> Sam:
     )
     prompt_encoder = build_prompt_encoder(shape.image_size, shape.grid, NECK_CHANNELS)
     return Sam(encoder, prompt_encoder, build_mask_decoder(NECK_CHANNELS))
-
-
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file, without running any code in it.
-
-    Raises UserError where the file is absent, damaged or holds something else.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"checkpoint {path} does not exist") from None
-    except (*_UNREADABLE, SafetensorError) as fault:
-        raise UserError(
-            f"checkpoint {path} cannot be read ({_first_line(fault)}); it is damaged or cut short "
-            f"({path.stat().st_size:,} bytes): fetch it again and compare its checksum"
-        ) from None
-    except pickle.UnpicklingError as fault:
-        raise UserError(
-            f"checkpoint {path} is not a plain file of tensors ({_first_line(fault)}); a file that "
-            "needs code to be read is refused"
-        ) from None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(
-            f"checkpoint {path} is not a dictionary of tensors as in sam_vit_b_01ec64.pth"
-        )
-    return state
 
 
 def infer_shape(state: dict[str, Tensor]) -> EncoderShape | None:
@@ -143,7 +105,19 @@ def infer_model(state: dict[str, Tensor]) -> str:
     )
 
 
+def require_fitting(shape: EncoderShape, checkpoint: Path) -> None:
+    """Raise UserError, as `load_sam` would, where the file does not hold a model of `shape`."""
+    with torch.device("meta"):
+        sam = build_sam(shape)
+    _require_same_names(sam, read_checkpoint(checkpoint), checkpoint)
+
+
 def _load_state(sam: Sam, state: dict[str, Tensor], path: Path | None) -> None:
+    _require_same_names(sam, state, path)
+    sam.load_state_dict(state)
+
+
+def _require_same_names(sam: Sam, state: dict[str, Tensor], path: Path | None) -> None:
     wanted = sam.state_dict()
     faults = {
         "missing": [name for name in wanted if name not in state],
@@ -160,14 +134,9 @@ def _load_state(sam: Sam, state: dict[str, Tensor], path: Path | None) -> None:
             f"checkpoint {path} does not fit this model: {details}. The file looks like: "
             f"{infer_model(state)}"
         )
-    sam.load_state_dict(state)
 
 
 def _few(names: Iterable[Any]) -> str:
     listed = list(names)
     rest = len(listed) - _MAX_NAMES_SHOWN
     return ", ".join(listed[:_MAX_NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _first_line(fault: Exception) -> str:
-    return (str(fault).strip().splitlines() or [type(fault).__name__])[0][:160]

@@ -10,7 +10,8 @@ from torch import Tensor
 from supersam.config.files import CHECKPOINT_MANIFEST, RUN_FILE
 from supersam.config import TrainRun, UserError, load_run
 from supersam.model import SamSupernet, load_sam
-from supersam.model.sam import build_sam, infer_model, infer_shape, read_checkpoint
+from supersam.model.checkpoint_file import read_checkpoint
+from supersam.model.sam import build_sam, infer_model, infer_shape
 from supersam.space import SearchSpace, published_space, resolve_shape
 from supersam.runs.checkpoint_io import read_average, read_weights
 from supersam.runs.checkpoints import Manifest, SavedCheckpoints, verify

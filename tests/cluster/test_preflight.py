@@ -1,6 +1,8 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from supersam.cluster.launcher import submit
 from supersam.cluster.preflight import (
@@ -11,7 +13,9 @@ from supersam.cluster.preflight import (
     describe_ranked_run,
 )
 from supersam.config import TrainCluster, TrainRun
+from supersam.model import load_sam
 from supersam.runs.folder import prepare_run_folder
+from supersam.space import EncoderShape
 from tests.training.runs import tiny_run
 
 BATCH = {
@@ -127,3 +131,18 @@ def test_nodes_without_slurm_are_a_users_mistake(monkeypatch, tmp_path: Path, ca
     assert "no sbatch on this machine" in message
     assert "leave out --nodes" in message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("depth", [4, 5])
+def test_a_dry_run_opens_the_checkpoint_and_compares_its_sizes(
+    depth: int, tiny_shape: EncoderShape, tmp_path: Path, synthetic_shards: Path
+):
+    weights = tmp_path / "start.pth"
+    torch.save(load_sam(replace(tiny_shape, depth=depth)).state_dict(), weights)
+    run = tiny_run(tmp_path / "run", synthetic_shards, {"model": {"checkpoint": str(weights)}})
+    lines: list[str] = []
+    assert describe_ranked_run(run, "inline", lines.append) == (depth == 4)
+    said = f"  ok: checkpoint {weights} fits the model"
+    assert (said in lines) == (depth == 4)
+    refused = [line for line in lines if "does not fit this model: 14 unexpected" in line]
+    assert len(refused) == (depth == 5)

@@ -1,0 +1,217 @@
+"""Files of SAM weights, of whatever origin: read without running code, under one set of names."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from supersam.config import UserError
+
+logger = logging.getLogger(__name__)
+
+# What PyTorch's reader raises for bytes that are not a checkpoint, seen with random ones.
+_UNREADABLE = (
+    *(OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError),
+    *(struct.error, zipfile.BadZipFile),
+)
+_HEAD_BYTES = 64
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "sam", "net")
+"""Where training scripts keep the weights, beside their optimizer and epoch."""
+_ANCHOR = re.compile(r"(?P<prefix>.*?)(?:image|vision)_encoder\.pos_embed")
+_PIXELS = {"pixel_mean": (123.675, 116.28, 103.53), "pixel_std": (58.395, 57.12, 57.375)}
+"""Buffers that segment-anything does not save: every SAM normalises images by these."""
+
+_MLP_HEADS = r"(output_hypernetworks_mlps\.\d+|iou_prediction_head)"
+_HUGGING_FACE = tuple(
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (r"^vision_encoder\.", "image_encoder."),
+        (r"^image_encoder\.layers\.", "image_encoder.blocks."),
+        (r"^(image_encoder\.patch_embed)\.projection\.", r"\1.proj."),
+        (r"^(image_encoder\.neck)\.conv1\.", r"\1.0."),
+        (r"^(image_encoder\.neck)\.layer_norm1\.", r"\1.1."),
+        (r"^(image_encoder\.neck)\.conv2\.", r"\1.2."),
+        (r"^(image_encoder\.neck)\.layer_norm2\.", r"\1.3."),
+        (r"^(?:prompt_encoder\.shared_embedding|shared_image_embedding)\.positional_embedding$",
+         "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"),
+        (r"^prompt_encoder\.point_embed\.", "prompt_encoder.point_embeddings."),
+        (r"^prompt_encoder\.mask_embed\.conv1\.", "prompt_encoder.mask_downscaling.0."),
+        (r"^prompt_encoder\.mask_embed\.layer_norm1\.", "prompt_encoder.mask_downscaling.1."),
+        (r"^prompt_encoder\.mask_embed\.conv2\.", "prompt_encoder.mask_downscaling.3."),
+        (r"^prompt_encoder\.mask_embed\.layer_norm2\.", "prompt_encoder.mask_downscaling.4."),
+        (r"^prompt_encoder\.mask_embed\.conv3\.", "prompt_encoder.mask_downscaling.6."),
+        (r"^mask_decoder\.upscale_conv1\.", "mask_decoder.output_upscaling.0."),
+        (r"^mask_decoder\.upscale_layer_norm\.", "mask_decoder.output_upscaling.1."),
+        (r"^mask_decoder\.upscale_conv2\.", "mask_decoder.output_upscaling.3."),
+        (r"\.layer_norm_final_attn\.", ".norm_final_attn."),
+        (r"\.layer_norm(\d)\.", r".norm\1."),
+    )
+)  # fmt: skip
+"""transformers' SamModel names and segment-anything's, in the order in which they are replaced."""
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint file under segment-anything's names; runs no code in it.
+
+    Takes the weights out of a training script's checkpoint, strips prefixes such as `module.`, and
+    translates the names of Hugging Face's SamModel; the log tells of it. Raises UserError where the
+    file is absent, damaged, holds something else, or holds NaN or infinity.
+    """
+    state = _unwrap(_read_values(path), path)
+    state = _without_prefix(state, path)
+    state = _from_hugging_face(state, path)
+    state = _without_pixels(state, path)
+    _require_finite(state, path)
+    return state
+
+
+def _read_values(path: Path) -> Any:
+    head = _read_head(path)
+    try:
+        if _is_safetensors(head, path):
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (*_UNREADABLE, SafetensorError) as fault:
+        raise UserError(
+            f"checkpoint {path} cannot be read ({_first_line(fault)}); it is damaged or cut short "
+            f"({path.stat().st_size:,} bytes): fetch it again and compare its checksum"
+        ) from None
+    except pickle.UnpicklingError as fault:
+        raise UserError(
+            f"checkpoint {path} is not a plain file of tensors ({_first_line(fault)}); a file that "
+            "needs code to be read is refused: save its state_dict() alone with torch.save"
+        ) from None
+
+
+def _read_head(path: Path) -> bytes:
+    """The first bytes. Raises UserError for what is not a file of weights at first sight."""
+    if path.is_dir():
+        raise UserError(f"checkpoint {path} is a folder; name the file of weights in it")
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path} does not exist") from None
+    except OSError as fault:
+        raise UserError(f"checkpoint {path} cannot be opened: {fault.strerror}") from None
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(
+            f"checkpoint {path} is a Git LFS pointer, not the weights; fetch them with git lfs pull"
+        )
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise UserError(
+            f"checkpoint {path} is a web page, as a failed download leaves it; fetch it again"
+        )
+    return head
+
+
+def _is_safetensors(head: bytes, path: Path) -> bool:
+    """By content, whatever the name: the length of a JSON header, and the header."""
+    if len(head) < 9 or head[8:9] != b"{":
+        return False
+    return int.from_bytes(head[:8], "little") < path.stat().st_size
+
+
+def _unwrap(values: Any, path: Path) -> dict[str, Tensor]:
+    """The dictionary of tensors that `values` is or holds."""
+    if _is_state(values):
+        return dict(values)
+    for name, inner in _candidates(values):
+        if _is_state(inner) and any(_ANCHOR.fullmatch(key) for key in inner):
+            logger.info("%s: the weights are taken from its entry %r", path, name)
+            return dict(inner)
+    raise UserError(
+        f"checkpoint {path} is not a dictionary of tensors as in sam_vit_b_01ec64.pth, and none of "
+        f"its entries {', '.join(_WRAPPERS)} holds the weights of a SAM"
+    )
+
+
+def _candidates(values: Any) -> Iterator[tuple[str, Any]]:
+    """Entries that may hold the weights, the usual names first."""
+    if not isinstance(values, dict):
+        return
+    usual = [name for name in _WRAPPERS if name in values]
+    for name in (*usual, *(key for key in values if key not in usual)):
+        yield str(name), values[name]
+
+
+def _is_state(values: Any) -> bool:
+    return (
+        isinstance(values, dict)
+        and len(values) > 0
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in values.items())
+    )
+
+
+def _without_prefix(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The state without what stands before `image_encoder.` in every name, as `module.`."""
+    prefixes = [match["prefix"] for key in state if (match := _ANCHOR.fullmatch(key))]
+    if len(prefixes) != 1 or prefixes[0] == "":
+        return state
+    kept = {k.removeprefix(prefixes[0]): v for k, v in state.items() if k.startswith(prefixes[0])}
+    left = (
+        f", and {len(state) - len(kept)} other tensors left out" if len(kept) < len(state) else ""
+    )
+    logger.info("%s: the prefix %r of its names is dropped%s", path, prefixes[0], left)
+    return kept
+
+
+def _from_hugging_face(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The state with transformers' names of a SamModel replaced by segment-anything's."""
+    if not any(name.startswith("vision_encoder.") for name in state):
+        return state
+    logger.info("%s: its names are those of Hugging Face's SamModel, and are translated", path)
+    counts_from_input = any(".proj_in." in name for name in state)
+    return {_translated(name, shift=counts_from_input): value for name, value in state.items()}
+
+
+def _translated(name: str, *, shift: bool) -> str:
+    for pattern, replacement in _HUGGING_FACE:
+        name = pattern.sub(replacement, name)
+    if shift:  # their first and last layers have names, ours have numbers
+        name = re.sub(rf"{_MLP_HEADS}\.layers\.0\.", r"\1.layers.1.", name)
+        name = re.sub(rf"{_MLP_HEADS}\.proj_in\.", r"\1.layers.0.", name)
+        name = re.sub(rf"{_MLP_HEADS}\.proj_out\.", r"\1.layers.2.", name)
+    return name
+
+
+def _without_pixels(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The state without the constants of normalisation; the log tells where they are others."""
+    for name, usual in _PIXELS.items():
+        found = state.get(name)
+        if found is not None and not torch.allclose(found.float().flatten(), torch.tensor(usual)):
+            logger.warning(
+                "%s: it was trained with %s %s; images are normalised with %s",
+                *(path, name, [round(v, 3) for v in found.flatten().tolist()], list(usual)),
+            )
+    return {name: value for name, value in state.items() if name not in _PIXELS}
+
+
+def _require_finite(state: dict[str, Tensor], path: Path) -> None:
+    for name, value in state.items():
+        if not value.is_floating_point():
+            raise UserError(
+                f"checkpoint {path}: {name} is of type {str(value.dtype).removeprefix('torch.')}, "
+                "not of floating point; a quantised model cannot be taken"
+            )
+        bad = int((~value.isfinite()).sum())
+        if bad > 0:
+            raise UserError(
+                f"checkpoint {path}: {bad} of {value.numel():,} values of {name} are NaN or "
+                "infinity; its training had diverged: take an earlier one"
+            )
+
+
+def _first_line(fault: Exception) -> str:
+    return (str(fault).strip().splitlines() or [type(fault).__name__])[0][:160]
