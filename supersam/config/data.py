@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from supersam.config.sections import Fraction, Section
+from supersam.config.sections import Extension, Fraction, Section, or_own
 
 PromptKind = Literal["point", "box", "either"]
 SourceKind = Literal["sa1b", "coco", "labelmap", "tiff", "synthetic"]
@@ -32,8 +32,11 @@ class SyntheticConfig(Section):
 class SourceConfig(Section):
     """Images and masks on disk, in the layout of a public data set."""
 
-    kind: Annotated[SourceKind, tyro.conf.arg(name="source")] = "sa1b"
-    """Layout of the source."""
+    kind: Annotated[SourceKind | Extension, or_own(SourceKind), tyro.conf.arg(name="source")] = (
+        "sa1b"
+    )
+    """Layout of the source, or module:object of a data set of your own: called with the root and
+    the split, it returns something with a length whose items are an image and its masks."""
     root: Path | None = None
     """Folder of the source; unused for synthetic images."""
     split: str = "train"

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from supersam.config.cluster import DesignCluster
 from supersam.config.data import PromptKind
-from supersam.config.sections import Fraction, Section, WatchdogConfig
+from supersam.config.sections import Extension, Fraction, Section, WatchdogConfig, or_own
 
 ScoreName = Literal["magnitude", "wanda", "taylor", "movement", "random"]
 Dimension = Literal["mlp", "heads", "embed"]
@@ -21,10 +21,10 @@ DIMENSIONS: tuple[Dimension, ...] = ("mlp", "heads", "embed")
 class ImportanceConfig(Section):
     """How important each MLP unit, attention head and embedding channel is."""
 
-    score: ScoreName = "wanda"
+    score: Annotated[ScoreName | Extension, or_own(ScoreName)] = "wanda"
     """magnitude: absolute weights; wanda: weights x norm of what they read; taylor: first-order
     change of a loss without the unit; movement: weights that training lets grow; random: the
-    control."""
+    control. Or module:function of a Measurement, which gives UnitScores."""
     loss: Literal["task", "embedding"] = "task"
     """Loss of taylor and movement: the training's, or, for taylor, the squared distance to the
     model's own image embedding plus noise, which needs no masks."""

@@ -48,7 +48,8 @@ class ShardRun(Section):
     def _converts_or_verifies(self) -> ShardRun:
         if (self.out is None) == (self.verify is None):
             raise ValueError("give either --out DIR to convert or --verify DIR to check")
-        if self.out is not None and self.source.kind != "synthetic" and self.source.root is None:
+        needs_root = self.source.kind != "synthetic" and ":" not in self.source.kind
+        if self.out is not None and needs_root and self.source.root is None:
             raise ValueError(f"--source {self.source.kind} needs --root DIR, the data set's folder")
         if self.share[0] >= self.share[1]:
             raise ValueError(f"--part {self.part} counts too far; the last one is K/K")

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from supersam.config.cluster import SearchCluster
 from supersam.config.files import RESULTS
-from supersam.config.sections import Fraction, Section
+from supersam.config.sections import Extension, Fraction, Section, or_own
 
 Flat = tyro.conf.arg(name="")
 
@@ -197,8 +197,8 @@ class SearchRun(Section):
     """Folder of the search; null takes RUN/results/NAME."""
     trials: PositiveInt = 200
     """Subnets to evaluate. The same command with a larger number goes on."""
-    searcher: SearcherName = "nsga2"
-    """Who proposes subnets."""
+    searcher: Annotated[SearcherName | Extension, or_own(SearcherName)] = "nsga2"
+    """Who proposes subnets; or module:class of a Searcher of your own."""
     evidence: Path | None = None
     """The evidence.json of the run's design: the first proposals of any searcher then follow from
     the sensitivities that the design measured; those of --searcher budget all do."""

@@ -5,12 +5,36 @@ What is read is in `data.py`, where it runs in `cluster.py`. No torch, no files.
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+Extension = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+"""`module:object`: an object of the user's own; see docs/extending.md."""
+
+
+def or_own(words: object) -> BeforeValidator:
+    """Check a setting that is one of the Literal `words`, or `module:object`, in one message."""
+
+    def check(value: Any) -> Any:
+        known = [str(word) for word in get_args(words)]
+        if not isinstance(value, str) or value in known or ":" in value:
+            return value
+        close = difflib.get_close_matches(value, known, n=1)
+        remedy = f"did you mean {close[0]}? " if close else ""
+        raise ValueError(
+            f"{value!r} is not known; {remedy}known are {', '.join(known)}, and module:object of "
+            "your own"
+        )
+
+    return BeforeValidator(check)
+
+
+MaskLoss = Literal["dice_bce", "dice_focal", "dice"]
 
 
 class Section(BaseModel):
@@ -140,8 +164,9 @@ class SandwichConfig(Section):
 class LossConfig(Section):
     """The loss that is minimised, on low-resolution masks."""
 
-    mask: Literal["dice_bce", "dice_focal", "dice"] = "dice_bce"
-    """Dice, alone or with a per-pixel loss; `dice_bce` weighs object and background equally."""
+    mask: Annotated[MaskLoss | Extension, or_own(MaskLoss)] = "dice_bce"
+    """Dice, alone or with a per-pixel loss; `dice_bce` weighs object and background equally. Or
+    module:function of logits (..., s, s) and target in [0, 1], which gives each mask's loss."""
     dice_weight: float = Field(1.0, ge=0)
     """Weight of the dice loss."""
     pixel_weight: float = Field(1.0, ge=0)
@@ -200,6 +225,9 @@ class EngineConfig(Section):
     """How loader processes start; fork is unsafe once CUDA or threads are in use."""
     log_every: PositiveInt = 10
     """Optimizer steps between log lines and TensorBoard scalars."""
+    metric_writer: Extension | None = None
+    """module:object that also gets every scalar: called with the run's folder, it returns something
+    with scalars(values, step) and close()."""
     log_sample_ids: bool = False
     """Write the ids of every step's images to `sample_ids.jsonl`, to audit the data order."""
 

@@ -86,6 +86,14 @@ def decode_runs(rle: bytes, height: int, width: int) -> Runs:
     return Runs(starts[filled], stops[filled], height, width)
 
 
+def mask_runs(mask: NDArray[np.bool_]) -> Runs:
+    """The runs of a (height, width) bool mask."""
+    flat = np.concatenate([[0], mask.ravel(order="F").astype(np.int8), [0]])
+    change = np.diff(flat)
+    starts, stops = np.flatnonzero(change == 1), np.flatnonzero(change == -1)
+    return Runs(starts.astype(np.int64), stops.astype(np.int64), *mask.shape)
+
+
 def encode_runs(runs: Runs) -> bytes:
     """COCO's compressed run lengths."""
     bounds = np.stack([runs.starts, runs.stops], axis=1).ravel()

@@ -16,6 +16,7 @@ from torch import Tensor
 from supersam.config import LossConfig
 from supersam.data.sample import Batch
 from supersam.model import Prediction
+from supersam.runtime.extensions import is_extension, load_extension
 
 _FOCAL_ALPHA, _FOCAL_GAMMA = 0.25, 2.0
 _SMOOTH = 1.0  # cells; keeps dice defined for empty masks
@@ -152,6 +153,9 @@ def mask_iou(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _per_mask(config: LossConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    if is_extension(config.mask):
+        own: Callable[[Tensor, Tensor], Tensor] = load_extension(config.mask, "--loss.mask")
+        return own
     pixel = {"dice_bce": balanced_bce_loss, "dice_focal": focal_loss, "dice": None}[config.mask]
 
     def loss(logits: Tensor, target: Tensor) -> Tensor:

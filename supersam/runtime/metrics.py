@@ -11,6 +11,7 @@ import numpy as np
 
 from supersam.config.files import METRICS_FILE, TENSORBOARD
 from supersam.runtime.atomic import write_bytes
+from supersam.runtime.extensions import load_extension
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -42,12 +43,19 @@ class MetricWriter:
     curve has no doubled part; those of step n itself stay.
     """
 
-    def __init__(self, folder: Path | None, *, first_step: int = 0) -> None:
-        """folder: the run's folder; None for a rank that does not write."""
+    def __init__(self, folder: Path | None, *, first_step: int = 0, own: str | None = None) -> None:
+        """folder: the run's folder; None for a rank that does not write.
+
+        own: module:object of the user, called with the folder; its `scalars` and `close` are called
+        after these.
+        """
+        self._own: Any = None
         self._board: SummaryWriter | None = None
         self._lines: Path | None = None
         if folder is None:
             return
+        if own is not None:
+            self._own = load_extension(own, "--engine.metric-writer")(folder)
         from torch.utils.tensorboard import SummaryWriter  # slow to import; rank 0 only
 
         self._lines = folder / METRICS_FILE
@@ -64,6 +72,8 @@ class MetricWriter:
             self._board.add_scalar(name, value, step)
         with self._lines.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._own is not None:
+            self._own.scalars(dict(values), step)
 
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:
         """Write a picture. pixels: (H, W, 3) uint8."""
@@ -105,6 +115,9 @@ class MetricWriter:
         if self._board is not None:
             self._board.close()
             self._board = None
+        if self._own is not None:
+            self._own.close()
+            self._own = None
 
 
 def _drop_later_lines(path: Path, first_step: int) -> None:

@@ -53,7 +53,7 @@ class TensorBoard:
         measured = list(result.measured.values())
         if any(trial.status == "complete" for trial in trials):
             self._draw(trials, front, references)
-            settings = {
+            settings: dict[str, float | str | bool] = {
                 "searcher": search.searcher,
                 "seed": search.seed,
                 "trials": search.trials,

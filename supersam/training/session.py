@@ -111,7 +111,11 @@ class _Session:
         self, supernet: SamSupernet, engine: Engine, state: TrainState, stop: StopFlag
     ) -> None:
         run, world = self.run, self.world
-        writer = MetricWriter(run.folder if world.is_first else None, first_step=state.step)
+        writer = MetricWriter(
+            run.folder if world.is_first else None,
+            first_step=state.step,
+            own=run.engine.metric_writer,
+        )
         writer.text("run", dump_run(run))
         telemetry = Telemetry(
             writer,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
-from supersam.config.data import SourceConfig, SourceKind
+from supersam.config.data import SourceConfig
 from supersam.data.identity import clip_of, content_id, stable_id
 from supersam.data.sources.annotated import (
     AnnotatedImage,
@@ -17,16 +17,18 @@ from supersam.data.sources.annotated import (
     read_file,
 )
 from supersam.data.sources.coco import list_coco, read_coco
+from supersam.data.sources.extension import list_extension, read_extension
 from supersam.data.sources.labelmap import list_labelmap, read_labelmap
 from supersam.data.sources.sa1b import list_sa1b, read_sa1b
 from supersam.data.sources.samples import Samples, make_samples
 from supersam.data.sources.synthetic import list_synthetic, read_synthetic
 from supersam.data.sources.tiff import list_tiff, read_page_content, read_tiff
 from supersam.data.sources.values import not_utf8
+from supersam.runtime.extensions import is_extension
 
 _List = Callable[[SourceConfig], list[Item]]
 _Read = Callable[[SourceConfig, Item], AnnotatedImage]
-_LAYOUTS: dict[SourceKind, tuple[_List, _Read]] = {
+_LAYOUTS: dict[str, tuple[_List, _Read]] = {
     "sa1b": (list_sa1b, read_sa1b),
     "coco": (list_coco, read_coco),
     "labelmap": (list_labelmap, read_labelmap),
@@ -35,9 +37,15 @@ _LAYOUTS: dict[SourceKind, tuple[_List, _Read]] = {
 }
 
 
+def _layout(config: SourceConfig) -> tuple[_List, _Read]:
+    if is_extension(config.kind):
+        return list_extension, read_extension
+    return _LAYOUTS[config.kind]
+
+
 def list_items(config: SourceConfig) -> list[Item]:
     """The inputs of a source in the order of their names. Raises SourceError."""
-    items = _LAYOUTS[config.kind][0](config)
+    items = _layout(config)[0](config)
     if len(items) == 0:
         raise SourceError(
             f"no images of kind {config.kind!r} in {config.root}, split {config.split!r}; "
@@ -51,7 +59,7 @@ def read_samples(config: SourceConfig, item: Item) -> Samples:
     if item.fault is not None:
         raise BadInputError(f"{item.name}: {item.fault}")
     try:
-        image = _LAYOUTS[config.kind][1](config, item)
+        image = _layout(config)[1](config, item)
         group = None if item.first_frame is None else _first_content(config, item.first_frame)
         return make_samples(image, config, group=group)
     except BadInputError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from supersam.config.design import ScoreName
 from supersam.data.sample import Batch
 from supersam.design.scores.gradients import embedding_loss
 from supersam.design.scores.magnitude import score_magnitude
@@ -16,8 +15,9 @@ from supersam.design.scores.wanda import score_wanda
 from supersam.design.units import UnitScores
 from supersam.model import SamSupernet
 from supersam.runtime.distributed import World
+from supersam.runtime.extensions import is_extension, load_extension
 
-SCORES: dict[ScoreName, Callable[[Measurement], UnitScores]] = {
+SCORES: dict[str, Callable[[Measurement], UnitScores]] = {
     "magnitude": score_magnitude,
     "wanda": score_wanda,
     "taylor": score_taylor,
@@ -30,7 +30,7 @@ def score_units(
     supernet: SamSupernet,
     calibration: Sequence[Batch],
     *,
-    score: ScoreName,
+    score: str,
     world: World | None = None,
     loss: ScoreLoss | None = None,
     seed: int = 0,
@@ -42,7 +42,7 @@ def score_units(
     Args:
         supernet: its weights are the same before and after; on any device.
         calibration: the same batches on every rank, which takes every R-th of them.
-        score: a name in `SCORES`.
+        score: a name in `SCORES`, or module:function of a `Measurement`.
         world: this rank; None for a process on its own.
         loss: for taylor and movement; None takes the distance to a disturbed embedding.
         seed: of random scores.
@@ -55,4 +55,11 @@ def score_units(
         seed=seed,
     )
     with evaluating(supernet):
-        return SCORES[score](measurement)
+        return _find_score(score)(measurement)
+
+
+def _find_score(name: str) -> Callable[[Measurement], UnitScores]:
+    if is_extension(name):
+        found: Callable[[Measurement], UnitScores] = load_extension(name, "--importance.score")
+        return found
+    return SCORES[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from supersam.config import SearchRun, UserError
-from supersam.config.search import SearcherName
+from supersam.runtime.extensions import is_extension, load_extension
 from supersam.search.searchers.base import Problem, Searcher
 from supersam.search.searchers.baselines import ExhaustiveSearcher, RandomSearcher
 from supersam.search.searchers.budget import (
@@ -35,8 +35,16 @@ def pose_problem(search: SearchRun, space: SearchSpace) -> Problem:
     return Problem.of(search, space, tuple(some[:count]))
 
 
-def build_searcher(name: SearcherName, problem: Problem) -> Searcher:
-    """The searcher `name`. Raises UserError where its library is missing."""
+def build_searcher(name: str, problem: Problem) -> Searcher:
+    """The searcher `name`, or module:class of the user. Raises UserError where it is missing."""
+    if is_extension(name):
+        own = load_extension(name, "--searcher")
+        if not (isinstance(own, type) and issubclass(own, Searcher)):
+            raise UserError(
+                f"--searcher {name} is not a subclass of supersam.search.searchers.base.Searcher; "
+                "docs/extending.md shows one"
+            )
+        return own(problem)
     if name in _OWN:
         return _OWN[name](problem)
     try:
