@@ -1,1 +1,1 @@
-"""What runs and searches tell of themselves; reads only."""
+"""Where runs and searches stand, by what they left on disk and by Slurm; reads only."""

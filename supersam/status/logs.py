@@ -1,4 +1,4 @@
-"""What the ends of a run's log files tell of its end. Reads tails only."""
+"""Signs of why a run ended, in the ends of its log files. Reads tails only."""
 
 from __future__ import annotations
 

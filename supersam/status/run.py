@@ -1,8 +1,7 @@
-"""All that is known of a run: its folder's files and what Slurm says. Reads only; no torch."""
+"""Everything that is known about a run, by its folder and by Slurm. Reads only; no torch."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Literal
 from supersam.cluster.slurm.jobs import JobQueue, SlurmJob
 from supersam.cluster.slurm.restart_policy import reason_of_state
 from supersam.config import UserError, read_yaml
-from supersam.config.files import JOB_FILE, RUN_FILE
+from supersam.config.files import RUN_FILE
 from supersam.health.records import (
     RankHeartbeat,
     Status,
@@ -22,6 +21,7 @@ from supersam.health.records import (
 )
 from supersam.health.watchdog import HangReport, read_hang_report
 from supersam.runs.attempts import AttemptEvent, Reason, is_cancelled, read_attempts
+from supersam.status.record import Record, ask_for_jobs, find_folders, newest_job
 
 State = Literal[
     "new",
@@ -38,15 +38,14 @@ State = Literal[
 _HEARTBEAT_S = 10.0
 
 
-@dataclass(frozen=True)
-class RunRecord:
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(Record):
     """A run as its folder and the queue show it."""
 
-    folder: Path
     steps: int
     """Optimizer steps that were asked for."""
     heartbeat_s: float
-    """Seconds between its signs of life."""
+    """Seconds between heartbeats."""
     status: Status | None
     heartbeats: list[RankHeartbeat]
     events: list[AttemptEvent]
@@ -54,19 +53,12 @@ class RunRecord:
     saved_step: int
     """Step of the last checkpoint; 0 before the first."""
     cancelled: bool
-    job: SlurmJob | None
-    """The newest job, where Slurm knows it."""
-    job_id: str | None
-    fault: str | None = None
-    """Why what was asked for cannot be read, in one line; None where it can."""
 
     @property
     def state(self) -> State:
         """Where the run is; `lost`: it ended without saying so."""
-        if self.fault is not None:
-            return "unreadable"
-        if self.job is not None and self.job.is_active:
-            return "pending" if self.job.is_waiting else "running"
+        if self.job_state is not None:
+            return self.job_state
         if any(self.works(beat) for beat in self.heartbeats):
             return "running"
         failed = any(beat.phase == "failed" for beat in self.heartbeats)
@@ -118,9 +110,9 @@ class RunRecord:
         return "ended" if known and not any(self.works(beat) for beat in known) else None
 
     def works(self, beat: RankHeartbeat) -> bool:
-        """Whether a rank still does; of an attempt that is over none does, however fresh its beat.
+        """Whether a rank still works; none does once its attempt is over.
 
-        A rank that was killed on another host leaves a fresh beat behind.
+        A rank that was killed on another host leaves a fresh heartbeat behind.
         """
         if self.events:
             last = self.events[-1]
@@ -136,7 +128,7 @@ class RunRecord:
 
 
 def read_record(folder: Path, queue: JobQueue) -> RunRecord:
-    """Everything about the run of `folder`. Raises UserError where there is none to be read."""
+    """Read everything about the run of `folder`. Raises UserError where it cannot be read."""
     if not (folder / RUN_FILE).is_file():
         raise UserError(
             f"{folder} holds no run (no {RUN_FILE}); launch/status.py lists runs and searches"
@@ -148,25 +140,26 @@ def read_record(folder: Path, queue: JobQueue) -> RunRecord:
 
 
 def read_records(folders: Sequence[Path], queue: JobQueue) -> list[RunRecord]:
-    """The same for several runs, with one question to Slurm. Of one that cannot be read, why."""
+    """Like `read_record` for several runs, with a single Slurm query.
+
+    An unreadable run carries the reason in `fault`.
+    """
     events = {folder: read_attempts(folder) for folder in folders}
     ids = {folder: newest_job(folder, events[folder]) for folder in folders}
-    jobs = queue.jobs(job_id for job_id in ids.values() if job_id is not None)
-    return [_record(folder, events[folder], ids[folder], jobs) for folder in folders]
+    jobs = ask_for_jobs(ids, queue)
+    return [_record(folder, events[folder], ids[folder], jobs[folder]) for folder in folders]
 
 
 def find_runs(root: Path) -> list[Path]:
     """Folders of the runs directly below `root`, the newest last."""
-    files = sorted(root.glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime)
-    return [file.parent for file in files]
+    return find_folders(root, f"*/{RUN_FILE}")
 
 
 def _record(
-    folder: Path, events: list[AttemptEvent], job_id: str | None, jobs: dict[str, SlurmJob]
+    folder: Path, events: list[AttemptEvent], job_id: str | None, job: SlurmJob | None
 ) -> RunRecord:
     steps, heartbeat_s, fault = _asked_for(folder / RUN_FILE)
     status = read_status(folder)
-    job = jobs.get(job_id) if job_id is not None else None
     if status is not None and job is not None and job.state == "RUNNING":
         status = _of_this_attempt(status, events, folder)
     return RunRecord(
@@ -186,7 +179,7 @@ def _record(
 
 
 def _of_this_attempt(status: Status, events: list[AttemptEvent], folder: Path) -> Status:
-    """The status, which until rank 0 of a new attempt gives a sign of life is the last one's."""
+    """The status; before rank 0 of a new attempt writes its own, that of the attempt before."""
     if not events or events[-1].event == "end" or events[-1].time < status.time:
         return status
     return replace(status, phase="starting", step=saved_step(folder), eta_s=None)
@@ -204,16 +197,4 @@ def _asked_for(path: Path) -> tuple[int, float, str | None]:
     except UserError as fault:
         return 0, _HEARTBEAT_S, " ".join(str(fault).split())
     except (AttributeError, TypeError, ValueError) as fault:
-        return 0, _HEARTBEAT_S, f"{path} describes no run: {fault}"
-
-
-def newest_job(folder: Path, events: list[AttemptEvent]) -> str | None:
-    """The job submitted last, which may not have begun, else the one that ran last."""
-    began = max((event.time for event in events), default=0.0)
-    try:
-        job = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
-        if job["submitted"] >= began:
-            return str(job["job_id"])
-    except (OSError, ValueError, KeyError):  # a local run, or another version's
-        pass
-    return next((event.job_id for event in reversed(events) if event.job_id is not None), None)
+        return 0, _HEARTBEAT_S, f"{path} does not describe a run: {fault}"

@@ -1,4 +1,4 @@
-"""All that is known of a search: its folder's files and what Slurm says. Reads only; no torch."""
+"""Everything that is known about a search, by its folder and by Slurm. Reads only; no torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from supersam.config.files import (
 )
 from supersam.runtime.jsonl import read_jsonl
 from supersam.runtime.tail import read_tail
-from supersam.status.run import newest_job
+from supersam.status.record import Record, ask_for_jobs, find_folders, newest_job
 
 State = Literal["pending", "running", "finished", "failed", "unfinished", "unreadable"]
 _LEAST_BYTES = 4096
@@ -31,11 +31,10 @@ _LOCKS = Path("/proc/locks")
 _FAULT = re.compile(r"(error|[\w.]*(Error|Exception)): ")
 
 
-@dataclass(frozen=True)
-class SearchRecord:
+@dataclass(frozen=True, kw_only=True)
+class SearchRecord(Record):
     """A search as its folder and the queue show it."""
 
-    folder: Path
     asked: int
     """Trials that were asked for."""
     trials: int
@@ -50,21 +49,14 @@ class SearchRecord:
     """Whether a process of this host has the journal open to write."""
     seen: float | None
     """Time of the last trial."""
-    job: SlurmJob | None
-    """The newest job, where Slurm knows it."""
-    job_id: str | None
     log: Path | None
     """The log of the job, or of the search on this machine."""
-    fault: str | None = None
-    """Why it cannot be read, in one line; None where it can."""
 
     @property
     def state(self) -> State:
         """Where the search is; `unfinished`: the same command goes on."""
-        if self.fault is not None:
-            return "unreadable"
-        if self.job is not None and self.job.is_active:
-            return "pending" if self.job.is_waiting else "running"
+        if self.job_state is not None:
+            return self.job_state
         if self.is_written_here:
             return "running"
         if self.has_ended:
@@ -105,21 +97,20 @@ class SearchRecord:
 
 def find_searches(root: Path) -> list[Path]:
     """Folders of the searches of the runs below `root`, also those of sweeps; the newest last."""
-    files = [
-        *root.glob(f"*/{RESULTS}/*/{SEARCH_FILE}"),
-        *root.glob(f"*/{RESULTS}/*/*/{SEARCH_FILE}"),
-    ]
-    return [file.parent for file in sorted(files, key=lambda path: path.stat().st_mtime)]
+    return find_folders(root, f"*/{RESULTS}/*/{SEARCH_FILE}", f"*/{RESULTS}/*/*/{SEARCH_FILE}")
 
 
 def read_searches(folders: Sequence[Path], queue: JobQueue) -> list[SearchRecord]:
-    """Everything about the searches, with one question to Slurm. Of one that is unreadable, why."""
-    ids = {folder: newest_job(folder, []) for folder in folders}
-    jobs = queue.jobs(job_id for job_id in ids.values() if job_id is not None)
-    return [_read(folder, ids[folder], jobs) for folder in folders]
+    """Read everything about the searches, with a single Slurm query.
+
+    An unreadable search carries the reason in `fault`.
+    """
+    ids = {folder: newest_job(folder) for folder in folders}
+    jobs = ask_for_jobs(ids, queue)
+    return [_read(folder, ids[folder], jobs[folder]) for folder in folders]
 
 
-def _read(folder: Path, job_id: str | None, jobs: dict[str, SlurmJob]) -> SearchRecord:
+def _read(folder: Path, job_id: str | None, job: SlurmJob | None) -> SearchRecord:
     journal = folder / JOURNAL_FILE
     is_written_here = _is_locked(journal)
     asked, known, has_ended, fault = 0, 0, False, None
@@ -140,7 +131,7 @@ def _read(folder: Path, job_id: str | None, jobs: dict[str, SlurmJob]) -> Search
         has_ended=has_ended,
         is_written_here=is_written_here,
         seen=journal.stat().st_mtime if journal.is_file() else None,
-        job=None if job_id is None else jobs.get(job_id),
+        job=job,
         job_id=job_id,
         log=_find_log(folder, job_id, is_here=is_written_here),
         fault=fault,
@@ -156,7 +147,7 @@ def _front(file: Path) -> list[float]:
 
 
 def _count_trials(journal: Path) -> int:
-    """Proposals in a journal; a line that is being written, or damaged, is none."""
+    """Count the proposals in a journal, without lines that are damaged or being written."""
     trials = read_jsonl(journal, lambda line: (line["trial"]["stage"], line["trial"]["key"]))
     return len({key for stage, key in trials if stage == "search"})
 
