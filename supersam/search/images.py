@@ -97,9 +97,9 @@ def load_images(
     chosen = [int(places[i]) for i in chosen_images(len(places), protocol.images)]
     scenes = []
     for place in chosen:
-        image = _some_objects(first[place], protocol.objects_per_image)
+        image = some_objects(first[place], protocol.objects_per_image)
         if len(image.masks) > 0:
-            alike = [_some_objects(other[place], protocol.objects_per_image) for other in others]
+            alike = [some_objects(other[place], protocol.objects_per_image) for other in others]
             scenes.append(_Scene(image, tuple((i.points, i.labels) for i in (image, *alike))))
     if not scenes:
         raise UserError(f"no image of {images} has an annotated object")
@@ -118,7 +118,8 @@ class _Scene:
     prompts: tuple[tuple[Tensor, Tensor], ...]
 
 
-def _some_objects(image: EvalImage, limit: int | None) -> EvalImage:
+def some_objects(image: EvalImage, limit: int | None) -> EvalImage:
+    """Return the image with at most `limit` of its objects, spread evenly; None keeps all."""
     count = len(image.masks)
     if limit is None or count <= limit:
         return image

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +18,7 @@ from supersam.search.front import best, cheapest, knee, read_front, write_front
 from supersam.search.inputs import find_inputs
 from supersam.search.journal import Journal
 from supersam.search.pareto import pareto_front
+from supersam.search.report.baselines import describe_baselines
 from supersam.search.report.comparison import distinguishing_names, read_searches, write_comparison
 from supersam.search.report.content import read_report
 from supersam.search.report.contributions import contributions, fewest_trials
@@ -129,6 +131,21 @@ def test_the_page_holds_everything_and_needs_nothing(searched):
     files = {file.name for file in (searched[0] / "figures").iterdir()}
     assert {"front.svg", "trials.svg", "contributions.svg", "masks.png"} <= files
     assert any(name.startswith("subnet-") for name in files)
+
+
+def test_the_page_says_what_the_prompts_alone_give_away(searched):
+    text = write_report(searched[0], images=0).read_text()
+    assert "Without looking at the image: " in text
+    assert "the mean training mask in the box 0." in text
+    assert "the filled box 0." in text
+
+
+@pytest.mark.parametrize(("miou", "warned"), [(0.0, True), (1.0, False)])
+def test_a_front_below_what_the_prompts_give_away_is_warned_of(searched, miou, warned):
+    report = read_report(searched[0])
+    front = [replace(t, metrics={**t.metrics, "miou": miou}) for t in report.front]
+    looks = [text.look for text in describe_baselines(replace(report, front=front))]
+    assert looks == (["note", "warning"] if warned else ["note"])
 
 
 def test_writing_it_again_writes_the_same(searched):

@@ -15,6 +15,7 @@ from supersam.search.journal import Trial
 from supersam.search.plan import LARGEST, PRETRAINED
 from supersam.search.predictor import FEWEST
 from supersam.search.report import figures
+from supersam.search.report.baselines import describe_baselines
 from supersam.search.report.charts import front_chart, trials_chart
 from supersam.search.report.comparison import read_searches, write_comparison
 from supersam.search.report.content import Report, read_report
@@ -140,6 +141,7 @@ def _front(report: Report, place: Path) -> list[Part]:
     parts: list[Part] = [
         Chart(chart, caption, svg_uri(place / "front.svg")),
         _table(report),
+        *describe_baselines(report),
         _how_to_export(report),
     ]
     if report.trials:
