@@ -26,7 +26,7 @@ from benchmarks.published import LR, PublishedStep
 from supersam.config import LossConfig, SpaceConfig
 from supersam.data.rle import decode_runs
 from supersam.data.sample import Batch
-from supersam.data.transforms import Geometry, Window, cut_patch
+from supersam.data.transforms import Crop, Geometry, cut_patch
 from supersam.model import SamSupernet, extract_subnet, load_sam
 from supersam.model.losses import subnet_loss
 from supersam.runtime.memory import keep_freed_memory
@@ -197,7 +197,7 @@ def random_scene(side, *, prompts=8, seed=0):
 
 def batch_of(scenes, side):
     """What the loader makes of the scenes."""
-    whole = Window(0, 0, ORIGINAL_PX, ORIGINAL_PX)
+    whole = Crop(0, 0, ORIGINAL_PX, ORIGINAL_PX)
     geometry = Geometry(whole, side)
     masks = []
     for scene in scenes:

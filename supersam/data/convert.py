@@ -1,4 +1,4 @@
-"""A source to a folder of shards: in parallel, resumable, the same bytes whoever does the work."""
+"""Convert a source to a folder of shards: in parallel, resumable, always the same bytes."""
 
 from __future__ import annotations
 

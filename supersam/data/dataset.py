@@ -26,9 +26,9 @@ from supersam.data.rle import Runs, decode_runs
 from supersam.data.sample import LABEL_PAD, LOGIT_STRIDE, EvalImage
 from supersam.data.shards import BadRecordError, ImageRecord, ShardReader
 from supersam.data.transforms import (
+    Crop,
     Geometry,
     MaskPatch,
-    Window,
     cut_patch,
     draw_geometry,
     draw_tone,
@@ -80,7 +80,7 @@ class ShardDataset(Dataset[TrainSample]):
         """Bytes of a sample's image and masks; the rest is small."""
 
     def __getitem__(self, key: SampleKey | tuple[int, int, int]) -> TrainSample:
-        """The sample of a key, or of the next record that is not damaged."""
+        """Return the sample of a key, or of the next record that is not damaged."""
         dataset, asked, turn = key
         reader = self.readers[dataset]
         reasons = []
@@ -99,7 +99,7 @@ class ShardDataset(Dataset[TrainSample]):
         )
 
     def __getitems__(self, now_and_later: Sequence[Sequence[SampleKey]]) -> list[TrainSample]:
-        """The samples of the first keys; the bytes of the second ones are on their way then."""
+        """Return the samples of the first keys; announce the second ones to the system."""
         now, later = now_and_later
         for dataset, index, _ in later:
             self.readers[dataset].will_need(index)
@@ -144,20 +144,20 @@ class ShardDataset(Dataset[TrainSample]):
             objects = self._draw_objects(rng, record, geometry)
             if len(objects) > 0:
                 return geometry, objects
-        geometry = Geometry(Window(0, 0, width, height), self._side)
+        geometry = Geometry(Crop(0, 0, width, height), self._side)
         return geometry, self._draw_objects(rng, record, geometry)
 
     def _draw_objects(
         self, rng: np.random.Generator, record: _Record, geometry: Geometry
     ) -> list[_Object]:
-        """Up to N objects, drawn evenly from those in the window; few others are decoded."""
+        """Up to N objects, drawn evenly from those in the crop; few others are decoded."""
         wanted = self.config.prompts_per_image
-        drawn = rng.permutation(visible_objects(record.meta.masks["bbox"], geometry.window))
+        drawn = rng.permutation(visible_objects(record.meta.masks["bbox"], geometry.crop))
         objects: list[_Object] = []
-        # An object's box can be in the window and its pixels elsewhere: draw once more for those.
+        # An object's box can be in the crop and its pixels elsewhere: draw once more for those.
         for some in (drawn[:wanted], drawn[wanted : 2 * wanted]):
             for runs in record.runs(some[: wanted - len(objects)].tolist()):
-                patch = cut_patch(runs, geometry.window)
+                patch = cut_patch(runs, geometry.crop)
                 if patch is not None and (share := geometry.map_mask(patch)).any():
                     objects.append((patch, share))
         return objects
@@ -190,7 +190,7 @@ class EvalDataset(Dataset[EvalImage]):
         return int(self._first[-1])
 
     def __getitem__(self, index: int) -> EvalImage:
-        """The image `index`, counted through all folders."""
+        """Return the image `index`, counted through all folders."""
         which = int(np.searchsorted(self._first, index, side="right")) - 1
         reader = self._readers[which]
         try:
@@ -200,7 +200,7 @@ class EvalDataset(Dataset[EvalImage]):
 
     def _load(self, record: _Record) -> EvalImage:
         meta = record.meta
-        whole = Window(0, 0, meta.width, meta.height)
+        whole = Crop(0, 0, meta.width, meta.height)
         geometry = Geometry(whole, self._side)
         origin = origin_by_name(meta.name) if meta.origin is None else meta.origin
         kept = np.arange(len(meta.masks))
@@ -226,7 +226,7 @@ class EvalDataset(Dataset[EvalImage]):
 
 
 _Object = tuple[MaskPatch, NDArray[np.uint8]]
-"""What a window shows of an object, and the share of each mask-logit cell."""
+"""What a crop shows of an object, and the share of each mask-logit cell."""
 
 
 class _Record:
@@ -258,5 +258,5 @@ class _Record:
 
 def _checked_side(side: int) -> int:
     if side < LOGIT_STRIDE or side % LOGIT_STRIDE != 0:
-        raise ValueError(f"side={side} px is no input of the model; set a multiple of 16")
+        raise ValueError(f"side={side} px cannot be an input of the model; set a multiple of 16")
     return side

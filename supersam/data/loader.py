@@ -143,7 +143,7 @@ def build_loader(
     pin_memory: bool = False,
     start_method: StartMethod | None = None,
 ) -> TrainLoader:
-    """This rank's micro-batches from an optimizer step on, through the epochs without end.
+    """Load this rank's micro-batches from an optimizer step on, through the epochs without end.
 
     Args:
         dataset: the samples.
@@ -158,7 +158,7 @@ def build_loader(
     share, rest = divmod(order.global_batch, world.world_size)
     if rest != 0 or share % batch_size != 0:
         raise ValueError(
-            f"global batch {order.global_batch} is no multiple of {world.world_size} ranks x "
+            f"global batch {order.global_batch} is not a multiple of {world.world_size} ranks x "
             f"micro-batch {batch_size}; change one of the three"
         )
     if workers > 0:
@@ -253,7 +253,7 @@ def _eval_workers(images: int) -> int:
 
 
 def collate(samples: list[TrainSample]) -> Batch:
-    """One batch of several samples."""
+    """Return one batch of several samples."""
     columns = default_collate([vars(sample) for sample in samples])
     return Batch(
         images=columns["image"],

@@ -22,7 +22,7 @@ SCHEMA_MAJOR, SCHEMA_MINOR = 1, 1
 
 
 class ShardFolderError(UserError):
-    """A folder that is no finished set of shards, or one of another version."""
+    """A folder that is not a finished set of shards, or is one of another version."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,12 @@ class Manifest:
 
 
 def shard_file(index: int) -> str:
-    """File name of shard `index`."""
+    """Return the file name of shard `index`."""
     return f"shard-{index:06d}.h5"
 
 
 def sidecar(shard: Path) -> Path:
-    """The JSON beside a shard that the converter finished; the manifest is made of them."""
+    """Return the path of the JSON beside a finished shard; the manifest is made of these."""
     return shard.with_suffix(".json")
 
 
@@ -140,7 +140,10 @@ def write_manifest(
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of `folder`; refuses an unfinished folder, another format, a newer major."""
+    """Return the manifest of `folder`.
+
+    Raises ShardFolderError for an unfinished folder, another format, or a newer major version.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         raise ShardFolderError(_unfinished(folder))
@@ -178,7 +181,7 @@ def check_schema(path: Path, found: object, major: object, expected: str) -> Non
 
 
 def pick(kind: type[T], record: Mapping[str, Any]) -> T:
-    """A dataclass from a JSON object, without the keys that only a newer minor version knows."""
+    """Return a dataclass made of a JSON object, without keys that a newer version added."""
     return kind(**{f.name: record[f.name] for f in fields(kind)})  # type: ignore[arg-type]  # any dataclass
 
 

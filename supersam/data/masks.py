@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from supersam.data.rle import Runs, window_runs
-from supersam.data.transforms import MaskPatch, Window, cut_patch
+from supersam.data.transforms import Crop, MaskPatch, cut_patch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +60,7 @@ class ObjectMasks:
         y, x, height, width = (
             rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start
         )  # fmt: skip
-        chosen = [runs.window(y, x, height, width) for runs in self.runs[some]]
+        chosen = [runs.draw(y, x, height, width) for runs in self.runs[some]]
         return torch.from_numpy(np.stack(chosen))
 
     def frame(self, some: slice) -> Frame | None:
@@ -93,5 +93,5 @@ class ObjectMasks:
         return cut_patch(self.runs[index], self._frame)
 
     @property
-    def _frame(self) -> Window:
-        return Window(0, 0, self.size[1], self.size[0])
+    def _frame(self) -> Crop:
+        return Crop(0, 0, self.size[1], self.size[0])

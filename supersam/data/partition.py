@@ -142,7 +142,7 @@ class SampleOrder:
             )
 
     def batch(self, step: int) -> Ints:
-        """The global batch of an optimizer step. Returns (G, 3) int64: a `SampleKey` a slot."""
+        """Return the global batch of an optimizer step, (G, 3) int64: a `SampleKey` per slot."""
         epoch, step_of_epoch = divmod(step, self.batches_per_epoch)
         if self._epoch is None or self._epoch.number != epoch:
             self._epoch = self._lay_out(epoch)

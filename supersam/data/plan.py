@@ -1,4 +1,4 @@
-"""Which input goes into which shard: decided before anything is read, whoever then does the work.
+"""Which input goes into which shard: decided before anything is read, for all jobs alike.
 
 The plan lies in the output folder from the first second, so that a second run, on other nodes and
 with other workers, finishes the same shards, or is refused because it would make others.

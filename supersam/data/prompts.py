@@ -20,10 +20,10 @@ from supersam.data.sample import (
     LABEL_PAD,
     EvalImage,
 )
-from supersam.data.transforms import Geometry, MaskPatch, Window
+from supersam.data.transforms import Crop, Geometry, MaskPatch
 
 MIN_VISIBLE = 0.25
-"""Least part of an object's box, or of a smaller window, at which it counts as in the window."""
+"""Least part of an object's box, or of a smaller crop, at which it counts as in the crop."""
 
 POINT_LABELS = (LABEL_FOREGROUND, LABEL_PAD)
 BOX_LABELS = (LABEL_BOX_MIN, LABEL_BOX_MAX)
@@ -32,14 +32,14 @@ Prompt = tuple[NDArray[np.float64], tuple[int, int]]
 """Points (2, 2), pixels (x, y) of the padded square, and their labels."""
 
 
-def visible_objects(boxes: NDArray[np.float32], window: Window) -> NDArray[np.intp]:
-    """The objects that are in a window, by their boxes (M, 4) of (x, y, width, height)."""
+def visible_objects(boxes: NDArray[np.float32], crop: Crop) -> NDArray[np.intp]:
+    """Return the objects that are in a crop, by their boxes (M, 4) of (x, y, width, height)."""
     x, y, width, height = boxes.astype(np.float64).T
-    seen_width = np.minimum(x + width, window.right) - np.maximum(x, window.left)
-    seen_height = np.minimum(y + height, window.bottom) - np.maximum(y, window.top)
+    seen_width = np.minimum(x + width, crop.right) - np.maximum(x, crop.left)
+    seen_height = np.minimum(y + height, crop.bottom) - np.maximum(y, crop.top)
     seen = seen_width.clip(0) * seen_height.clip(0)
-    # An object larger than the window is in it although most of the object is not.
-    most = np.minimum(width * height, window.width * window.height)
+    # An object larger than the crop is in it although most of the object is not.
+    most = np.minimum(width * height, crop.width * crop.height)
     return np.flatnonzero((seen > 0) & (seen >= MIN_VISIBLE * most))
 
 
@@ -51,38 +51,38 @@ def draw_prompt(
     kind: PromptKind,
     box_jitter: float,
 ) -> Prompt:
-    """A prompt for the part of an object that is in the geometry's window."""
+    """Draw a prompt for the part of an object that is in the geometry's crop."""
     if kind == "point" or (kind == "either" and rng.random() < 0.5):
         return _point_prompt(draw_point(rng, patch), geometry)
-    box = draw_box(rng, patch, geometry.window, jitter=box_jitter)
+    box = draw_box(rng, patch, geometry.crop, jitter=box_jitter)
     return geometry.map_boxes(box[None]).reshape(2, 2), BOX_LABELS
 
 
 def draw_point(rng: np.random.Generator, patch: MaskPatch) -> NDArray[np.float64]:
-    """A pixel (x, y) of the object, each with the same chance."""
+    """Draw a pixel (x, y) of the object, each with the same chance."""
     pixels = np.flatnonzero(patch.pixels)
     y, x = divmod(int(pixels[rng.integers(len(pixels))]), patch.pixels.shape[1])
     return np.array((patch.left + x, patch.top + y), np.float64)
 
 
 def draw_box(
-    rng: np.random.Generator, patch: MaskPatch, window: Window, *, jitter: float
+    rng: np.random.Generator, patch: MaskPatch, crop: Crop, *, jitter: float
 ) -> NDArray[np.float64]:
-    """The object's tight box (x0, y0, x1, y1) with each side shifted in or out.
+    """Draw the object's tight box (x0, y0, x1, y1) with each side shifted in or out.
 
     jitter: standard deviation of a shift, as a share of the box's size along it. Sides stay in the
-    window; where they come closer than a pixel, that pair stays tight.
+    crop; where they come closer than a pixel, that pair stays tight.
     """
     tight = np.array(patch.box, np.float64).reshape(2, 2)  # corner, axis
     shifted = tight + rng.normal(0, jitter, (2, 2)) * (tight[1] - tight[0])
-    shifted = shifted.clip((window.left, window.top), (window.right, window.bottom))
+    shifted = shifted.clip((crop.left, crop.top), (crop.right, crop.bottom))
     return np.where(shifted[1] - shifted[0] < 1, tight, shifted).reshape(4)
 
 
 def stored_prompts(
     masks: NDArray[np.void], kind: Literal["point", "box"], geometry: Geometry
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The fixed prompts of an image's objects: the stored points, or the tight boxes.
+    """Return the fixed prompts of an image's objects: the stored points, or the tight boxes.
 
     masks: (M,) MASK_META. Returns points (M, 2, 2), pixels (x, y) of the padded square, and labels
     (M, 2).
@@ -101,7 +101,7 @@ def with_boxes(image: EvalImage) -> EvalImage:
     import torch
 
     height, width = image.original_size
-    geometry = Geometry(Window(0, 0, width, height), image.image.shape[-1])
+    geometry = Geometry(Crop(0, 0, width, height), image.image.shape[-1])
     points = _box_points(image.boxes.numpy(), geometry).astype(np.float32)
     labels = torch.tensor(BOX_LABELS).repeat(len(points), 1)
     return replace(image, points=torch.from_numpy(points), labels=labels)

@@ -51,8 +51,8 @@ class Runs:
         k = np.searchsorted(self.starts, x * self.height + y, side="right") - 1
         return bool(k >= 0 and x * self.height + y < self.stops[k])
 
-    def window(self, y: int, x: int, height: int, width: int) -> NDArray[np.bool_]:
-        """The (height, width) pixels from (y, x)."""
+    def draw(self, y: int, x: int, height: int, width: int) -> NDArray[np.bool_]:
+        """Return the (height, width) pixels from (y, x) on, bool."""
         first, size = x * self.height, width * self.height
         inside = (self.stops > first) & (self.starts < first + size)
         change = np.zeros(size + 1, np.int8)
@@ -63,11 +63,11 @@ class Runs:
         return drawn
 
     def inner_point(self) -> tuple[float, float]:
-        """The pixel (x, y) farthest from the outside, steps counted over sides."""
+        """Return the pixel (x, y) farthest from the outside, in steps over pixel sides."""
         from scipy import ndimage  # slow to import; only conversions come here
 
         x, y, width, height = self.bbox
-        window = np.pad(self.window(y, x, height, width), 1)
+        window = np.pad(self.draw(y, x, height, width), 1)
         depth = ndimage.distance_transform_cdt(window, metric="taxicab")
         row, column = np.unravel_index(int(depth.argmax()), depth.shape)
         return float(x + column - 1), float(y + row - 1)
@@ -95,7 +95,7 @@ def mask_runs(mask: NDArray[np.bool_]) -> Runs:
 
 
 def encode_runs(runs: Runs) -> bytes:
-    """COCO's compressed run lengths."""
+    """Return COCO's compressed run lengths."""
     bounds = np.stack([runs.starts, runs.stops], axis=1).ravel()
     counts = np.diff(bounds, prepend=0, append=runs.height * runs.width).tolist()
     if counts[-1] == 0 and len(counts) > 1:
@@ -106,7 +106,7 @@ def encode_runs(runs: Runs) -> bytes:
 def window_runs(
     window: NDArray[np.bool_], height: int, width: int, *, y: int = 0, x: int = 0
 ) -> Runs:
-    """The object whose pixels near (y, x) of a height x width image are `window`."""
+    """Return the object whose pixels from (y, x) on, in a height x width image, are `window`."""
     columns, rows = np.nonzero(window.T)
     pixels = (columns + x) * height + rows + y
     if len(pixels) == 0:
@@ -182,7 +182,7 @@ def mask_record(
     stability_score: float = 1.0,
     point: tuple[float, float] | None = None,
 ) -> MaskRecord:
-    """The record of an object with pixels; `point` is kept if it lies on one of them.
+    """Return the record of an object with pixels; `point` is kept if it lies on one of them.
 
     Fractions are rounded to the shards' float32, so that a record is read as it was written.
     """

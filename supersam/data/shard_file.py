@@ -98,7 +98,7 @@ class OpenShard:
         return self._ids
 
     def read_image(self, i: int) -> ImageRecord:
-        """Image `i` and the table of its masks."""
+        """Return image `i` and the table of its masks."""
         start, stop = self._span("image/offset", i)
         image = self._pread("image/data", start, stop, i)
         if isal_zlib.crc32(image) != self._index["image/crc32"][i]:
@@ -116,7 +116,7 @@ class OpenShard:
         )
 
     def read_masks(self, i: int, which: Sequence[int]) -> list[bytes]:
-        """Compressed run lengths of the masks `which` of image `i`."""
+        """Return the compressed run lengths of the masks `which` of image `i`."""
         if len(which) == 0:
             return []
         _, offset, crc = self._mask_rows(i)
@@ -132,7 +132,7 @@ class OpenShard:
         return rles
 
     def will_need(self, i: int) -> None:
-        """Have the system begin to read image `i` and the table of its masks; waits for nothing.
+        """Have the system begin to read image `i` and the table of its masks, and do not wait.
 
         A hint: where the system takes none, nothing happens.
         """
@@ -147,7 +147,7 @@ class OpenShard:
                 os.posix_fadvise(self._descriptor, place, end - start, os.POSIX_FADV_WILLNEED)
 
     def bad_records(self) -> list[BadRecordError]:
-        """Reads everything; returns the faults found."""
+        """Read everything; return the faults found."""
         faults = []
         for i in range(self.num_images):
             try:
@@ -158,7 +158,7 @@ class OpenShard:
         return faults
 
     def name(self, i: int) -> str:
-        """Name of image `i`."""
+        """Return the name of image `i`."""
         start, stop = self._span("image/name_offset", i)
         return self._names[start:stop].decode()
 

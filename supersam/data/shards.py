@@ -77,7 +77,7 @@ class ShardWriter:
     def add(self, sample: SegmentationSample) -> None:
         """Append a sample; it gets the next index."""
         if not 0 <= sample.id < 1 << 63:
-            raise ValueError(f"id={sample.id} of {sample.name} is no non-negative 63-bit number")
+            raise ValueError(f"id={sample.id} of {sample.name} is not a non-negative 63-bit number")
         format_code = FORMATS.index(sample.format)
         self._image_meta.append((sample.id, sample.height, sample.width, format_code))
         self._origins.append(sample.origin)
@@ -164,19 +164,19 @@ class ShardReader:
         return self.num_images
 
     def read_image(self, index: int) -> ImageRecord:
-        """Encoded image and mask table of image `index`. Raises BadRecordError if damaged."""
+        """Return the encoded image `index` and its mask table. Raises BadRecordError."""
         shard, i = self._locate(index)
         return shard.read_image(i)
 
     def read_masks(self, index: int, which: Sequence[int]) -> list[bytes]:
-        """Compressed run lengths of the masks `which` of image `index`."""
+        """Return the compressed run lengths of the masks `which` of image `index`."""
         shard, i = self._locate(index)
         return shard.read_masks(i, which)
 
     def will_need(self, index: int) -> None:
-        """Have the system begin to read image `index`, which is asked for soon; waits for nothing.
+        """Have the system begin to read image `index`, which is needed soon, and do not wait.
 
-        A damaged shard is no matter yet: reading it will say so.
+        A damaged shard is passed over here: reading it will say so.
         """
         with contextlib.suppress(BadRecordError):
             shard, i = self._locate(index)
@@ -220,14 +220,14 @@ class ShardReader:
                 raise self.damaged(error) from error
 
     def damaged(self, error: Exception) -> ShardFolderError:
-        """`error` as a user's: what cannot be read of this folder, and how to find the rest."""
+        """Return `error` as a UserError that says how to find all that is damaged."""
         return ShardFolderError(
             f"{self.folder}: {error}; launch/shard.py --verify {self.folder} --full names all that "
             "is damaged"
         )
 
     def read(self, index: int) -> SegmentationSample:
-        """Everything that was written for image `index`."""
+        """Return everything that was written for image `index`."""
         record = self.read_image(index)
         rles = self.read_masks(index, range(len(record.masks)))
         masks = zip(rles, record.masks.tolist(), strict=True)

@@ -19,7 +19,7 @@ from supersam.data.sample import LOGIT_STRIDE
 
 
 @dataclass(frozen=True)
-class Window:
+class Crop:
     """A rectangle of whole pixels of the original image."""
 
     left: int
@@ -40,7 +40,7 @@ class Window:
 
 @dataclass(frozen=True)
 class MaskPatch:
-    """An object's pixels in a window, cut to their tight box; pixels of the original image."""
+    """An object's pixels in a crop, cut to their tight box; pixels of the original image."""
 
     pixels: NDArray[np.bool_]
     """(H, W) bool; no outer row or column is empty."""
@@ -56,24 +56,24 @@ class MaskPatch:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a window of an image becomes the model's square input, and everything on it with it."""
+    """How a crop of an image becomes the model's square input, and everything on it with it."""
 
-    window: Window
+    crop: Crop
     side: int
-    """Pixels along a side of the input; the window's longest side becomes this."""
+    """Pixels along a side of the input; the crop's longest side becomes this."""
     flip_x: bool = False
     flip_y: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the image inside the padded square."""
-        return resized_size(self.window.height, self.window.width, self.side)
+        return resized_size(self.crop.height, self.crop.width, self.side)
 
     def map_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The model's input. image: (H, W, 3) uint8, the whole original. Returns (3, S, S)."""
         height, width = self.size
-        w = self.window
-        box = (w.left, w.top, w.right, w.bottom)
+        c = self.crop
+        box = (c.left, c.top, c.right, c.bottom)
         bilinear = Image.Resampling.BILINEAR
         resized = np.asarray(Image.fromarray(image).resize((width, height), bilinear, box))
         resized = resized[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
@@ -83,32 +83,32 @@ class Geometry:
 
     def map_points(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Pixel indices (K, 2) of the original as positions in the padded square."""
-        w = self.window
-        x, y = (points - (w.left, w.top)).T
+        c = self.crop
+        x, y = (points - (c.left, c.top)).T
         if self.flip_x:
-            x = w.width - 1 - x
+            x = c.width - 1 - x
         if self.flip_y:
-            y = w.height - 1 - y
+            y = c.height - 1 - y
         return np.stack((x, y), axis=1) * self._scale
 
     def map_boxes(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Boxes (K, 4), edges (x0, y0, x1, y1) of the original, in the padded square."""
-        w = self.window
-        x0, y0, x1, y1 = (boxes - (w.left, w.top, w.left, w.top)).T
+        c = self.crop
+        x0, y0, x1, y1 = (boxes - (c.left, c.top, c.left, c.top)).T
         if self.flip_x:
-            x0, x1 = w.width - x1, w.width - x0
+            x0, x1 = c.width - x1, c.width - x0
         if self.flip_y:
-            y0, y1 = w.height - y1, w.height - y0
+            y0, y1 = c.height - y1, c.height - y0
         return np.stack((x0, y0, x1, y1), axis=1) * (*self._scale, *self._scale)
 
     def map_mask(self, patch: MaskPatch) -> NDArray[np.uint8]:
         """The share of each mask-logit cell that the object covers: (S/4, S/4) uint8, 0 to 255."""
         pixels, (x0, y0, x1, y1) = patch.pixels, patch.box
-        left, top = x0 - self.window.left, y0 - self.window.top
+        left, top = x0 - self.crop.left, y0 - self.crop.top
         if self.flip_x:
-            pixels, left = pixels[:, ::-1], self.window.right - x1
+            pixels, left = pixels[:, ::-1], self.crop.right - x1
         if self.flip_y:
-            pixels, top = pixels[::-1], self.window.bottom - y1
+            pixels, top = pixels[::-1], self.crop.bottom - y1
         cells = self.side // LOGIT_STRIDE
         cell_width, cell_height = (LOGIT_STRIDE / scale for scale in self._scale)
         rows, covered = _integrate(pixels, top, cell=cell_height, cells=cells)
@@ -120,7 +120,7 @@ class Geometry:
     @property
     def _scale(self) -> tuple[float, float]:
         height, width = self.size
-        return width / self.window.width, height / self.window.height
+        return width / self.crop.width, height / self.crop.height
 
 
 def resized_size(height: int, width: int, side: int) -> tuple[int, int]:
@@ -129,14 +129,14 @@ def resized_size(height: int, width: int, side: int) -> tuple[int, int]:
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def cut_patch(runs: Runs, window: Window) -> MaskPatch | None:
-    """The part of an object in a window, None where there is none. Nothing else is drawn."""
+def cut_patch(runs: Runs, crop: Crop) -> MaskPatch | None:
+    """Return the part of an object that lies in a crop; None without any. Draws nothing else."""
     x, y, width, height = runs.bbox
-    left, right = max(x, window.left), min(x + width, window.right)
-    top, bottom = max(y, window.top), min(y + height, window.bottom)
+    left, right = max(x, crop.left), min(x + width, crop.right)
+    top, bottom = max(y, crop.top), min(y + height, crop.bottom)
     if left >= right or top >= bottom:
         return None
-    pixels = runs.window(top, left, bottom - top, right - left)
+    pixels = runs.draw(top, left, bottom - top, right - left)
     rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
     if len(rows) == 0:
         return None
@@ -147,17 +147,17 @@ def cut_patch(runs: Runs, window: Window) -> MaskPatch | None:
 def draw_geometry(
     rng: np.random.Generator, height: int, width: int, *, side: int, augment: AugmentConfig
 ) -> Geometry:
-    """A random crop and flips of an image; the whole image where `crop_px` is None."""
-    window = Window(0, 0, width, height)
+    """Draw a random crop and flips of an image; the whole image where `crop_px` is None."""
+    crop = Crop(0, 0, width, height)
     if augment.crop_px is not None:
         low, high = augment.crop_px
-        crop = int(rng.integers(low, high + 1))
-        crop_width, crop_height = min(crop, width), min(crop, height)
+        side_px = int(rng.integers(low, high + 1))
+        crop_width, crop_height = min(side_px, width), min(side_px, height)
         left = int(rng.integers(width - crop_width + 1))
         top = int(rng.integers(height - crop_height + 1))
-        window = Window(left, top, crop_width, crop_height)
+        crop = Crop(left, top, crop_width, crop_height)
     flip_x, flip_y = rng.random(2) < (augment.flip_horizontal, augment.flip_vertical)
-    return Geometry(window, side, flip_x=bool(flip_x), flip_y=bool(flip_y))
+    return Geometry(crop, side, flip_x=bool(flip_x), flip_y=bool(flip_y))
 
 
 def draw_tone(rng: np.random.Generator, amount: float) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Is a folder of shards whole? Names every fault; changes nothing."""
+"""Check whether a folder of shards is whole. Names every fault; changes nothing."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from supersam.data.manifest import read_manifest
 from supersam.data.rle import Runs, decode_runs
 from supersam.data.sample import LABEL_BOX_MIN, EvalImage
 from supersam.data.shards import BadRecordError, ShardReader
-from supersam.data.transforms import MaskPatch, Window, cut_patch
+from supersam.data.transforms import Crop, MaskPatch, cut_patch
 from supersam.runtime.atomic import write_json
 
 logger = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ def _add_image(reader: ShardReader, index: int, sums: PriorSums) -> None:
     rles = reader.read_masks(index, range(len(record.masks)))
     for place, (rle, meta) in enumerate(zip(rles, record.masks, strict=True)):
         runs = decode_runs(rle, *size)
-        patch = cut_patch(runs, Window(0, 0, size[1], size[0]))
+        patch = cut_patch(runs, Crop(0, 0, size[1], size[0]))
         if patch is None:
             continue
         sides = touched_sides(patch, size)
@@ -223,7 +223,7 @@ def _add_cut(sums: PriorSums, runs: Runs, rng: np.random.Generator) -> None:
     side = 3 * max(width, height)
     left = int(rng.integers(x - side + 1, x + width))
     top = int(rng.integers(y - side + 1, y + height))
-    patch = cut_patch(runs, Window(left, top, side, side))
+    patch = cut_patch(runs, Crop(left, top, side, side))
     if patch is None:
         return
     inside = MaskPatch(patch.pixels, patch.left - left, patch.top - top)

@@ -150,7 +150,7 @@ def test_masks_drawn_on_the_upright_picture_lie_on_the_object(tmp_path):
         sample = reader.read(index)
         assert np.array_equal(decode_rgb(sample.image), upright), sample.name
         runs = decode_runs(sample.masks[0].rle, sample.height, sample.width)
-        drawn = runs.window(0, 0, sample.height, sample.width)
+        drawn = runs.draw(0, 0, sample.height, sample.width)
         assert np.array_equal(drawn, (upright == (255, 60, 60)).all(axis=2)), sample.name
 
 

@@ -159,7 +159,7 @@ def test_damage_in_a_worker_is_counted_and_stops_the_run_above_the_limit(tmp_pat
 
 def test_a_micro_batch_that_does_not_fit_is_refused(reader):
     for settings in ({"batch_size": 4}, {"world_size": 4, "batch_size": 1}):
-        with pytest.raises(ValueError, match="global batch 6 is no multiple of"):
+        with pytest.raises(ValueError, match="global batch 6 is not a multiple of"):
             loader(reader, **settings)
 
 

@@ -17,9 +17,9 @@ from supersam.data.sample import (
     LABEL_PAD,
 )
 from supersam.data.shards import MASK_META
-from supersam.data.transforms import Geometry, MaskPatch, Window
+from supersam.data.transforms import Crop, Geometry, MaskPatch
 
-WINDOW = Window(10, 20, 100, 50)
+WINDOW = Crop(10, 20, 100, 50)
 ELL = MaskPatch(np.array([[1, 0, 0], [1, 1, 1]], bool), left=40, top=30)
 POINT = (LABEL_FOREGROUND, LABEL_PAD)
 BOX = (LABEL_BOX_MIN, LABEL_BOX_MAX)
@@ -103,7 +103,7 @@ def test_stored_prompts_are_the_stored_points_or_the_tight_boxes():
     masks = np.zeros(3, MASK_META)
     masks["bbox"] = [(0, 0, 100, 50), (10, 20, 1, 1), (30, 5, 60, 40)]
     masks["point"] = [(50, 25), (10, 20), (31, 44)]
-    geometry = Geometry(Window(0, 0, 100, 50), 200)
+    geometry = Geometry(Crop(0, 0, 100, 50), 200)
     points, labels = stored_prompts(masks, "point", geometry)
     np.testing.assert_array_equal(points[:, 0], 2 * masks["point"])
     assert not points[:, 1].any()

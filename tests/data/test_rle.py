@@ -43,7 +43,7 @@ def test_runs_agree_with_pycocotools(mask):
     assert encode_runs(runs) == rle["counts"]
     assert runs.area == coco.area(rle)
     assert list(runs.bbox) == coco.toBbox(rle).tolist()
-    assert np.array_equal(runs.window(0, 0, height, width), mask)
+    assert np.array_equal(runs.draw(0, 0, height, width), mask)
 
 
 def test_a_window_is_the_slice_of_the_mask(mask):
@@ -52,7 +52,7 @@ def test_a_window_is_the_slice_of_the_mask(mask):
     runs = decode_runs(encoded(mask)["counts"], height, width)
     y, x = rng.integers(height), rng.integers(width)
     h, w = rng.integers(1, height - y + 1), rng.integers(1, width - x + 1)
-    window = runs.window(y, x, h, w)
+    window = runs.draw(y, x, h, w)
     assert np.array_equal(window, mask[y : y + h, x : x + w])
     alone = np.zeros_like(mask)
     alone[y : y + h, x : x + w] = window
@@ -102,7 +102,7 @@ def test_polygons_are_drawn_as_pycocotools_does():
     polygons = [[1.0, 1.0, 12.5, 2.0, 7.0, 15.0], [10, 10, 18, 10, 18, 18, 10, 18]]
     drawn = coco.decode(coco.merge(coco.frPyObjects(polygons, 20, 24)))
     runs = decode_runs(rasterize_polygons(polygons, 20, 24), 20, 24)
-    assert np.array_equal(runs.window(0, 0, 20, 24), drawn.astype(bool))
+    assert np.array_equal(runs.draw(0, 0, 20, 24), drawn.astype(bool))
 
 
 @pytest.mark.parametrize("rle", [b"", b"\x00\xff", b"P", b"zz", b"00", b"PPPPPPPPPP0", b"1"])
@@ -127,7 +127,7 @@ def test_no_polygons_are_refused():
 def test_points_far_outside_are_clipped(far, place):
     x, y = place[0] * far, place[1] * far
     triangle = [10.0, 15.0, 10.0 + x, 15.0, 10.0, 15.0 + y]
-    drawn = decode_runs(rasterize_polygons([triangle], 40, 30), 40, 30).window(0, 0, 40, 30)
+    drawn = decode_runs(rasterize_polygons([triangle], 40, 30), 40, 30).draw(0, 0, 40, 30)
     rows, columns = np.mgrid[:40, :30] + 0.5
     expected = ((columns - 10) * place[0] > 0) & ((rows - 15) * place[1] > 0)
     assert np.array_equal(drawn, expected)
@@ -139,7 +139,7 @@ def test_clipping_changes_nothing_near_the_image():
         polygon = rng.uniform(-60, 100, (int(rng.integers(3, 9)), 2))
         near = coco.decode(coco.merge(coco.frPyObjects([polygon.ravel().tolist()], 40, 60)))
         runs = decode_runs(rasterize_polygons([polygon.ravel().tolist()], 40, 60), 40, 60)
-        share = (runs.window(0, 0, 40, 60) != near).mean()
+        share = (runs.draw(0, 0, 40, 60) != near).mean()
         assert share < 0.02  # a side that was cut ends at rounded pixels of its own
 
 

@@ -10,9 +10,9 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from supersam.config.data import AugmentConfig
 from supersam.data.rle import decode_runs
 from supersam.data.transforms import (
+    Crop,
     Geometry,
     MaskPatch,
-    Window,
     cut_patch,
     draw_geometry,
     draw_tone,
@@ -24,14 +24,14 @@ FLIPS = list(itertools.product([False, True], repeat=2))
 
 
 def whole(height, width, side, **flips):
-    return Geometry(Window(0, 0, width, height), side, **flips)
+    return Geometry(Crop(0, 0, width, height), side, **flips)
 
 
 def patch_of(mask, window=None):
     """The patch of a boolean mask, through its run lengths."""
     height, width = mask.shape
     rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
-    return cut_patch(decode_runs(rle, height, width), window or Window(0, 0, width, height))
+    return cut_patch(decode_runs(rle, height, width), window or Crop(0, 0, width, height))
 
 
 @pytest.mark.parametrize("shape", SIZES)
@@ -79,12 +79,12 @@ def test_everything_on_an_image_goes_where_the_image_goes(flip_x, flip_y):
     mask = np.zeros((90, 120), bool)
     mask[40:64, 50:82] = True
     image = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)
-    geometry = Geometry(Window(30, 20, 80, 60), 160, flip_x=flip_x, flip_y=flip_y)
+    geometry = Geometry(Crop(30, 20, 80, 60), 160, flip_x=flip_x, flip_y=flip_y)
     ((x0, y0, x1, y1),) = geometry.map_boxes(np.array([[50, 40, 82, 64.0]]))
     bright = np.zeros((160, 160), bool)
     bright[int(y0) : int(y1), int(x0) : int(x1)] = True
     np.testing.assert_array_equal(geometry.map_image(image)[0] > 127, bright)
-    share = geometry.map_mask(patch_of(mask, geometry.window))
+    share = geometry.map_mask(patch_of(mask, geometry.crop))
     np.testing.assert_array_equal(share, bright.reshape(40, 4, 40, 4).mean(axis=(1, 3)) * 255)
     corner = geometry.map_points(np.array([[50.0, 40.0]]))[0] + 0.5
     assert bright[int(corner[1]), int(corner[0])]
@@ -136,7 +136,7 @@ def test_a_patch_holds_the_objects_pixels_in_the_window_tightly():
         mask = rng.random((height, width)) < 0.03
         mask[rng.integers(height), rng.integers(width)] = True
         left, top = int(rng.integers(width)), int(rng.integers(height))
-        window = Window(
+        window = Crop(
             left,
             top,
             int(rng.integers(1, width - left + 1)),
@@ -162,7 +162,7 @@ def test_drawn_crops_keep_to_their_limits_and_reach_every_corner():
     rng = np.random.default_rng(0)
     augment = AugmentConfig(crop_px=(20, 50), flip_horizontal=0.5, flip_vertical=0.0)
     drawn = [draw_geometry(rng, 40, 100, side=64, augment=augment) for _ in range(2000)]
-    windows = [g.window for g in drawn]
+    windows = [g.crop for g in drawn]
     assert {w.width for w in windows} == set(range(20, 51))
     assert {w.height for w in windows} == set(range(20, 41))  # the image is no higher
     assert all(0 <= w.left <= w.right <= 100 and 0 <= w.top <= w.bottom <= 40 for w in windows)

@@ -44,7 +44,7 @@ def _layout(config: SourceConfig) -> tuple[_List, _Read]:
 
 
 def list_items(config: SourceConfig) -> list[Item]:
-    """The inputs of a source in the order of their names. Raises SourceError."""
+    """Return the inputs of a source in the order of their names. Raises SourceError."""
     items = _layout(config)[0](config)
     if len(items) == 0:
         raise SourceError(

@@ -107,7 +107,7 @@ def _part(whole: AnnotatedObject, tile: Tile) -> AnnotatedObject | None:
     if y + height <= tile.y or x + width <= tile.x:
         return None
     runs = window_runs(
-        whole.runs.window(tile.y, tile.x, tile.height, tile.width), tile.height, tile.width
+        whole.runs.draw(tile.y, tile.x, tile.height, tile.width), tile.height, tile.width
     )
     if runs.area == 0:
         return None
