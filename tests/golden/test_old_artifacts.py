@@ -17,7 +17,7 @@ from supersam.space import EncoderShape, read_space
 from tests.golden.make import DESIGN, SEARCH, masks, written_by
 from tests.paths import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 GOLDEN = Path(__file__).parent
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))
@@ -42,7 +42,7 @@ def launch(command: str, *words: str) -> str:
     """What a command prints on stdout."""
     done = subprocess.run(
         [sys.executable, ROOT / "launch" / f"{command}.py", *words],
-        capture_output=True, text=True, timeout=280, check=False,
+        capture_output=True, text=True, timeout=1000, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

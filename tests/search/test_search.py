@@ -159,7 +159,7 @@ def test_a_start_that_is_gone_leaves_what_was_measured_of_it(
 
 def test_the_settings_are_read_back_equal(run, tmp_path, undisturbed):
     saved = load_run(SearchRun, undisturbed.folder / "search.yaml")
-    assert saved == tiny_search(run, undisturbed.folder)
+    assert saved == tiny_search(run, undisturbed.folder, protocol={"prompt": "both"})
 
 
 def test_a_space_smaller_than_the_budget_is_exhausted(shards, tmp_path, capsys, closed_form):

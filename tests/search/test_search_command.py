@@ -104,6 +104,7 @@ def test_a_job_gives_its_signals_to_its_search(run, tmp_path, monkeypatch):
         yield tmp_path / "address.json"
 
     monkeypatch.setenv("SLURM_SUBMIT_DIR", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(search_supervisor, "ray_on_all_hosts", hosts)
     monkeypatch.setattr(search_supervisor, "read_head_address", lambda address_file: None)

@@ -23,7 +23,7 @@ def ends(run, shards, tmp_path_factory) -> dict[str, str]:
     command = [sys.executable, "-m", "tests.search.failing_searches"]
     done = subprocess.run(
         [*command, *map(str, (run.folder, diverged.folder, folder))],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=280,
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=1000,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
@@ -31,18 +31,21 @@ def ends(run, shards, tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_an_evaluator_that_cannot_be_set_up_ends_the_search_and_says_why(ends):
     assert ends["images vanish"].startswith("UserError: ")
     assert "images" in ends["images vanish"]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_what_ends_a_chunk_ends_the_search(ends):
     assert ends["weights are NaN"].startswith("UserError: ")
     assert "predicted NaN or infinity" in ends["weights are NaN"]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_chunk_that_loses_every_evaluator_ends_the_search(ends):
     expected = "RuntimeError: a chunk failed 2 times; see Ray's message above; 0 trials"
     assert ends["evaluators die"] == expected
