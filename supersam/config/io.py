@@ -14,6 +14,7 @@ import tyro
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from supersam.config.choices import check_choices
 from supersam.config.errors import UserError, print_error
 from supersam.config.files import RUN_FILE
 from supersam.config.shipped import find_config
@@ -46,6 +47,7 @@ def parse_cli(
             _require_more_than_a_run(flags)
         if not paths and (recalled or default_config):
             paths = [path for path in (recalled or default_config,) if path is not None]
+        check_choices(run_type, flags)
         defaults = _lenient(run_type, merge(*(read_yaml(path) for path in paths)))
     except UserError as fault:
         raise SystemExit(print_error(fault)) from None

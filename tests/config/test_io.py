@@ -168,6 +168,9 @@ def test_unknown_flags_name_the_nearest(capsys):
     [
         (["--optim.lr", "-1"], "greater than 0"),
         (["--optim.lr", "fast"], "--optim.lr"),
+        (["--engine.precision", "fp23"], "fp23 is not known; did you mean fp32? known are auto"),
+        (["--engine.precision=fp23"], "did you mean fp32?"),
+        (["--cluster", "slrum"], "--cluster slrum is not known; did you mean slurm?"),
         (["--optim.global-batch", "5", "--optim.accumulate", "2"], "--optim.global-batch 5 is not"),
         (["--engine.zero-stage", "3"], "stage 3 gathers whole parameters"),
         (["--name", "../up"], "name"),
