@@ -48,12 +48,15 @@ class AskTell:
         *,
         protocol: Mapping[str, Any],
         references: Sequence[Trial] = (),
-        earlier: Sequence[Trial] = (),
+        recorded: Sequence[Trial] = (),
+        is_earlier: bool = False,
     ) -> None:
         """protocol: what the keys are made of; references: told before the first batch.
 
-        earlier: trials of a version whose searchers proposed otherwise. Their batches are taken
-        as they are, and the searcher is told of them.
+        recorded: proposals of this search that the journal holds already. Whole batches of them
+        are not proposed anew where the searcher can do without.
+        is_earlier: whether they are of a version whose searchers proposed otherwise. Their batches
+        are taken as they are, and the searcher is told of them.
         """
         self._search = search
         self._searcher = searcher
@@ -64,8 +67,9 @@ class AskTell:
         self._chunks: deque[Chunk] = deque()
         self._is_exhausted = False
         self._rung_costs: list[list[Costs]] = [[] for _ in search.protocol.rungs]
-        self._earlier = _batches_of(earlier)
-        self._fixed = [trial.spec for trial in references] if earlier else []
+        self._recorded = _batches_of(recorded)
+        self._is_earlier = is_earlier
+        self._fixed = [trial.spec for trial in references] if is_earlier else []
         searcher.tell(references)
         self.advance()
 
@@ -106,7 +110,8 @@ class AskTell:
 
         A journal does not repeat a fixed subnet that was proposed, so those fill the gaps first.
         """
-        earlier = self._earlier.pop(len(self._batches), [])
+        recorded = self._recorded.get(len(self._batches), []) if self._is_earlier else []
+        earlier = [trial.spec for trial in recorded]
         if set(earlier) <= set(specs):
             return specs
         gaps = self._search.population - len(earlier)
@@ -127,6 +132,8 @@ class AskTell:
         return True
 
     def _propose(self) -> None:
+        if self._replay():
+            return
         # Whole batches, so that a search that is prolonged goes on as a longer one would have.
         specs = self._as_earlier(self._searcher.ask(self._search.population))
         if not specs:
@@ -152,12 +159,28 @@ class AskTell:
         missing = [request for request in requests if request.key not in self._journal]
         self._chunks += cut_chunks(missing, self._search.chunk_size, seen=seen)
 
+    def _replay(self) -> bool:
+        """Take the next batch from the journal where it is there whole. A restart is then short."""
+        trials = self._recorded.get(len(self._batches), [])
+        count = self._search.population
+        if [trial.index for trial in trials] != list(range(count)):
+            return False  # also where a fixed subnet was proposed, which is not written again
+        if self._search.trials - self.num_proposed < count:
+            return False
+        if not self._searcher.replay([trial.spec for trial in trials]):
+            return False
+        requests = (
+            EvalRequest(t.key, t.spec, "search", t.searcher, t.batch, t.index) for t in trials
+        )
+        self._batches.append(_Batch(tuple(requests), ()))
+        return True
 
-def _batches_of(trials: Sequence[Trial]) -> dict[int, list[SubnetSpec]]:
-    """The proposals of each batch, by its number, in their order."""
-    batches: dict[int, list[SubnetSpec]] = defaultdict(list)
+
+def _batches_of(trials: Sequence[Trial]) -> dict[int, list[Trial]]:
+    """The trials of each batch, by its number, in the order of their proposals."""
+    batches: dict[int, list[Trial]] = defaultdict(list)
     for trial in sorted(trials, key=lambda trial: (trial.batch, trial.index)):
-        batches[trial.batch].append(trial.spec)
+        batches[trial.batch].append(trial)
     return dict(batches)
 
 
@@ -168,7 +191,7 @@ def cut_chunks(
     seen: tuple[Costs, ...] = (),
     before_training: bool = False,
 ) -> list[Chunk]:
-    """Jobs in pieces of up to `size`, neighbours in the tree of common layers together."""
+    """Requests in pieces of up to `size`, neighbours in the tree of common layers together."""
     ordered = sorted(requests, key=lambda request: path_of(request.spec))
     return [
         Chunk(tuple(ordered[first : first + size]), before_training, seen)

@@ -145,7 +145,7 @@ class _Session:
         self._final: FinalPlan | None = None
         known = len(journal)
         earlier = folder_format(search.folder) < FORMAT
-        self._plan = SearchPlan(search, inputs, journal, earlier_format=earlier)
+        self._plan = SearchPlan(search, inputs, journal, is_own=True, is_earlier=earlier)
         self._tensorboard = TensorBoard(search, first_trial=len(self._plan.trials()))
         logger.info("%d subnets in the journal; %d trials asked for", known, search.trials)
 

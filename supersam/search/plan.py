@@ -32,11 +32,16 @@ class SearchPlan:
         inputs: SearchInputs,
         journal: Journal,
         *,
-        earlier_format: bool = False,
+        is_own: bool = False,
+        is_earlier: bool = False,
     ) -> None:
-        """earlier_format: whether the journal may hold proposals that are made otherwise today."""
+        """is_own: whether the journal is of this search alone, so that it holds its proposals.
+
+        is_earlier: whether these may be of a version that proposed otherwise.
+        """
         self._search = search
-        self._earlier = [t for t in journal if t.stage == "search"] if earlier_format else []
+        self._recorded = [trial for trial in journal if trial.stage == "search"] if is_own else []
+        self._is_earlier = is_earlier
         self._inputs = inputs
         self._journal = journal
         self._references = self._reference_requests(final=False)
@@ -111,7 +116,8 @@ class SearchPlan:
                 self._journal,
                 protocol=self._protocol(),
                 references=[t for t in told if self._is_feasible(t)],
-                earlier=self._earlier,
+                recorded=self._recorded,
+                is_earlier=self._is_earlier,
             )
         self._schedule.advance()
         if self._schedule.is_finished and self._finals is None:

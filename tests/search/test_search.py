@@ -13,6 +13,7 @@ from supersam.config.search import SearchRun
 from supersam.search import Trial, pareto_front, read_journal
 from supersam.search.folder import prepare_folder, read_record
 from supersam.search.inputs import find_inputs
+from supersam.search.searchers.base import Searcher
 from supersam.search.searchers.baselines import RandomSearcher
 from supersam.search.searchers.evolution import RegularizedSearcher
 from tests.search.closed_form import dying
@@ -201,3 +202,20 @@ def test_what_an_earlier_version_proposed_is_kept_and_the_search_goes_on(
     longer = search(run, first.folder, searcher="regularized", trials=16)
     assert (longer.finished, longer.num_trials) == (True, 16)
     assert read_record(first.folder)["format"] == 1
+
+
+@pytest.mark.parametrize("searcher", ["nsga2"])
+def test_a_restart_asks_for_nothing_that_the_journal_holds_whole(
+    run, tmp_path, monkeypatch, searcher
+):
+    whole = search(run, tmp_path / "whole", searcher=searcher, trials=24)
+    first = search(run, tmp_path / "s", searcher=searcher, trials=20)
+    held = [t for t in read_journal(first.folder / "journal.jsonl") if t.batch >= 0]
+    complete = [b for b in range(5) if sum(t.batch == b for t in held) == 4]
+    asked = []
+    ask = Searcher.ask
+    monkeypatch.setattr(Searcher, "ask", lambda self, n: asked.append(n) or ask(self, n))
+    longer = search(run, first.folder, searcher=searcher, trials=24)
+    assert len(complete) >= 3
+    assert len(asked) == 6 - len(complete)
+    assert numbers(longer.front) == numbers(whole.front)

@@ -72,6 +72,9 @@ class Problem:
 class Searcher(ABC):
     """Proposes subnets, each once."""
 
+    _can_replay = True
+    """Whether `ask` has no effect but on what was proposed."""
+
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self._proposed: set[SubnetSpec] = set()
@@ -102,6 +105,17 @@ class Searcher(ABC):
             self._proposed.add(spec)
             batch.append(spec)
         return batch
+
+    def replay(self, specs: Sequence[SubnetSpec]) -> bool:
+        """Take a whole batch as asked for, instead of asking again.
+
+        False where asking alone brings a searcher's state back; then nothing is changed.
+        """
+        if not self._can_replay or self._first:
+            return False
+        self._num_asked += 1
+        self._proposed |= set(specs)
+        return True
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """What became of a batch, in the order of its proposals; or reference subnets."""

@@ -22,6 +22,8 @@ class RandomSearcher(Searcher):
 class ExhaustiveSearcher(Searcher):
     """All subnets, one after another: the truth in a space small enough."""
 
+    _can_replay = False
+
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         count = problem.space.num_subnets()

@@ -23,16 +23,19 @@ class Nsga2Searcher(Searcher):
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         self._known: list[Trial] = []
-        self._parents: list[SubnetSpec] = []
+        self._parents: list[SubnetSpec] | None = None
+        """Best first; None until they are chosen."""
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Choose the next parents, best first."""
+        """More to choose the next parents from."""
         self._known += complete_only(trials)
-        costs = cost_matrix(self._known, self.problem.objectives)
-        order = best_first(costs, self.problem.population)
-        self._parents = [self._known[i].spec for i in order]
+        self._parents = None
 
     def _propose(self, rng: Rng) -> SubnetSpec:
+        if self._parents is None:
+            costs = cost_matrix(self._known, self.problem.objectives)
+            order = best_first(costs, self.problem.population)
+            self._parents = [self._known[i].spec for i in order]
         if len(self._parents) < 2:
             return self.problem.sample(rng)
         return breed(self._parents, self.problem.space, rng)

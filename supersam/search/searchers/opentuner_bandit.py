@@ -42,6 +42,8 @@ _WORST = 10.0
 class OpenTunerSearcher(Searcher):
     """Several tuners in turn; their databases live in memory, the journal is what lasts."""
 
+    _can_replay = False
+
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         self._weights = weightings(len(problem.objectives))

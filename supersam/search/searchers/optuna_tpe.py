@@ -19,6 +19,8 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 class OptunaSearcher(Searcher):
     """Asks and tells a study that lives in memory; the journal is what lasts."""
 
+    _can_replay = False
+
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         choices = gene_choices(problem.space)
