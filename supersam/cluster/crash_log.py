@@ -8,10 +8,12 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
+from supersam.config.files import LOGS
+
 
 def task_log(folder: Path, rank: int) -> Path:
     """Return the file that takes what a rank on this machine prints."""
-    return folder / "logs" / f"task-{rank:05d}.log"
+    return folder / LOGS / f"task-{rank:05d}.log"
 
 
 def keep_crash_log(log: Path) -> None:

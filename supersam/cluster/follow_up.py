@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from supersam.cluster.slurm import commands as slurm
 from supersam.config import SearchCluster, SearchRun, SlurmSite, TrainRun, UserError, parse_cli
 from supersam.config.commands import COMMANDS
-from supersam.config.files import JOB_FOLDER
+from supersam.config.files import CODE, JOB_FOLDER
 
 ACTIONS = {
     "evaluate": COMMANDS["evaluate"].action,
@@ -56,7 +56,7 @@ def script_text(run: TrainRun, job_id: str | None) -> str:
     from supersam.cluster.slurm.script import script, shell_safe_path  # slow: imports submitit
 
     folder, words = shell_safe_path(run.folder), _words(run)
-    code = shlex.quote(str(folder / "code"))
+    code = shlex.quote(str(folder / CODE))
     after = {"dependency": f"afterok:{job_id}", "kill-on-invalid-dep": "yes"}
     return script(
         _parameters(run, parse_words(run.folder, words), f"{run.name}-{words[0]}"),

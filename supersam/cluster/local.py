@@ -105,7 +105,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], folder: Path) -> int:
 def _wait_for_rest(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
     deadline = time.monotonic() + _GRACE_S
     for rank in ranks:
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C
             rank.wait(max(0.0, deadline - time.monotonic()))
 
 

@@ -82,7 +82,7 @@ def _require_shared_memory(batch_bytes: int, workers: int) -> None:
     needed = batch_bytes * workers * _PREFETCHED
     if free < needed:
         raise UserError(
-            f"{SHARED_MEMORY} has {free / 2**20:.1f} MiB left, and {workers} loader workers hand "
+            f"{SHARED_MEMORY} has {free / 2**20:.1f} MiB left, and {workers} loader worker(s) hand "
             f"over up to {needed / 2**20:.1f} MiB of batches there; make it larger (docker run "
             "--shm-size, mount -o remount,size=), or take fewer: --data.workers 0 needs none"
         )

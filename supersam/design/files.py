@@ -13,7 +13,14 @@ import numpy as np
 import torch
 
 from supersam.config import DesignRun, ModelConfig, UserError, dump_run, dump_yaml, load_run
-from supersam.config.files import PROGRESS_FILE, RUN_FILE
+from supersam.config.files import (
+    DESIGN_CONFIG,
+    DESIGN_WEIGHTS,
+    EVIDENCE_FILE,
+    FIGURES,
+    PROGRESS_FILE,
+    RUN_FILE,
+)
 from supersam.data.manifest import read_manifest
 from supersam.data.sample import Batch
 from supersam.design import FunctionProbe, Sensitivity, UnitScores, prioritize_parameters
@@ -120,15 +127,15 @@ def write_design(
     probe = FunctionProbe(supernet, calibration[0])
     prioritize_parameters(supernet, evidence.scores, dimensions=run.importance.dimensions)
     change = probe.compare()
-    weights = folder / "weights.safetensors"
+    weights = folder / DESIGN_WEIGHTS
     _write_weights(supernet, weights)
     config = {
         "model": model.model_dump(mode="json", exclude_none=True) | {"checkpoint": str(weights)},
         "space": {"file": str(run.out)},
     }
-    write_bytes(folder / "train.yaml", dump_yaml(config).encode())
+    write_bytes(folder / DESIGN_CONFIG, dump_yaml(config).encode())
     draw_figures(
-        folder / "figures",
+        folder / FIGURES,
         space,
         evidence.scores,
         evidence.sensitivity,
@@ -148,7 +155,7 @@ def write_design(
         "memory_gib": round(peak_memory_gib(), 2),
     }
     write_json(
-        folder / "evidence.json",
+        folder / EVIDENCE_FILE,
         summary | {"function_change": asdict(change)} | _details(run, calibration, evidence),
     )
     write_bytes(run.out, space_yaml(space).encode())

@@ -13,6 +13,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from supersam.config import DesignRun, LossConfig, ModelConfig, UserError
+from supersam.config.files import DESIGN_CACHE, LOGS
 from supersam.data.sample import Batch
 from supersam.data.shards import ShardReader
 from supersam.design import ScoreLoss, scan_sensitivity
@@ -53,7 +54,7 @@ def design(run: DesignRun) -> None:
     device = choose_device(run.device)
     world = init_world(device)
     device = choose_device(run.device, world.local_rank)
-    setup_logging(world, run.folder / "logs" / f"design-{world.rank:05d}.log")
+    setup_logging(world, run.folder / LOGS / f"design-{world.rank:05d}.log")
     share_cores(run.threads, world)
     try:
         start = load_start(run)
@@ -99,7 +100,7 @@ def gather_evidence(
         logger.info("%s: %.1f s", name, seconds[name])
         return result
 
-    folder = run.folder / "cache"
+    folder = run.folder / DESIGN_CACHE
     content = timed("hash weights and images", lambda: cache_content(supernet, calibration))
     scores = timed(
         "score units",

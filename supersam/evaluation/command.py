@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from supersam.config import EvaluateRun, TrainRun, UserError
-from supersam.config.files import SPACE_FILE
+from supersam.config.files import RESULTS, SPACE_FILE
 from supersam.data.shards import ShardReader, open_held_out
 from supersam.evaluation.bootstrap import Difference
 from supersam.evaluation.evaluator import Predictor
@@ -66,7 +66,7 @@ def run_evaluate(run: EvaluateRun) -> int:
         for other in others:
             differences[prompt] = subtract(results[prompt], other)
     record = _describe(run, inputs, results, differences)
-    fault = _keep(run.run / "results" / _file_name(record), record)
+    fault = _keep(run.run / RESULTS / _file_name(record), record)
     _print(run, record, results, differences)  # also a result that could not be kept
     if fault is not None:
         raise fault

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from supersam.config import ExportRun, TrainCluster, TrainRun, UserError, merge
-from supersam.config.files import SPACE_FILE
+from supersam.config.files import RESULTS, SPACE_FILE
 from supersam.runs.folder import prepare_run_folder
 from supersam.runs.weights import WeightSource
 from supersam.space import SubnetSpec
@@ -29,7 +29,7 @@ def prepare_finetune(
     Raises UserError where that folder holds a fine-tuning with other settings.
     """
     steps, rate = run.finetune_steps, peak_rate(run, train_run)
-    place = train_run.folder / "results" / "finetune"
+    place = train_run.folder / RESULTS / "finetune"
     spec_file = place / f"{spec.key()}.json"
     try:
         place.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from typing import Any, get_args
 import numpy as np
 
 from supersam.config import SearchRun, UserError
-from supersam.config.files import FINAL_FILE, JOURNAL_FILE
+from supersam.config.files import FINAL_FILE, JOURNAL_FILE, LOGS
 from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World
 from supersam.runtime.logging import setup_logging
@@ -58,7 +58,7 @@ def run_search(
         choose_device(search.device)
     wanted = search.trials
     search = prepare_folder(search, inputs)
-    setup_logging(World.single(), search.folder / "logs" / "search.log")
+    setup_logging(World.single(), search.folder / LOGS / "search.log")
     if inputs.train_run.model.checkpoint is not None and not inputs.has_start:
         logger.warning("--model.checkpoint %s is gone: nothing pretrained to compare with",
                        inputs.train_run.model.checkpoint)  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from supersam.config import SearchRun, UserError, dump_run, load_run
-from supersam.config.files import JOURNAL_FILE, SEARCH_FILE, SEARCH_YAML
+from supersam.config.files import JOURNAL_FILE, RESULTS, SEARCH_FILE, SEARCH_YAML
 from supersam.runs.provenance import git_commit, versions
 from supersam.runtime.atomic import write_bytes, write_json
 from supersam.search.image_set import ImageSet
@@ -153,7 +153,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """`search.json` of a search's folder. Raises UserError where it is missing or damaged."""
     file = folder / SEARCH_FILE
     if not file.is_file():
-        found = sorted(path.parent for path in (folder / "results").glob(f"*/{SEARCH_FILE}"))
+        found = sorted(path.parent for path in (folder / RESULTS).glob(f"*/{SEARCH_FILE}"))
         hint = f"it is a run; its searches are {', '.join(map(str, found))}" if found else (
             "name the folder of a search, such as RUN/results/search"
         )  # fmt: skip

@@ -189,6 +189,6 @@ def test_an_evaluation_image_survives_the_way_from_a_worker(reader):
 def test_too_little_shared_memory_is_said_before_a_worker_dies_of_it(reader, monkeypatch):
     usage = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match=r"/dev/shm has 0.0 MiB left, and 2 loader workers"):
+    with pytest.raises(UserError, match=r"/dev/shm has 0.0 MiB left, and 2 loader worker\(s\)"):
         loader(reader, workers=2)
     assert take(loader(reader, workers=0), 1)  # this process hands nothing over

@@ -23,7 +23,7 @@ from supersam.cluster.slurm.srun import GRACE_S, require_shared_folder, step_env
 from supersam.cluster.slurm.submit import record_job
 from supersam.config import SearchRun, UserError, load_run
 from supersam.config.errors import print_error
-from supersam.config.files import JOURNAL_FILE, SEARCH_YAML, STARTS_FILE, SWEEP_YAML
+from supersam.config.files import JOURNAL_FILE, LOGS, SEARCH_YAML, STARTS_FILE, SWEEP_YAML
 from supersam.runtime.jsonl import append_jsonl, read_jsonl
 from supersam.runtime.process import no_gc_while_importing
 from supersam.runtime.signals import StopFlag, stop_requested
@@ -170,7 +170,7 @@ def ray_on_all_hosts(folder: Path, home: Path) -> Iterator[Path]:
     require_shared_folder(folder, hosts)
     _remove_stale_addresses(address_file.parent)
     head = os.environ.get("SLURMD_NODENAME", socket.gethostname())
-    (folder / "logs").mkdir(exist_ok=True)
+    (folder / LOGS).mkdir(exist_ok=True)
     command = [
         *("srun", f"--nodes={len(hosts)}", f"--ntasks={len(hosts)}", "--ntasks-per-node=1"),
         *(f"--nodelist={','.join(hosts)}", f"--cpus-per-task={os.environ['SLURM_CPUS_PER_TASK']}"),

@@ -16,6 +16,7 @@ import sys
 from supersam.cluster.ranked_run import RankedRun
 from supersam.cluster.slurm import commands as slurm
 from supersam.cluster.slurm.jobs import read_job
+from supersam.config.files import CODE
 from supersam.runtime.waiting import wait_until
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def submit_release(run: RankedRun, job_id: str, restarts: int) -> None:
     """
     folder = run.folder.absolute()
     command = [sys.executable, "-u", "-m", __name__, job_id, str(restarts)]
-    code = shlex.quote(str(folder / "code"))
+    code = shlex.quote(str(folder / CODE))
     script = (
         f"#!/bin/sh\nexport PYTHONPATH={code}\ncd {code} || exit 1\nexec {shlex.join(command)}\n"
     )

@@ -12,7 +12,7 @@ from submitit.slurm.slurm import _make_sbatch_string  # the only way to see a sc
 from supersam.cluster.ranked_run import RankedRun
 from supersam.config import SearchRun, SlurmSite, UserError
 from supersam.config.cluster import minutes
-from supersam.config.files import JOB_FOLDER
+from supersam.config.files import CODE, JOB_FOLDER
 
 
 def sbatch_parameters(run: RankedRun) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _tasks(run: RankedRun) -> dict[str, int]:
 
 def setup_lines(folder: Path) -> list[str]:
     """Return the batch script's commands before Python. folder: holds the job's code."""
-    job_folder, code = shlex.quote(str(folder / JOB_FOLDER)), shlex.quote(str(folder / "code"))
+    job_folder, code = shlex.quote(str(folder / JOB_FOLDER)), shlex.quote(str(folder / CODE))
     return [
         "trap '' USR2 TERM  # until Python is up and takes them",
         f"if [ ! -d {job_folder} ]; then",

@@ -13,6 +13,7 @@ from pathlib import Path
 from supersam.cluster.ranked_run import RankedRun
 from supersam.cluster.slurm.script import cores_per_rank
 from supersam.config import UserError
+from supersam.config.files import LOGS
 from supersam.runtime.atomic import write_bytes
 
 GRACE_S = 30
@@ -70,7 +71,7 @@ def lease_watch_step(run: RankedRun, hosts: Sequence[str], *, job_id: str) -> li
 
 def ranks_began(folder: Path, attempt: int) -> bool:
     """Whether Slurm started a rank of an attempt: it opens the log before the rank runs."""
-    return any((folder / "logs").glob(f"task-*.attempt-{attempt:03d}.log"))
+    return any((folder / LOGS).glob(f"task-*.attempt-{attempt:03d}.log"))
 
 
 def hosts_that_miss(folder: Path, hosts: Sequence[str]) -> list[str]:

@@ -32,6 +32,7 @@ from supersam.cluster.slurm.restart_policy import (
 from supersam.cluster.slurm.supervisor_lease import keep_lease
 from supersam.config import UserError
 from supersam.config.errors import USAGE_ERROR, print_error
+from supersam.config.files import LOGS
 from supersam.health.bad_hosts import bad_hosts
 from supersam.health.records import ATTEMPT_VARIABLE, saved_step
 from supersam.health.watchdog import STALLED, read_hang_report
@@ -98,7 +99,7 @@ class _Job:
 
     def execute(self) -> int:
         """Attempt the run until it is finished or another allocation has to go on."""
-        (self.folder / "logs").mkdir(exist_ok=True)
+        (self.folder / LOGS).mkdir(exist_ok=True)
         hosts = slurm.retry_slurm(lambda: slurm.job_hosts(self.id))
         if not hosts:
             return self._leave_requeued()
