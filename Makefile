@@ -9,13 +9,14 @@ TEST_ENV := OMP_NUM_THREADS=1
 # Tests on clusters wait for Slurm half the time: other files run meanwhile. They are begun first.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test check docs unit install packages clean
+.PHONY: help demo test check docs reproduce unit install packages clean
 
 help:
 	@echo "make demo      set up, then train a small supernet on generated images (two minutes)"
 	@echo "make test      set up, then run all tests"
 	@echo "make unit      the tests without those marked slow or cluster"
 	@echo "make check     format, lint, types, floors"
+	@echo "make reproduce DATA=DIR   the paper's claim at its smallest size, from real images to a table"
 	@echo "make docs      build the documentation into site/, every link checked"
 	@echo "make packages  Debian packages for a Slurm cluster on this machine (needs root)"
 
@@ -42,6 +43,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+DATA ?= ../shared/data
+reproduce: $(INSTALLED)
+	$(BIN)/python -m experiments.claim --data $(DATA) --out runs/claim --form small --seeds 1
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --clean
