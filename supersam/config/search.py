@@ -93,7 +93,7 @@ def _limit(number: str, metric: str, text: str) -> float:
         limit = math.nan
     if not 0 < limit < math.inf:
         raise ValueError(
-            f"constraint {text!r}: {number!r} is no number above 0; {metric} counts "
+            f"constraint {text!r}: {number!r} is not a number above 0; {metric} counts "
             f"{_UNITS[metric]}, such as {metric}<=45"
         )
     return limit

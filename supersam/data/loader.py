@@ -61,7 +61,7 @@ class TrainLoader:
             yield batch
 
     def _check(self) -> None:
-        # Of the epochs begun: one damaged record among the first ten samples is no tenth of a set.
+        # Of the epochs begun: one damaged record among the first ten is not yet a tenth.
         epochs = -(-self.num_samples // self._epoch)
         if self.num_bad > self._max_bad_fraction * epochs * self._epoch:
             raise TooManyBadRecordsError(

@@ -25,7 +25,7 @@ class WeightSource:
 def read_run(folder: Path) -> TrainRun:
     """The training run of a folder. Raises UserError where there is none."""
     if not (folder / RUN_FILE).is_file():
-        raise UserError(f"{folder} is no run: it has no run.yaml; name a folder under runs/")
+        raise UserError(f"{folder} is not a run: it has no run.yaml; name a folder under runs/")
     return load_run(TrainRun, folder / RUN_FILE).model_copy(update={"run": folder})
 
 

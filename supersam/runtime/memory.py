@@ -61,7 +61,7 @@ def _left(folder: Path, *, limit: str, used: str, cached: str) -> float | None:
         most = float((folder / limit).read_text(encoding="ascii"))
         taken = float((folder / used).read_text(encoding="ascii"))
         lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
-    except (OSError, ValueError):  # "max" is no number
+    except (OSError, ValueError):  # "max" is not a number
         return None
     files = sum(float(line.split()[1]) for line in lines if line.split()[0] == cached)
     return max(0.0, most - taken + files)  # cached files are given up first

@@ -41,9 +41,7 @@ def find_inputs(search: SearchRun) -> SearchInputs:
     train_run = read_run(search.run)
     space_file = search.run / SPACE_FILE
     if not space_file.is_file():
-        raise UserError(
-            f"{search.run} has no space.yaml; it is no finished start of a training run"
-        )
+        raise UserError(f"{search.run} has no space.yaml; no training was prepared in it")
     space = read_space(space_file, resolve_shape(train_run.model))
     if search.checkpoint == "initial":
         raise UserError("--checkpoint initial is not trained; use last, best or a step number")

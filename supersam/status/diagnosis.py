@@ -98,7 +98,7 @@ def duration(seconds: float) -> str:
 
 
 def _failure(record: RunRecord) -> Why:
-    """The first cause that is certain: an exception that is no echo, Slurm's word, a dead rank."""
+    """The first cause that is certain: an exception of its own, Slurm's word, a dead rank."""
     told = sorted((b for b in record.heartbeats if b.fault is not None), key=lambda beat: beat.time)
     causes = [b for b in told if b.fault is not None and not is_echo(b.fault.message)]
     if causes and causes[0].fault is not None:

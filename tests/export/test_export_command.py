@@ -121,7 +121,7 @@ def test_a_folder_of_something_else_is_refused(trained, tmp_path):
 
 
 def test_a_run_without_a_valid_checkpoint_is_refused(trained, tmp_path):
-    with pytest.raises(UserError, match="is no run"):
+    with pytest.raises(UserError, match="is not a run"):
         run_export(export_of(trained, tmp_path / "out", run=tmp_path))
     with pytest.raises(UserError, match="no checkpoint '7'; it has step-000003"):
         run_export(export_of(trained, tmp_path / "out", checkpoint="7"))

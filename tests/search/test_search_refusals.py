@@ -26,7 +26,7 @@ from tests.search.tiny_search import make_run, make_shards, search, tiny_search
         ({"checkpoint": "99"}, "has no checkpoint '99'; it has step-000007"),
         ({"checkpoint": "initial"}, "use last, best or a step number"),
         ({"data": ["/nowhere"]}, "/nowhere"),
-        ({"run": "/nowhere"}, "/nowhere is no run"),
+        ({"run": "/nowhere"}, "/nowhere is not a run"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_and_nothing_is_written(run, tmp_path, changes, words):

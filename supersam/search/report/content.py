@@ -51,7 +51,7 @@ class Report:
 
 
 def read_report(folder: Path) -> Report:
-    """Everything that the page needs. Raises UserError where the folder is no search."""
+    """Everything that the page needs. Raises UserError where the folder is not a search."""
     record, search = read_record(folder), load_run(SearchRun, folder / SEARCH_YAML)
     shape = resolve_shape(read_run(search.run).model)
     space = {k: v for k, v in record["space"].items() if k != "num_subnets"}

@@ -91,7 +91,7 @@ def breed(parents: Sequence[SubnetSpec], space: SearchSpace, rng: Rng) -> Subnet
     """A child of two winners of binary tournaments. parents: best first."""
     # The better of two is the one further to the front.
     first, second = (parents[int(rng.integers(len(parents), size=2).min())] for _ in range(2))
-    cut = int(rng.integers(1, max(2, space.shape.depth)))  # of a single layer there is no part
+    cut = int(rng.integers(1, max(2, space.shape.depth)))  # a single layer cannot be cut
     child = splice(first, second, cut, rng) if rng.random() < _CROSSOVER else first
     return space.mutate(child, rng, probability=mutation_rate(space))
 

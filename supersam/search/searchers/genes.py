@@ -29,7 +29,7 @@ def spec_of(genes: Mapping[str, int], space: SearchSpace) -> SubnetSpec:
 
 
 def genes_of(spec: SubnetSpec, space: SearchSpace) -> dict[str, int] | None:
-    """The genes of a subnet, those of removed layers at 0; None where a width is no choice."""
+    """The genes of a subnet, those of removed layers at 0; None where a width is not a choice."""
     genes = dict.fromkeys(gene_choices(space), 0)
     values = {"embed": (spec.embed_dim, space.embed_dims)}
     for layer, width, heads in zip(spec.layers, spec.mlp_widths, spec.heads, strict=True):

@@ -29,7 +29,7 @@ from opentuner.api import TuningRunManager  # noqa: E402  as above
 from opentuner.measurement.interface import DefaultMeasurementInterface  # noqa: E402  as above
 from opentuner.resultsdb.models import DesiredResult, Result  # noqa: E402  as above
 
-logging.Formatter = _FORMATTER  # type: ignore[misc]  # a class is no variable to mypy
+logging.Formatter = _FORMATTER  # type: ignore[misc]  # mypy takes a class for a constant
 
 _TUNERS = 4
 _SCALED = 16
