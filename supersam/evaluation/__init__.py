@@ -1,5 +1,6 @@
 """How a subnet is judged: mask metrics, evaluator, intervals."""
 
+import supersam.runtime.light_torchvision  # noqa: F401  # before segment_anything
 from supersam.evaluation.bootstrap import (
     Difference,
     bootstrap_interval,
