@@ -29,7 +29,7 @@ def search(run: SearchRun) -> Path:
 
     Raises UserError for what a user can mend.
     """
-    from supersam.search.command import run_search
+    from supersam.search.session import run_search
 
     if not run.sweep.is_empty:
         raise UserError("search() takes one search; launch/search.py runs a sweep")

@@ -54,7 +54,7 @@ def run_command(name: str, words: list[str], *, prog: str) -> int:
             recall=command.recall,
             prog=prog,
         )
-    module, _, function = command.action.partition(":")
+    module, _, function = command.action_for(run).partition(":")
     return exit_code(getattr(importlib.import_module(module), function), run)
 
 

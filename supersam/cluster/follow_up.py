@@ -20,10 +20,7 @@ from supersam.config import SearchCluster, SearchRun, SlurmSite, TrainRun, UserE
 from supersam.config.commands import COMMANDS
 from supersam.config.files import CODE, JOB_FOLDER
 
-ACTIONS = {
-    "evaluate": COMMANDS["evaluate"].action,
-    "search": "supersam.search.command:run_search_here",  # on the hosts that the job has
-}
+ACTIONS = {name: COMMANDS[name].action for name in ("evaluate", "search")}
 """Commands that can follow a training, and what each runs, as MODULE:FUNCTION."""
 _SITE = SlurmSite.model_fields.keys() - {"cluster", "nodes", "wait"}
 """What a search takes over from the training that it follows."""

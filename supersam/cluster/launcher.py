@@ -21,7 +21,7 @@ from supersam.cluster.preflight import describe_ranked_run, require_enough_nodes
 from supersam.cluster.rank import run_inline
 from supersam.cluster.ranked_run import RankedRun, prepare_ranked_run, require_legal_world
 from supersam.cluster.rendezvous import RANK_VARIABLES
-from supersam.cluster.slurm.commands import missing_slurm, slurm_errors_to_user
+from supersam.cluster.slurm.commands import require_slurm, slurm_errors_to_user
 from supersam.config import TrainRun, UserError
 from supersam.config.errors import USAGE_ERROR, print_error
 from supersam.config.files import CANCEL_FILE, JOB_FILE, TENSORBOARD
@@ -122,13 +122,11 @@ def _run_claimed(run: RankedRun, where: str, tasks: int) -> int:
 def resolve_cluster(run: RankedRun) -> str:
     """Return inline, local or slurm: what `auto` means here."""
     config = run.cluster
-    if config.cluster == "slurm" or (config.cluster == "auto" and config.nodes is not None):
-        missing = None if run.dry_run else missing_slurm()
-        if missing is not None:
-            raise UserError(
-                f"a Slurm job was asked for, and {missing}. Submit from a login node; or leave out "
-                "--nodes to train here, with --tasks-per-node N for several processes; or add "
-                "--dry-run to see what would be submitted"
+    if config.asks_for_slurm:
+        if not run.dry_run:
+            require_slurm(
+                otherwise="leave out --nodes to train here, with --tasks-per-node N for several "
+                "processes; or add --dry-run to see what would be submitted"
             )
         return "slurm"
     if config.cluster != "auto":

@@ -165,6 +165,11 @@ class SlurmSite(Section):
         """Nodes that the job cannot do without."""
         return self.nodes or 1
 
+    @property
+    def asks_for_slurm(self) -> bool:
+        """Whether a Slurm job is meant: `auto` means one where nodes are named."""
+        return self.cluster == "slurm" or (self.cluster == "auto" and self.nodes is not None)
+
 
 class RankCluster(SlurmSite):
     """Where ranks run, which a host that fails takes along."""

@@ -34,6 +34,14 @@ class Command:
     """Configuration file of a command line without `--config`."""
     recall: bool = False
     """Whether `--run DIR` alone continues with that run's own configuration."""
+    slurm_action: str | None = None
+    """As `action`, for a configuration that asks for a Slurm job; None: `action` takes it too."""
+
+    def action_for(self, run: Any) -> str:
+        """What takes `run`, a configuration of this command."""
+        if self.slurm_action is not None and run.cluster.asks_for_slurm:
+            return self.slurm_action
+        return self.action
 
 
 COMMANDS = {
@@ -51,7 +59,10 @@ COMMANDS = {
         recall=True,
     ),
     "search": Command(
-        SearchRun, "supersam.cluster.search.job:submit_search", "find the best subnets of a run"
+        SearchRun,
+        "supersam.search.command:run_search_here",
+        "find the best subnets of a run",
+        slurm_action="supersam.cluster.search.job:submit_search",
     ),
     "evaluate": Command(
         EvaluateRun, "supersam.evaluation.command:run_evaluate", "score a subnet on held-out images"

@@ -1,12 +1,6 @@
 """How a subnet is judged: mask metrics, evaluator, intervals."""
 
 import supersam.runtime.light_torchvision  # noqa: F401  # before segment_anything
-from supersam.evaluation.bootstrap import (
-    Difference,
-    bootstrap_interval,
-    mean_interval,
-    paired_difference,
-)
 from supersam.evaluation.evaluator import (
     DivergedError,
     Predictor,
@@ -29,6 +23,12 @@ from supersam.evaluation.priors import Priors, learn_priors
 from supersam.evaluation.result import EvalResult, ObjectTable, SizeScore
 from supersam.evaluation.single import single_mask_ious
 from supersam.evaluation.table import format_table, remarks
+from supersam.runtime.bootstrap import (
+    Difference,
+    bootstrap_interval,
+    mean_interval,
+    paired_difference,
+)
 
 __all__ = [
     "SIZE_BUCKETS",

@@ -15,7 +15,6 @@ from typing import Any
 from supersam.config import EvaluateRun, TrainRun, UserError
 from supersam.config.files import RESULTS, SPACE_FILE
 from supersam.data.shards import ShardReader, open_held_out
-from supersam.evaluation.bootstrap import Difference
 from supersam.evaluation.evaluator import Predictor
 from supersam.evaluation.held_out import score_prompts
 from supersam.evaluation.predictor import SubnetPredictor
@@ -28,6 +27,7 @@ from supersam.runs.subnet_reference import find_subnet
 from supersam.runs.supernet import load_supernet
 from supersam.runs.weights import WeightSource, find_weights, read_run
 from supersam.runtime.atomic import write_json
+from supersam.runtime.bootstrap import Difference
 from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World
 from supersam.runtime.logging import setup_logging

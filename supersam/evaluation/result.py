@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from supersam.evaluation.bootstrap import Difference, mean_interval, paired_difference
 from supersam.evaluation.metrics import SIZE_BUCKETS, SizeBucket, size_bucket
+from supersam.runtime.bootstrap import Difference, mean_interval, paired_difference
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

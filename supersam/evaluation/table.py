@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from supersam.evaluation.bootstrap import FEW_GROUPS, Difference
 from supersam.evaluation.metrics import SIZE_BUCKETS
 from supersam.evaluation.result import EvalResult
+from supersam.runtime.bootstrap import FEW_GROUPS, Difference
+from supersam.runtime.table import aligned
 
 PRIOR_WORDS = {
     "point": "the best disc around the point",
@@ -41,11 +42,7 @@ def format_table(
             [f"less {_shortened(reference)}", *(f"{d.mean:+.4f}" for d in found), "per object"],
             ["  interval", *(_signed(d.interval) for d in found), "95 %, groups resampled"],
         ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([label.ljust(widths[0]), *map(str.rjust, cells, widths[1:-1]), meaning]).rstrip()
-        for label, *cells, meaning in rows
-    )
+    return aligned(rows, right=range(1, len(results) + 1))
 
 
 def remarks(results: Mapping[str, EvalResult]) -> list[str]:

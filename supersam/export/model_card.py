@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from supersam.config import dump_yaml
-from supersam.evaluation.bootstrap import FEW_GROUPS
 from supersam.evaluation.table import PRIOR_WORDS
+from supersam.runtime.bootstrap import FEW_GROUPS
 from supersam.space import SubnetCost, SubnetSpec
 
 

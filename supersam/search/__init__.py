@@ -1,4 +1,4 @@
-"""Choosing subnets for a budget. `supersam.search.command` runs a search."""
+"""Choosing subnets for a budget. `supersam.search.session` runs a search."""
 
 from supersam.config.files import JOURNAL_FILE
 from supersam.search.journal import Journal, Trial, read_journal, trial_key

@@ -1,112 +1,79 @@
-"""What launch/search.py does on the machine, or the allocation, where the search runs."""
+"""What `supersam search` does where it searches: the dry run, one search or a sweep, the table.
+
+Imports no torch before a search begins.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any, get_args
-
-import numpy as np
+from typing import Any
 
 from supersam.config import SearchRun, UserError
-from supersam.config.files import FINAL_FILE, JOURNAL_FILE, LOGS
-from supersam.runtime.device import choose_device
-from supersam.runtime.distributed import World
-from supersam.runtime.logging import setup_logging
-from supersam.runtime.signals import StopFlag, stop_requested
-from supersam.search.evaluator import SubnetEvaluator, prepare_process
-from supersam.search.final_score import FEW_GROUPS, FinalScore
-from supersam.search.folder import FORMAT, folder_format, prepare_folder, write_record
-from supersam.search.front import front_entries, write_front
-from supersam.search.image_set import ImageSet
+from supersam.config.errors import print_error
+from supersam.runtime.bootstrap import FEW_GROUPS
+from supersam.runtime.process import ends_with_reader, no_gc_while_importing
+from supersam.runtime.table import aligned
+from supersam.search.final_score import FinalScore
+from supersam.search.folder import check_folder
+from supersam.search.front import SearchResult, front_entries
 from supersam.search.inputs import SearchInputs, find_inputs, require_searchable
-from supersam.search.journal import Journal, Status, Trial
-from supersam.search.plan import FinalPlan, SearchPlan
-from supersam.search.predictor import FEWEST, held_out_error
-from supersam.search.ray.address import FindRay
-from supersam.search.ray.session import joined_ray, local_ray
-from supersam.search.report.comparison import write_comparison
-from supersam.search.report.page import write_report
-from supersam.search.result import SearchResult
+from supersam.search.journal import Trial
+from supersam.search.prefix import generation_bytes
 from supersam.search.sweep import expand, format_sweep
-from supersam.search.tensorboard import TensorBoard
 
 logger = logging.getLogger(__name__)
-OnTrials = Callable[[list[Trial]], None]
-
-_STOP_NOTICE = "stopping after the subnets that are being evaluated; Ctrl-C again to quit now"
-
-
-def run_search(
-    search: SearchRun, *, cluster: FindRay | None = None, stop: StopFlag | None = None
-) -> SearchResult:
-    """Search, from the beginning or from where the journal ends.
-
-    Runs on the Ray that `cluster` finds, or on one of its own on this machine, or with `--cluster
-    inline` in this process without Ray. `stop` is the flag of a caller that takes the signals
-    already; by default they are taken once everything is checked. Raises UserError for what a user
-    can mend; nothing is written then.
-    """
-    inputs = find_inputs(search)
-    if cluster is None:
-        choose_device(search.device)
-    wanted = search.trials
-    search = prepare_folder(search, inputs)
-    setup_logging(World.single(), search.folder / LOGS / "search.log")
-    if inputs.train_run.model.checkpoint is not None and not inputs.has_start:
-        logger.warning("--model.checkpoint %s is gone: nothing pretrained to compare with",
-                       inputs.train_run.model.checkpoint)  # fmt: skip
-    if inputs.seen.seen:
-        logger.warning("training saw the evaluation data: %s", inputs.seen.detail)
-    if search.trials > wanted:
-        logger.info("%d trials are done, and %d were asked for: nothing more is proposed; a larger "
-                    "--trials goes on", search.trials, wanted)  # fmt: skip
-    journal = Journal(search.folder / JOURNAL_FILE)
-    try:
-        with stop_requested(_STOP_NOTICE) if stop is None else nullcontext(stop) as flag:
-            return _Session(search, inputs, journal, flag).run(cluster)
-    finally:
-        journal.close()
 
 
 def run_search_here(search: SearchRun) -> int:
-    """Search on this machine, print the front, and return the exit code.
+    """Search on this machine, or describe it for `--dry-run`. Returns the exit code."""
+    if search.dry_run:
+        with ends_with_reader():
+            print(describe_searches(search), flush=True)
+        return 0
+    if not search.sweep.is_empty:
+        return _run_sweep_here(search)
+    with no_gc_while_importing():
+        from supersam.search.session import run_search  # slow: it imports torch
 
-    A sweep's searches run one after another; their comparison is printed then. One that fails for
-    what a user can mend does not keep the others from being done.
+    return finish(search, run_search(search))
+
+
+def _run_sweep_here(sweep: SearchRun) -> int:
+    """Perform the searches one after another, then print their comparison.
+
+    A search that fails for what a user can mend does not keep the others from being done.
     """
-    if search.sweep.is_empty:
-        return finish(search, run_search(search))
-    searches = expand(search)
+    with no_gc_while_importing():
+        from supersam.search.report.comparison import write_comparison  # slow: it imports torch
+        from supersam.search.session import run_search
+
+    searches = expand(sweep)
     space = find_inputs(searches[0]).space
     for search in searches:  # all are checked before hours go into the first
         require_searchable(search, space)
     failed: list[str] = []
     for search in searches:
-        if not search.json_:  # then the comparison alone is printed
+        if not sweep.json_:  # then the comparison alone is printed
             print(f"search {search.name}")
         try:
             result = run_search(search)
         except UserError as fault:
-            print(f"error: search {search.name}: {fault}", file=sys.stderr)
+            print_error(f"search {search.name}: {fault}")
             failed.append(search.name)
             continue
-        if not search.json_:
+        if not sweep.json_:
             print(format_front(result, search.objectives))
         code = _end(search, result)
         if code != 0:
             return code
-    rows = write_comparison(search.folder, searches)
+    rows = write_comparison(sweep.folder, searches)
     table = {"searches": [asdict(row) for row in rows], "failed": failed}
-    print(json.dumps(table) if search.json_ else format_sweep(rows))
+    print(json.dumps(table) if sweep.json_ else format_sweep(rows))
     if failed:
-        print(f"error: not searched to the end: {', '.join(failed)}; see above", file=sys.stderr)
+        print_error(f"not searched to the end: {', '.join(failed)}; see above")
     return 1 if failed else 0
 
 
@@ -120,6 +87,8 @@ def finish(search: SearchRun, result: SearchResult) -> int:
 
 
 def _end(search: SearchRun, result: SearchResult) -> int:
+    from supersam.search.report.page import write_report  # slow: torch
+
     if result.finished and result.front:
         logger.info("report: %s", write_report(search.folder))
     elif result.finished:
@@ -131,139 +100,41 @@ def _end(search: SearchRun, result: SearchResult) -> int:
     return 128 + result.stopped_by if result.stopped_by else 1
 
 
-class _Session:
-    """A search under way: its plan, the evaluators that work on it, and what is written."""
+def describe_searches(search: SearchRun) -> str:
+    """What would be searched, of a sweep each search; see `describe_search`."""
+    return "\n\n".join(map(describe_search, expand(search)))
 
-    def __init__(
-        self, search: SearchRun, inputs: SearchInputs, journal: Journal, stop: StopFlag
-    ) -> None:
-        self._search = search
-        self._inputs = inputs
-        self._stop = stop
-        self._started = time.time()
-        self._measured: Journal | None = None
-        self._final: FinalPlan | None = None
-        known = len(journal)
-        earlier = folder_format(search.folder) < FORMAT
-        self._plan = SearchPlan(search, inputs, journal, is_own=True, is_earlier=earlier)
-        self._tensorboard = TensorBoard(search, first_trial=len(self._plan.trials()))
-        logger.info("%d subnets in the journal; %d trials asked for", known, search.trials)
 
-    def run(self, cluster: FindRay | None) -> SearchResult:
-        """Evaluate what is left, and write the results, also where that fails."""
-        try:
-            self._evaluate(self._plan, self._inputs.selection, self._on_trials, cluster)
-            final = self._begin_final()
-            if final is not None and self._inputs.final is not None:
-                self._evaluate(final, self._inputs.final, self._on_measured, cluster)
-        finally:
-            result = self._result()
-            self._write(result)
-            self._tensorboard.finish(self._plan.trials(), result)
-            if self._measured is not None:
-                self._measured.close()
-        return result
+def describe_search(search: SearchRun) -> str:
+    """What would be searched, for `--dry-run`. Touches no file. Raises UserError."""
+    inputs = find_inputs(search)
+    check_folder(search, inputs)
+    lines = [
+        f"run {search.run}, checkpoint at step {inputs.source.step} ({inputs.weights})",
+        f"search space: {inputs.space.num_subnets():,} subnets",
+        f"evaluation data: {inputs.selection}; {inputs.seen.detail}",
+        _final(inputs),
+        f"{search.trials} trials by {search.searcher}, objectives {', '.join(search.objectives)}, "
+        f"constraints {', '.join(map(str, search.constraints)) or 'none'}",
+        f"kept between subnets, an evaluator: {_kept(search, inputs)}",
+        f"folder: {search.folder}",
+    ]
+    return "\n".join(lines)
 
-    def _begin_final(self) -> FinalPlan | None:
-        """The measurement on other images, once the search is over; None where none is due."""
-        if self._inputs.final is None or not self._plan.is_finished:
-            return None
-        self._measured = Journal(self._search.folder / FINAL_FILE)
-        front, references = self._plan.front(), self._plan.references()
-        self._final = FinalPlan(self._search, self._inputs, self._measured, front, references)
-        logger.info("measuring the front on %s", self._inputs.final)
-        return self._final
 
-    def _evaluate(
-        self, work: SearchPlan | FinalPlan, images: ImageSet, on_trials: OnTrials,
-        cluster: FindRay | None,
-    ) -> None:  # fmt: skip
-        if work.is_finished or self._stop:
-            return
-        place = self._search.cluster
-        if cluster is None and place.cluster == "inline":
-            self._evaluate_here(work, images, on_trials)
-            return
-        logger.info("joining Ray%s", "" if cluster is not None else ", starting on this machine")
-        most = place.nodes or 1
-        nodes = (place.min_nodes or most, most)
-        ray = local_ray(self._search) if cluster is None else joined_ray(cluster, nodes=nodes)
-        with ray:
-            from supersam.search.tuner import evaluate_on_ray  # Ray reads its environment only once
+def _final(inputs: SearchInputs) -> str:
+    if inputs.final is None or inputs.final_seen is None:
+        return "final data: none; --final-data or --final-share measures the front on other images"
+    return f"final data: {inputs.final}; {inputs.final_seen.detail}"
 
-            evaluate_on_ray(
-                self._search,
-                self._inputs.source,
-                work,
-                images=images,
-                stop=self._stop,
-                on_trials=on_trials,
-            )
 
-    def _evaluate_here(
-        self, work: SearchPlan | FinalPlan, images: ImageSet, on_trials: OnTrials
-    ) -> None:
-        prepare_process(self._search, 1)
-        evaluator = SubnetEvaluator(self._search, self._inputs.source, images=images)
-        logger.info("keeping up to %.2f GiB of layers' outputs", evaluator.cache_bytes / 2**30)
-        while not self._stop and not work.is_finished:
-            chunk = work.next_chunk()
-            assert chunk is not None  # this is the only evaluator
-            on_trials(work.complete(evaluator.evaluate(chunk)))
-
-    def _on_measured(self, new: list[Trial]) -> None:
-        assert self._final is not None  # its trials arrive
-        done, front = len(self._final.front()), len(self._plan.front())
-        logger.info("%d of %d subnets of the front are measured on the final data", done, front)
-
-    def _on_trials(self, new: list[Trial]) -> None:
-        trials, front = self._plan.trials(), self._plan.front()
-        self._tensorboard.show(trials, front, self._plan.references())
-        write_front(self._search.folder, front)
-        logger.info("%d of %d trials, %d on the front",
-                    len(trials), self._search.trials, len(front))  # fmt: skip
-
-    @property
-    def _is_measured(self) -> bool:
-        """Whether nothing is left to measure on the final data."""
-        return self._inputs.final is None or (self._final is not None and self._final.is_finished)
-
-    def _result(self) -> SearchResult:
-        return SearchResult(
-            folder=self._search.folder,
-            front=tuple(self._plan.front()),
-            references=self._plan.references(),
-            num_trials=len(self._plan.trials()),
-            finished=self._plan.is_finished and self._is_measured,
-            measured={} if self._final is None else self._final.front(),
-            measured_references={} if self._final is None else self._final.references(),
-            stopped_by=self._stop.number,
-        )
-
-    def _write(self, result: SearchResult) -> None:
-        status = Counter(trial.status for trial in self._plan.trials())
-        write_front(self._search.folder, result.front, result.comparisons())
-        results = {
-            "finished": result.finished,
-            "num_trials": result.num_trials,
-            "status": {name: status[name] for name in get_args(Status)},
-            "seconds": time.time() - self._started,
-            "front": [trial.key for trial in result.front],
-            "references": {name: trial.to_dict() for name, trial in result.references.items()},
-            "predictor": self._predictor_error(),
-            "final_references": {
-                name: trial.to_dict() for name, trial in result.measured_references.items()
-            },
-        }
-        write_record(self._search, self._inputs, results)
-
-    def _predictor_error(self) -> dict[str, Any] | None:
-        complete = [trial for trial in self._plan.trials() if trial.status == "complete"]
-        if len(complete) < FEWEST:
-            return None
-        miou = np.array([trial.metrics["miou"] for trial in complete])
-        specs = [trial.spec for trial in complete]
-        return asdict(held_out_error(self._inputs.space, specs, miou))
+def _kept(search: SearchRun, inputs: SearchInputs) -> str:
+    if search.cache_gib is not None:
+        return f"up to {search.cache_gib:g} GiB of layers' outputs"
+    if search.protocol.images is None:
+        return "a quarter of its free memory, for layers' outputs"
+    full = generation_bytes(search, inputs.space.shape, search.protocol.images) / 2**30
+    return f"{full:.2g} GiB of layers' outputs, or a quarter of its free memory where that is less"
 
 
 def format_front(result: SearchResult, objectives: tuple[str, ...]) -> str:
@@ -279,10 +150,8 @@ def format_front(result: SearchResult, objectives: tuple[str, ...]) -> str:
     lines = [header]
     lines += [[name, *_cells(t, names), *(_final_cells(s) if s else [])] for name, t, s in rows]
     lines = [[*line, *[""] * (len(header) - len(line))] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
     ending = f"{result.num_trials} trials, {result.folder}"
-    return "\n".join([*table, *_final_words(result), ending])
+    return "\n".join([aligned(lines), *_final_words(result), ending])
 
 
 def _cells(trial: Trial, names: list[str]) -> list[str]:

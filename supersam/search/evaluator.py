@@ -19,7 +19,7 @@ from torch import Tensor
 from supersam.config import SearchRun
 from supersam.config.files import SPACE_FILE
 from supersam.data.sample import EvalImage
-from supersam.evaluation import bootstrap_interval, mask_iou, single_mask_ious
+from supersam.evaluation import mask_iou, mean_interval, single_mask_ious
 from supersam.evaluation.evaluator import require_finite
 from supersam.evaluation.latency import measure_latency, measure_peak_memory
 from supersam.model import SamSupernet
@@ -267,9 +267,9 @@ def _summary(ious: Floats, groups: NDArray[np.int64], prompts: Sequence[str]) ->
     if len(prompts) > 1:
         rows = zip(prompts, ious, strict=True)
         found |= {f"miou_{name}": float(row.mean()) for name, row in rows}
-    if len(np.unique(groups)) > 1:
-        low, high = bootstrap_interval(of_objects, groups, rng=np.random.default_rng(0))
-        found |= {"miou_lo": low, "miou_hi": high}
+    interval = mean_interval(of_objects, groups)
+    if interval is not None:
+        found |= {"miou_lo": interval[0], "miou_hi": interval[1]}
     return found
 
 

@@ -1,4 +1,4 @@
-"""A search's front as it was written, and the subnets on it that people ask for."""
+"""What a search found: its front, as it was written, and the subnets on it that people ask for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,32 @@ from supersam.config.files import PARETO_CSV, PARETO_JSON
 from supersam.runs.subnet_reference import Place, place_on_front
 from supersam.runtime.atomic import write_bytes, write_json
 from supersam.search.final_score import FinalScore
-from supersam.search.journal import Trial
+from supersam.search.journal import LARGEST, Trial
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found."""
+
+    folder: Path
+    front: tuple[Trial, ...]
+    """The best subnets, at full resolution where `finished`."""
+    references: dict[str, Trial]
+    """largest, smallest, and pretrained where training began from given weights."""
+    num_trials: int
+    finished: bool
+    """False where it was asked to stop before the end; the same command goes on."""
+    stopped_by: int = 0
+    """The signal that asked it to stop; 0 for none."""
+    measured: Mapping[str, Trial] = field(default_factory=dict)
+    """The front on images that no proposal saw, by `SubnetSpec.key`; empty where none are given."""
+    measured_references: Mapping[str, Trial] = field(default_factory=dict)
+    """The fixed subnets on those images, by name."""
+
+    def comparisons(self) -> dict[str, FinalScore]:
+        """What was measured on those images, each beside the largest subnet there."""
+        largest = self.measured_references.get(LARGEST)
+        return {name: FinalScore.of(trial, largest) for name, trial in self.measured.items()}
 
 
 def read_front(path: Path) -> list[Trial]:

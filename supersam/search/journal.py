@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 Stage = Literal["reference", "search", "final", "measured"]
 """A fixed subnet to compare with, a searcher's proposal, the front at full resolution, or a subnet
 of the front on images that no proposal saw."""
+PRETRAINED, LARGEST, SMALLEST = "pretrained", "largest", "smallest"
+"""Names of the fixed subnets that every search evaluates, as a trial's `searcher`."""
 GroupSum = tuple[int, int, float]
 """Number of a group of images, objects in it, sum of their IoUs."""
 Status = Literal["complete", "stopped", "infeasible"]
@@ -51,7 +53,7 @@ class Trial:
     seconds: float
     """Time in the model and the scoring, this trial's share of what it shared with others."""
     searcher: str
-    """Who proposed it; for a reference its name: pretrained, largest, smallest."""
+    """Who proposed it; for a reference its name, such as `LARGEST`."""
     batch: int
     """Number of the proposal's batch; -1 for references and finals."""
     index: int

@@ -15,12 +15,18 @@ from supersam.search.costs import (
 )
 from supersam.search.evaluator import Chunk, EvalRequest, protocol_of
 from supersam.search.inputs import SearchInputs
-from supersam.search.journal import Journal, Stage, Trial, trial_key
+from supersam.search.journal import (
+    LARGEST,
+    PRETRAINED,
+    SMALLEST,
+    Journal,
+    Stage,
+    Trial,
+    trial_key,
+)
 from supersam.search.pareto import pareto_front
 from supersam.search.searchers import build_searcher, pose_problem
 from supersam.space import SubnetSpec
-
-PRETRAINED, LARGEST, SMALLEST = "pretrained", "largest", "smallest"
 
 
 class SearchPlan:

@@ -13,15 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from supersam.config import SearchRun
-from supersam.config.files import JOURNAL_FILE, PARETO_JSON, SEARCH_FILE
+from supersam.config.files import JOURNAL_FILE, PARETO_JSON, SEARCH_FILE, SWEEP_CSV, SWEEP_JSON
 from supersam.config.search import SweepConfig
 from supersam.runtime.atomic import write_bytes, write_json
+from supersam.runtime.table import aligned
 from supersam.search.folder import read_record, trials_done
 from supersam.search.front import read_entries
 from supersam.search.journal import Trial, read_journal
 from supersam.search.pareto import cost_matrix, growing_volumes, hypervolume
-
-SWEEP_JSON, SWEEP_CSV = "sweep.json", "sweep.csv"
 
 
 @dataclass(frozen=True)
@@ -136,8 +135,7 @@ def format_sweep(rows: Sequence[SweepRow]) -> str:
         + [f"{row.best_miou:.4f}", "" if row.finished else "not finished"]
         for row in rows
     ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return aligned(lines)
 
 
 def _read(search: SearchRun) -> SearchProgress:

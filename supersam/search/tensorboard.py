@@ -9,10 +9,10 @@ import numpy as np
 
 from supersam.config import SearchRun
 from supersam.runtime.metrics import MetricWriter
+from supersam.search.front import SearchResult
 from supersam.search.journal import Trial
 from supersam.search.pareto import MAXIMIZED, cost_matrix, hypervolume
 from supersam.search.report.figures import front_picture
-from supersam.search.result import SearchResult
 
 _PICTURE_S = 5.0
 """Least seconds between two pictures."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from supersam.config.files import LOGS
 from supersam.health.records import Fault, RankHeartbeat
+from supersam.runtime.table import duration
 from supersam.status.logs import Finding, cause_of, find_signs, is_echo
 from supersam.status.run import RunRecord
 
@@ -86,15 +87,6 @@ def progress(record: RunRecord) -> str:
     eta = record.status.eta_s
     left = f", {duration(eta)} left" if eta is not None else ""
     return f"step {record.step} of {record.steps}{share}{left}, {record.status.phase}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min, 2.5 h, 4.0 d."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} d"
 
 
 def _failure(record: RunRecord) -> Why:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from supersam.runs.attempts import AttemptEvent
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class Record(ABC):
     """A run or search as its folder and the queue show it."""
 
     folder: Path
@@ -32,6 +33,18 @@ class Record:
         if self.job is None or not self.job.is_active:
             return None
         return "pending" if self.job.is_waiting else "running"
+
+    @property
+    @abstractmethod
+    def could_be_alive(self) -> bool:
+        """Whether it has a job of which Slurm alone knows if it waits or runs."""
+
+    @property
+    def job_words(self) -> str | None:
+        """The job, its state and its nodes; None where Slurm does not know it."""
+        if self.job is None:
+            return None
+        return f"{self.job_id} {self.job.state} {self.job.nodes}".rstrip()
 
 
 def newest_job(folder: Path, events: Sequence[AttemptEvent] = ()) -> str | None:

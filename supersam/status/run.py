@@ -126,6 +126,17 @@ class RunRecord(Record):
         """Steps taken."""
         return self.saved_step if self.status is None else self.status.step
 
+    @property
+    def attempt(self) -> int:
+        """Number of the newest attempt; 0 before the first."""
+        own = 0 if self.status is None else self.status.attempt
+        return max([own, *(event.attempt for event in self.events)])
+
+    @property
+    def seen(self) -> float | None:
+        """Time of the last sign of life; None before the first."""
+        return max((beat.time for beat in self.heartbeats), default=None)
+
 
 def read_record(folder: Path, queue: JobQueue) -> RunRecord:
     """Read everything about the run of `folder`. Raises UserError where it cannot be read."""

@@ -1,37 +1,23 @@
-"""`launch/status.py`: all runs in a table, one in detail, why it ended, its log, its end."""
+"""`launch/status.py`: all runs and searches in tables, or one of them, or those of a sweep."""
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from supersam.cluster.slurm.jobs import JobQueue
 from supersam.config import StatusRun, UserError
 from supersam.config.errors import print_error
-from supersam.config.files import CHECKPOINTS, LOGS, SEARCH_FILE
-from supersam.health.bad_hosts import count_host_hangs
-from supersam.health.records import RankHeartbeat
+from supersam.config.files import SEARCH_FILE
 from supersam.runtime.process import ends_with_reader
-from supersam.runtime.tail import LogTail
-from supersam.status.cancel import cancel
-from supersam.status.diagnosis import duration, explain, progress
-from supersam.status.goodput import Goodput, measure_goodput
-from supersam.status.logs import log_rank
-from supersam.status.run import RunRecord, find_runs, read_record, read_records
-from supersam.status.search import SearchRecord, find_searches, read_searches
-from supersam.status.search_show import search_summary, search_table, show_search, show_searches
-from supersam.status.table import ago, aligned, number
-
-_STRAGGLES = 1.3
-_POLL_S = 1.0
-_QUEUE_EVERY = 15  # polls of the log for each question to Slurm
-_FOLLOWED_BYTES = 4096
-_COLUMNS = ("RUN", "STATE", "STEP", "OF", "IMAGES/S", "LEFT", "MIOU", "TRY", "JOB", "SEEN")
+from supersam.status.page import Page, table
+from supersam.status.run import find_runs, read_record, read_records
+from supersam.status.run_page import RunPage
+from supersam.status.search import find_searches, read_searches
+from supersam.status.search_page import SearchPage
 
 
 def show(options: StatusRun) -> int:
@@ -44,231 +30,56 @@ def show(options: StatusRun) -> int:
         return print_error(fault)
     except KeyboardInterrupt:
         return 0
-    if queue.note is not None and any(record.could_be_alive for record in shown):
+    if queue.note is not None and any(page.record.could_be_alive for page in shown):
         print(f"note: {queue.note}", file=sys.stderr)
     return 0
 
 
-def _show(options: StatusRun, queue: JobQueue) -> Sequence[RunRecord | SearchRecord]:
+def _show(options: StatusRun, queue: JobQueue) -> Sequence[Page[Any]]:
     """Returns what was shown."""
     folder = options.folder
     if folder is None:
         return _show_all(options, queue)
+    below = sorted(file.parent for file in folder.glob(f"*/{SEARCH_FILE}"))
+    page: Page[Any]
     if (folder / SEARCH_FILE).is_file():
-        search = read_searches([folder], queue)[0]
-        show_search(search, options)
-        return [search]
-    below = sorted(file.parent for file in folder.glob(f"*/{SEARCH_FILE}"))  # a sweep
-    if below:
-        searches = read_searches(below, queue)
-        show_searches(searches, folder, options)
-        return searches
-    record = read_record(folder, queue)
-    if options.cancel:
-        print(cancel(record))
-    elif options.follow:
-        _follow(record, options.rank, queue)
+        page = SearchPage(read_searches([folder], queue)[0])
+    elif below:
+        return _show_sweep(folder, below, options, queue)
     else:
-        _show_one(record, options)
-    return [record]
+        page = RunPage(read_record(folder, queue))
+    page.show(options, queue)
+    return [page]
 
 
-def _show_all(options: StatusRun, queue: JobQueue) -> Sequence[RunRecord | SearchRecord]:
-    records = read_records(find_runs(options.root), queue)
-    searches = read_searches(find_searches(options.root), queue)
+def _show_sweep(
+    folder: Path, below: Sequence[Path], options: StatusRun, queue: JobQueue
+) -> Sequence[SearchPage]:
+    for name in ("cancel", "follow"):
+        if getattr(options, name):
+            raise UserError(f"{folder} holds several searches; --{name} takes one: name its folder")
+    pages = [SearchPage(search) for search in read_searches(below, queue)]
     if options.json_:
-        runs, found = map(_summary, records), map(search_summary, searches)
-        print(json.dumps({"runs": [*runs], "searches": [*found]}))
-        return [*records, *searches]
-    if not records:
-        print(f"no runs below {options.root}; launch/train.py starts one", file=sys.stderr)
-        return []
-    print(aligned([_COLUMNS, *(_row(record) for record in records)]))
-    if searches:
-        print(f"\n{search_table(searches, options.root)}")
-    for fault in (*(run.fault for run in records), *(search.fault for search in searches)):
-        if fault is not None:
-            print(f"note: {fault}", file=sys.stderr)
-    return [*records, *searches]
-
-
-def _show_one(record: RunRecord, options: StatusRun) -> None:
-    why = explain(record)
-    if options.json_ and options.why:
-        print(json.dumps({"run": str(record.folder), **asdict(why)}))
-    elif options.json_:
-        print(json.dumps(_detail(record)))
-    elif options.why:
-        print(why.text)
+        print(json.dumps({"searches": [page.summary() for page in pages]}))
     else:
-        print(_page(record))
+        print(table(pages, folder))
+    return pages
 
 
-def _summary(record: RunRecord) -> dict[str, Any]:
-    status = record.status
-    return {
-        "run": str(record.folder),
-        "state": record.state,
-        "step": record.step,
-        "steps": record.steps,
-        "images_per_s": None if status is None else status.images_per_s,
-        "eta_s": None if status is None else status.eta_s,
-        "miou": None if status is None else status.miou,
-        "attempt": _attempt(record),
-        "job_id": record.job_id,
-        "checkpoint": record.saved_step or None,
-        "seen": _seen(record),
-    }
-
-
-def _detail(record: RunRecord) -> dict[str, Any]:
-    goodput = _goodput(record)
-    return {
-        **_summary(record),
-        "why": asdict(explain(record)),
-        "job": None if record.job is None else asdict(record.job),
-        "losses": {} if record.status is None else record.status.losses,
-        "ranks": [asdict(beat) for beat in record.heartbeats],
-        "stragglers": [beat.rank for beat in find_stragglers(record.heartbeats)],
-        "attempts": [asdict(event) for event in record.events],
-        "goodput": {**asdict(goodput), "share": goodput.share},
-        "checkpoints": [path.name for path in _checkpoints(record.folder)],
-        "strikes": dict(count_host_hangs(record.folder)),
-    }
-
-
-def _page(record: RunRecord) -> str:
-    """A run in detail, a line for each thing that there is something to say of."""
-    lines = [f"{record.folder}: {explain(record).text}"]
-    status = record.status
-    if status is not None:
-        lines.append(f"progress     {progress(record)}")
-        losses = [f"{slot} {number(value, '.3f')}" for slot, value in status.losses.items()]
-        rate = number(status.images_per_s, ".1f")
-        lines.append(f"throughput   {rate} images/s; loss: {', '.join(losses) or '-'}")
-        lines.append(f"mIoU         {number(status.miou, '.3f')}")
-    saved = [path.name for path in _checkpoints(record.folder)]
-    lines.append(f"checkpoints  {' '.join(saved) or 'none'}")
-    if record.job is not None:
-        lines.append(f"job          {record.job_id} {record.job.state} {record.job.nodes}".rstrip())
-    lines += _rank_lines(record)
-    lines += [f"attempt {text}" for text in _attempt_lines(record)]
-    lines += _goodput_lines(_goodput(record))
-    hangs = count_host_hangs(record.folder)
-    if hangs:
-        named = ", ".join(f"{host} {count}" for host, count in hangs.most_common())
-        lines.append(f"hung hosts   {named}")
-    return "\n".join(lines)
-
-
-def _rank_lines(record: RunRecord) -> list[str]:
-    if not record.heartbeats:
+def _show_all(options: StatusRun, queue: JobQueue) -> Sequence[Page[Any]]:
+    root = options.root
+    runs = [RunPage(record) for record in read_records(find_runs(root), queue)]
+    searches = [SearchPage(search) for search in read_searches(find_searches(root), queue)]
+    pages: list[Page[Any]] = [*runs, *searches]
+    if options.json_:
+        values = {"runs": [p.summary() for p in runs], "searches": [p.summary() for p in searches]}
+        print(json.dumps(values))
+        return pages
+    if not runs:
+        print(f"no runs below {root}; launch/train.py starts one", file=sys.stderr)
         return []
-    hosts = len({beat.host for beat in record.heartbeats})
-    oldest = min(record.heartbeats, key=lambda beat: beat.time)
-    age = duration(max(0.0, time.time() - oldest.time))
-    lines = [
-        f"ranks        {len(record.heartbeats)} on {hosts} host(s); oldest sign of life {age} ago"
-    ]
-    for beat in find_stragglers(record.heartbeats):
-        work = number(beat.median_work_s, ".2f")
-        lines.append(f"straggler    rank {beat.rank} on {beat.host}: {work} s of own work a step")
-    return lines
-
-
-def find_stragglers(beats: Sequence[RankHeartbeat]) -> list[RankHeartbeat]:
-    """Ranks whose own part of a step takes 1.3 times as long as the median rank's, or longer."""
-    known = sorted(beat.median_work_s for beat in beats if beat.median_work_s is not None)
-    if len(known) < 2:
-        return []
-    usual = known[(len(known) - 1) // 2]
-    return [b for b in beats if (b.median_work_s or 0.0) >= _STRAGGLES * usual > 0]
-
-
-def _attempt_lines(record: RunRecord) -> list[str]:
-    ends = {event.attempt: event for event in record.events if event.event == "end"}
-    lines = []
-    for start in (event for event in record.events if event.event == "start"):
-        end = ends.get(start.attempt)
-        until, how = time.time(), "still open"
-        if end is not None:
-            until, how = end.time, f"{end.reason}, saved at step {end.step}"
-        elif record.open_end is not None:
-            until = max(start.time, _seen(record) or 0.0)
-            how = f"{record.open_end}, saved at step {record.saved_step}"
-        where = f"{start.world_size} rank(s) on {len(set(start.hosts))} host(s)"
-        lasted = duration(until - start.time)
-        lines.append(f"{start.attempt:<4} from step {start.step}, {where}, {lasted}: {how}")
-    return lines
-
-
-def _goodput_lines(goodput: Goodput) -> list[str]:
-    if goodput.allocated_node_h == 0:
-        return []
-    total, share = goodput.allocated_node_h, 100 * goodput.share
-    lines = [f"goodput      {share:.0f} % of {total:.3g} node-hours were steps that count"]
-    return lines + [
-        f"  lost       {hours:.3g} {cause}" for cause, hours in goodput.lost_node_h.items()
-    ]
-
-
-def _goodput(record: RunRecord) -> Goodput:
-    attempts = [] if record.status is None else record.status.attempts
-    now = time.time() if record.state == "running" else (_seen(record) or time.time())
-    return measure_goodput(record.events, attempts, now=now)
-
-
-def _row(record: RunRecord) -> tuple[str, ...]:
-    status, seen = record.status, _seen(record)
-    eta = status.eta_s if status is not None and record.state == "running" else None
-    return (
-        record.folder.name,
-        record.state,
-        str(record.step),
-        str(record.steps),
-        number(status.images_per_s if status is not None else None, ".1f"),
-        "-" if eta is None else duration(eta),
-        number(status.miou if status is not None else None, ".3f"),
-        str(_attempt(record) or "-"),
-        record.job_id or "-",
-        ago(seen),
-    )
-
-
-def _attempt(record: RunRecord) -> int:
-    own = 0 if record.status is None else record.status.attempt
-    return max([own, *(event.attempt for event in record.events)])
-
-
-def _seen(record: RunRecord) -> float | None:
-    return max((beat.time for beat in record.heartbeats), default=None)
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted((folder / CHECKPOINTS).glob("step-*"), key=lambda path: int(path.name[5:]))
-
-
-def _follow(record: RunRecord, rank: int, queue: JobQueue) -> None:
-    """Print the rank's newest log file as it grows; a newer file takes over. Ends with the run."""
-    folder = record.folder
-    tail: LogTail | None = None
-    polls = 0
-    while True:
-        newest = _newest_log(folder, rank)
-        if newest is not None and (tail is None or newest != tail.path):
-            tail = LogTail(newest, skip=tail is None, last_bytes=_FOLLOWED_BYTES)
-            print(f"== {newest}", file=sys.stderr)
-        if tail is not None:
-            tail.print_new()
-        if record.state not in ("running", "pending", "new"):
-            break
-        time.sleep(_POLL_S)
-        polls += 1
-        if polls % _QUEUE_EVERY == 0 or record.job is None:
-            record = read_record(folder, queue)
-    print(explain(record).text, file=sys.stderr)
-
-
-def _newest_log(folder: Path, rank: int) -> Path | None:
-    named = [p for p in (folder / LOGS).rglob("*.log") if log_rank(p) == rank]
-    return max(named, key=lambda path: (path.stat().st_mtime, path.name), default=None)
+    print("\n\n".join(table(each, root) for each in (runs, searches) if each))
+    for page in pages:
+        if page.record.fault is not None:
+            print(f"note: {page.record.fault}", file=sys.stderr)
+    return pages

@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 
 from supersam.evaluation import evaluate
-from supersam.evaluation.bootstrap import Difference
 from supersam.evaluation.result import EvalResult
 from supersam.evaluation.table import format_table, remarks
+from supersam.runtime.bootstrap import Difference
 from tests.evaluation.scenes import Replay, eval_image, smooth_logits
 
 

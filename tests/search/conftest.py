@@ -28,4 +28,4 @@ def undisturbed(run, tmp_path_factory):
 @pytest.fixture
 def closed_form(monkeypatch):
     """Searches in this process evaluate subnets by a formula."""
-    monkeypatch.setattr("supersam.search.command.SubnetEvaluator", ClosedForm)
+    monkeypatch.setattr("supersam.search.session.SubnetEvaluator", ClosedForm)

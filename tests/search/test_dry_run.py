@@ -15,12 +15,13 @@ def test_a_search_is_described_and_its_folder_prepared_where_torch_cannot_be_imp
     script = f"""
 import sys
 sys.modules["torch"] = sys.modules["ray"] = None
-from supersam.cluster.search.job import submit_search
+from supersam.search.command import run_search_here
 from supersam.config import SearchRun
 from supersam.search.folder import prepare_folder
 from supersam.search.inputs import find_inputs
 asked = SearchRun.model_validate_json({asked.model_dump_json(by_alias=True)!r})
-assert submit_search(asked) == 0
+assert run_search_here(asked) == 0
+assert not [name for name in sys.modules if name.startswith("supersam.cluster")]
 prepare_folder(asked, find_inputs(asked))
 """
     done = subprocess.run(

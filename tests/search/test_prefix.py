@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from supersam.runtime.memory import free_bytes
-from supersam.search.dry_run import describe_search
+from supersam.search.command import describe_search
 from supersam.search.evaluator import SubnetEvaluator
 from supersam.search.inputs import find_inputs
 from supersam.search.prefix import cache_bytes, generation_bytes

@@ -11,12 +11,14 @@ import pytest
 from supersam.cluster.search import job as search_job
 from supersam.cluster.search import supervisor as search_supervisor
 from supersam.config import UserError
+from supersam.config.files import SWEEP_JSON
 from supersam.runtime.signals import stop_requested
 from supersam.search import read_journal
-from supersam.search.command import run_search, run_search_here
+from supersam.search.command import run_search_here
 from supersam.search.evaluator import SubnetEvaluator
 from supersam.search.folder import prepare_folder
 from supersam.search.inputs import find_inputs
+from supersam.search.session import run_search
 from supersam.search.sweep import expand
 from tests.search.tiny_search import search, tiny_search
 
@@ -52,8 +54,9 @@ def test_a_search_asks_for_all_its_nodes_though_fewer_may_join(run, tmp_path):
 
 def test_a_dry_run_refuses_what_the_search_would(run, undisturbed):
     asked = tiny_search(run, undisturbed.folder, seed=9, dry_run=True)
-    with pytest.raises(UserError, match="holds another search. It differs in\n  seed: 0 -> 9"):
-        search_job.submit_search(asked)
+    for start in (run_search_here, search_job.submit_search):
+        with pytest.raises(UserError, match="holds another search. It differs in\n  seed: 0 -> 9"):
+            start(asked)
 
 
 def test_a_sweep_is_checked_whole_before_its_first_search(run, tmp_path):
@@ -78,6 +81,8 @@ def test_a_sweep_goes_on_after_a_search_that_cannot(run, tmp_path, capsys):
         (done.name, True),
     ]
     assert (done.folder / "report.html").is_file()
+    assert (asked.folder / SWEEP_JSON).is_file()
+    assert not (done.folder / SWEEP_JSON).exists()
 
 
 def test_a_sweep_that_is_stopped_says_by_what(run, tmp_path, monkeypatch, capsys, closed_form):

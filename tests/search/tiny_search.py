@@ -16,8 +16,8 @@ from supersam.runs.checkpoints import TrainState
 from supersam.runs.folder import prepare_run_folder
 from supersam.runs.supernet import build_supernet
 from supersam.runtime.distributed import World
-from supersam.search.command import run_search
-from supersam.search.result import SearchResult
+from supersam.search.front import SearchResult
+from supersam.search.session import run_search
 from supersam.space import read_space, resolve_shape
 
 TINY: dict[str, Any] = {

@@ -243,7 +243,7 @@ def test_a_rank_starts_without_what_only_others_need():
     script = """
 import sys
 import torch
-import supersam.training.session, supersam.search.command
+import supersam.training.session, supersam.search.session
 from supersam.config import EngineConfig, OptimConfig
 from supersam.runtime.distributed import init_world
 from supersam.training.engine import Engine

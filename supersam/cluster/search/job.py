@@ -1,42 +1,37 @@
-"""The front door of searches: on this machine, or as Slurm jobs, followed to their end."""
+"""A search or a sweep as Slurm jobs: submitted, and followed to their end."""
 
 from __future__ import annotations
 
 from supersam.cluster.preflight import check_slurm, require_enough_nodes, show_findings
 from supersam.cluster.search.supervisor import SearchSupervisor
 from supersam.cluster.slurm import commands as slurm
-from supersam.cluster.slurm.follow import INTERRUPTED, batch_log, describe_lost_job, follow_job
+from supersam.cluster.slurm.follow import INTERRUPTED, describe_lost_job, follow_job
 from supersam.cluster.slurm.script import (
     search_parameters,
     shell_safe_path,
     submitit_script,
 )
 from supersam.cluster.slurm.submit import record_job, require_no_active_job, submit_jobs
-from supersam.config import SearchRun, UserError, dump_run
+from supersam.config import SearchRun, dump_run
 from supersam.config.errors import print_error
-from supersam.config.files import SWEEP_YAML
+from supersam.config.files import SWEEP_YAML, batch_log
 from supersam.runtime.atomic import write_bytes
-from supersam.runtime.process import ends_with_reader, no_gc_while_importing
+from supersam.runtime.process import ends_with_reader
+from supersam.search.command import describe_searches
+from supersam.search.folder import check_folder, is_complete, prepare_folder, read_record
+from supersam.search.inputs import find_inputs
+from supersam.search.sweep import expand, format_sweep
 
 FAILURE = 1
 
 
 def submit_search(run: SearchRun) -> int:
-    """Perform the search or the sweep, or submit it. Returns the exit code of the command."""
-    on_slurm = _is_for_slurm(run)
+    """Submit the search or the sweep. Returns the exit code of the command."""
     if run.dry_run:
-        from supersam.search.dry_run import describe_search
-        from supersam.search.sweep import expand
-
-        searches = expand(run)
         with ends_with_reader():
-            print(*(describe_search(search) for search in searches), sep="\n\n", flush=True)
-            return 0 if not on_slurm or _show_submission(run, len(searches)) else FAILURE
-    if not on_slurm:
-        with no_gc_while_importing():
-            from supersam.search.command import run_search_here  # slow: it imports torch
-
-        return run_search_here(run)
+            print(describe_searches(run), flush=True)
+            return 0 if _show_submission(run, len(expand(run))) else FAILURE
+    slurm.require_slurm(otherwise="leave out --nodes to search here")
     with slurm.slurm_errors_to_user():
         job_ids = submit_search_jobs(run)
     if not job_ids:
@@ -55,10 +50,6 @@ def submit_search_jobs(run: SearchRun) -> list[str]:
 
     Returns none where nothing is left to do.
     """
-    from supersam.search.folder import check_folder, is_complete, prepare_folder
-    from supersam.search.inputs import find_inputs
-    from supersam.search.sweep import expand
-
     remedy = "wait for it, or end it with scancel {job} first"
     require_no_active_job(run.folder, what="search", remedy=remedy)
     require_enough_nodes(run.cluster)
@@ -87,9 +78,7 @@ def follow_searches(run: SearchRun, job_ids: list[str]) -> int:
     Returns the exit code. Also ends the wait that Slurm puts before each requeued start. Ctrl-C
     leaves the jobs alone.
     """
-    from supersam.search.folder import read_record
-    from supersam.search.report.comparison import write_comparison
-    from supersam.search.sweep import expand, format_sweep
+    from supersam.search.report.comparison import write_comparison  # slow: it imports torch
 
     searches, code = expand(run), 0
     logs = [batch_log(run.folder, job_id) for job_id in job_ids]
@@ -116,16 +105,3 @@ def _show_submission(run: SearchRun, searches: int) -> bool:
     script = submitit_script(search_parameters(run), run.folder)
     print(f"\nsubmitted{array} would be\n\n{script}\npreflight")
     return show_findings(check_slurm(run.cluster), print)
-
-
-def _is_for_slurm(run: SearchRun) -> bool:
-    config = run.cluster
-    if config.cluster != "slurm" and (config.cluster != "auto" or config.nodes is None):
-        return False
-    missing = None if run.dry_run else slurm.missing_slurm()
-    if missing is not None:
-        raise UserError(
-            f"a Slurm job was asked for, and {missing}. Submit from a login node; or leave out "
-            "--nodes to search here"
-        )
-    return True

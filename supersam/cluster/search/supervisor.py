@@ -28,6 +28,10 @@ from supersam.runtime.jsonl import append_jsonl, read_jsonl
 from supersam.runtime.process import no_gc_while_importing
 from supersam.runtime.signals import StopFlag, stop_requested
 from supersam.runtime.waiting import wait_until
+from supersam.search.command import finish
+from supersam.search.folder import prepare_folder
+from supersam.search.inputs import find_inputs
+from supersam.search.sweep import expand
 
 _STOP_SHARE = 0.6
 """Of the time between the notice and the time limit: for a search to end by itself."""
@@ -125,9 +129,6 @@ def search_in_job(run: SearchRun, home: Path) -> int:
 
     home: the folder with the job's code. Returns the exit code.
     """
-    from supersam.search.folder import prepare_folder
-    from supersam.search.inputs import find_inputs
-
     prepare_folder(run, find_inputs(run))
     record_job(run.folder, slurm.own_job_id())
     folder = str(shell_safe_path(run.folder))
@@ -140,8 +141,7 @@ def search_in_job(run: SearchRun, home: Path) -> int:
 
 def _compare_sweep(home: Path) -> None:
     """Bring the comparison of a sweep up to date, as each of its searches does when it ends."""
-    from supersam.search.report.comparison import write_comparison
-    from supersam.search.sweep import expand
+    from supersam.search.report.comparison import write_comparison  # slow: it imports torch
 
     if (home / SWEEP_YAML).is_file():
         sweep = load_run(SearchRun, home / SWEEP_YAML).model_copy(update={"out": home})
@@ -150,7 +150,7 @@ def _compare_sweep(home: Path) -> None:
 
 def _drive(run: SearchRun, address_file: Path, stop: StopFlag) -> int:
     with no_gc_while_importing():
-        from supersam.search.command import finish, run_search
+        from supersam.search.session import run_search
 
     find_head = partial(read_head_address, address_file)
     return finish(run, run_search(run, cluster=find_head, stop=stop))

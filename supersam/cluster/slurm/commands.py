@@ -122,6 +122,15 @@ def missing_slurm() -> str | None:
     return None
 
 
+def require_slurm(*, otherwise: str) -> None:
+    """Raise UserError where this machine cannot submit. otherwise: the other remedy."""
+    missing = missing_slurm()
+    if missing is not None:
+        raise UserError(
+            f"a Slurm job was asked for, and {missing}. Submit from a login node; or {otherwise}"
+        )
+
+
 def own_job_id() -> str:
     """Return the id of this process's job, as Slurm's commands take it.
 

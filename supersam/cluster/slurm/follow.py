@@ -10,7 +10,6 @@ from pathlib import Path
 
 from supersam.cluster.slurm import commands as slurm
 from supersam.cluster.slurm.jobs import SlurmJob, read_job
-from supersam.config.files import JOB_FOLDER
 from supersam.runtime.tail import LogTail
 from supersam.runtime.waiting import growing_pauses
 
@@ -19,11 +18,6 @@ _SLOW_POLL_S = 10.0
 _CONFIRM_S = 2.0
 INTERRUPTED = 128 + 2
 """Exit code of a command whose user pressed Ctrl-C while it followed a job."""
-
-
-def batch_log(folder: Path, job_id: str) -> Path:
-    """Return the file that takes what the batch step of a job prints. folder: with its code."""
-    return folder / JOB_FOLDER / f"{job_id}_0_log.out"
 
 
 class LogPrinter:

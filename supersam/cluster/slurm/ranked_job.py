@@ -7,13 +7,13 @@ from pathlib import Path
 
 from supersam.cluster.ranked_run import RankedRun
 from supersam.cluster.slurm.avoided_hosts import hosts_to_avoid, merge_hosts
-from supersam.cluster.slurm.follow import INTERRUPTED, batch_log, describe_lost_job, follow_job
+from supersam.cluster.slurm.follow import INTERRUPTED, describe_lost_job, follow_job
 from supersam.cluster.slurm.jobs import SlurmJob
 from supersam.cluster.slurm.script import sbatch_parameters, shell_safe_path
 from supersam.cluster.slurm.submit import record_job, require_no_active_job, submit_jobs
 from supersam.cluster.slurm.supervisor import Supervisor
 from supersam.config.errors import USAGE_ERROR
-from supersam.config.files import CANCEL_FILE
+from supersam.config.files import CANCEL_FILE, batch_log
 from supersam.health.bad_hosts import LIFE_H
 from supersam.runs.attempts import read_attempts
 

@@ -13,8 +13,7 @@ from supersam.runs.weights import read_run
 from supersam.search.final_score import FinalScore
 from supersam.search.folder import read_record
 from supersam.search.front import best, cheapest, knee, read_final_scores, read_front
-from supersam.search.journal import Trial, read_journal
-from supersam.search.plan import LARGEST, PRETRAINED, SMALLEST
+from supersam.search.journal import LARGEST, PRETRAINED, SMALLEST, Trial, read_journal
 from supersam.space import SearchSpace, resolve_shape
 
 _FIXED = (PRETRAINED, LARGEST, SMALLEST)

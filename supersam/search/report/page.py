@@ -10,9 +10,9 @@ from pathlib import Path
 from supersam.config import ReportRun
 from supersam.config.files import FIGURES, REPORT_FILE
 from supersam.runtime.atomic import write_bytes
-from supersam.search.final_score import FEW_GROUPS, FinalScore
-from supersam.search.journal import Trial
-from supersam.search.plan import LARGEST, PRETRAINED
+from supersam.runtime.bootstrap import FEW_GROUPS
+from supersam.search.final_score import FinalScore
+from supersam.search.journal import LARGEST, PRETRAINED, Trial
 from supersam.search.predictor import FEWEST
 from supersam.search.report import figures
 from supersam.search.report.baselines import describe_baselines

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from supersam.evaluation.bootstrap import bootstrap_interval
+from supersam.runtime.bootstrap import bootstrap_interval
 
 
 def scores_of_images(rng: np.random.Generator, *, num_images: int, spread: float):
@@ -44,7 +44,7 @@ def test_interval_is_wider_than_one_that_takes_objects_for_independent():
 def test_interval_does_not_depend_on_the_block_size(monkeypatch):
     values, image_ids = scores_of_images(np.random.default_rng(3), num_images=20, spread=0.1)
     whole = bootstrap_interval(values, image_ids, rng=np.random.default_rng(0))
-    monkeypatch.setattr("supersam.evaluation.bootstrap._DRAWS_PER_BLOCK", 64)
+    monkeypatch.setattr("supersam.runtime.bootstrap._DRAWS_PER_BLOCK", 64)
     assert bootstrap_interval(values, image_ids, rng=np.random.default_rng(0)) == whole
 
 
