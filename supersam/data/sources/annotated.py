@@ -185,5 +185,6 @@ def source_root(root: Path | None) -> Path:
 
 def no_such_split(split: str, place: Path, splits: Iterable[str]) -> SourceError:
     """Return the error for a split that is not there, with those that are."""
-    listed = ", ".join(sorted(name for name in splits if name == "." or name[0] != ".")) or "none"
-    return SourceError(f"no split {split!r} ({place}); --split takes one of: {listed}")
+    listed = ", ".join(sorted(name for name in splits if name == "." or name[0] != "."))
+    remedy = f"--split takes one of: {listed}" if listed else "the folder has none of this layout"
+    return SourceError(f"no split {split!r} ({place}); {remedy}")

@@ -72,6 +72,16 @@ def list_coco(config: SourceConfig) -> list[Item]:
     return _flag_repeated_names(sorted(items, key=lambda item: item.name))
 
 
+def coco_splits(root: Path) -> set[str]:
+    """Return the splits that have a JSON file below `root`."""
+    named = (path.stem for path in (root / "annotations").glob("*.json"))
+    splits = {stem.removeprefix("instances_") for stem in named}
+    splits |= {path.parent.name for path in root.glob(f"*/{_BESIDE_IMAGES}")}
+    if (root / _BESIDE_IMAGES).is_file():
+        splits.add(".")
+    return splits
+
+
 def read_coco(config: SourceConfig, item: Item) -> AnnotatedImage:
     """Return one image; crowd regions only with `include_crowds`, else they are counted."""
     detail: _Detail = item.detail
@@ -105,12 +115,7 @@ def _find_json(root: Path, split: str) -> Path:
     for path in places:
         if path.is_file():
             return path
-    named = (path.stem for path in (root / "annotations").glob("*.json"))
-    splits = {stem.removeprefix("instances_") for stem in named}
-    splits |= {path.parent.name for path in root.glob(f"*/{_BESIDE_IMAGES}")}
-    if (root / _BESIDE_IMAGES).is_file():
-        splits.add(".")
-    raise no_such_split(split, places[0], splits)
+    raise no_such_split(split, places[0], coco_splits(root))
 
 
 class _Places:

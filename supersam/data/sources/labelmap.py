@@ -58,6 +58,15 @@ def list_labelmap(config: SourceConfig) -> list[Item]:
     ]
 
 
+def labelmap_splits(root: Path, *, paired: bool = False) -> set[str]:
+    """Return the splits that have a folder of images or maps; with `paired`, of both."""
+    splits: set[str] = set()
+    for folders in _FOLDERS:
+        images, maps = ({p.name for p in (root / f).glob("*") if p.is_dir()} for f in folders)
+        splits |= images & maps if paired else images | maps
+    return splits
+
+
 def read_labelmap(config: SourceConfig, item: Item) -> AnnotatedImage:
     """Return one image and the objects of its label map."""
     root = source_root(config.root)
@@ -116,13 +125,11 @@ def _find_folders(root: Path, split: str) -> tuple[str, str]:
     for images, maps in _FOLDERS:
         if (root / images / split).is_dir() and (root / maps / split).is_dir():
             return f"{images}/{split}", f"{maps}/{split}"
-    places = [root / folder for folders in _FOLDERS for folder in folders]
-    splits = {path.name for place in places for path in place.glob("*") if path.is_dir()}
     lacking = next(
         (root / folder / split for folder in _FOLDERS[0] if not (root / folder / split).is_dir()),
         root,
     )
-    raise no_such_split(split, lacking, splits)
+    raise no_such_split(split, lacking, labelmap_splits(root))
 
 
 def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> _Files:

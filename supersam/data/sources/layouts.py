@@ -19,6 +19,7 @@ from supersam.data.sources.annotated import (
 from supersam.data.sources.coco import list_coco, read_coco
 from supersam.data.sources.extension import list_extension, read_extension
 from supersam.data.sources.labelmap import list_labelmap, read_labelmap
+from supersam.data.sources.recognition import suggest_layout
 from supersam.data.sources.sa1b import list_sa1b, read_sa1b
 from supersam.data.sources.samples import Samples, make_samples
 from supersam.data.sources.synthetic import list_synthetic, read_synthetic
@@ -45,12 +46,18 @@ def _layout(config: SourceConfig) -> tuple[_List, _Read]:
 
 def list_items(config: SourceConfig) -> list[Item]:
     """Return the inputs of a source in the order of their names. Raises SourceError."""
-    items = _layout(config)[0](config)
+    try:
+        items = _layout(config)[0](config)
+    except SourceError as error:
+        raise SourceError(f"{error}{suggest_layout(config)}") from error
+    advice = suggest_layout(config) if all(item.fault is not None for item in items) else ""
     if len(items) == 0:
+        remedy = advice or "; --source names another layout, --split another split"
         raise SourceError(
-            f"no images of kind {config.kind!r} in {config.root}, split {config.split!r}; "
-            "--source names another layout, --split another split"
+            f"no images of kind {config.kind!r} in {config.root}, split {config.split!r}{remedy}"
         )
+    if advice:
+        raise SourceError(f"{items[0].name}: {items[0].fault}; so it is with every image{advice}")
     return _note_first_frames([_printable(item) for item in items])
 
 

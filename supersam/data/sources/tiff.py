@@ -73,6 +73,12 @@ def list_tiff(config: SourceConfig) -> list[Item]:
     ]
 
 
+def tiff_splits(root: Path) -> list[str]:
+    """Return the names of the stacks that have masks."""
+    stacks = _stacks(root)
+    return [name for name in stacks if name + _MASKS in stacks]
+
+
 def read_tiff(config: SourceConfig, item: Item) -> AnnotatedImage:
     """Return one page and the objects of its mask page."""
     root = source_root(config.root)
@@ -196,13 +202,16 @@ def _opened(path: Path, _: tuple[int, ...]) -> _Stack:
 
 
 def _find(root: Path, stem: str) -> Path:
-    files = {path.stem: path for path in sorted(root.iterdir()) if path.suffix.lower() in _SUFFIXES}
+    files = _stacks(root)
     if stem in files:
         return files[stem]
     if stem.endswith(_MASKS):
         raise SourceError(f"no masks {root / stem}.tif; found: {', '.join(sorted(files))}")
-    whole = [name for name in files if name + _MASKS in files]
-    raise no_such_split(stem, root / f"{stem}.tif", whole)
+    raise no_such_split(stem, root / f"{stem}.tif", tiff_splits(root))
+
+
+def _stacks(root: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(root.iterdir()) if path.suffix.lower() in _SUFFIXES}
 
 
 def _has_ids(masks: _Stack) -> bool:
