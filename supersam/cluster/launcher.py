@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from supersam.cluster.crash_log import keep_crash_log, task_log, write_crash_log
+from supersam.cluster.ending import print_ending
 from supersam.cluster.follow_up import check_follow_up, run_follow_up, submit_follow_up
 from supersam.cluster.local import FAILURE, run_local
 from supersam.cluster.preflight import describe_ranked_run, require_enough_nodes
@@ -28,7 +29,9 @@ from supersam.config.files import CANCEL_FILE, JOB_FILE, TENSORBOARD
 from supersam.health.records import ATTEMPT_VARIABLE, saved_step
 from supersam.runs.attempts import end_attempt, reason_of, start_attempt
 from supersam.runs.claim import FolderInUseError, claimed, require_unclaimed
+from supersam.runtime.next_command import command
 from supersam.runtime.process import ends_with_reader, keep_others_from_writing
+from supersam.runtime.table import count
 
 
 def submit(run: RankedRun) -> int:
@@ -55,9 +58,12 @@ def submit(run: RankedRun) -> int:
             code = _run_here(run, where, tasks)
             if code == USAGE_ERROR:  # a rank has said why
                 raise _ToldError
-        if code == 0 and isinstance(run, TrainRun) and run.cluster.then is not None:
-            return run_follow_up(run)
-        return code
+        if code != 0:
+            return code
+        if os.environ.get("RANK", "0") == "0":  # of several under torchrun, one speaks
+            print_ending(run)
+        follows = isinstance(run, TrainRun) and run.cluster.then is not None
+        return run_follow_up(run) if follows else 0
     except _ToldError:
         return USAGE_ERROR
     except UserError as fault:
@@ -145,12 +151,17 @@ def _run_on_slurm(run: RankedRun) -> int:
     if saved_step(run.folder) >= run.last_step:
         return _leave_complete(run)
     job_id = submit_job(run)
-    print(f"submitted job {job_id}: {run.cluster.nodes or 1} nodes, run folder {run.folder}")
+    nodes = count(run.cluster.nodes or 1, "node")
+    print(f"submitted job {job_id}: {nodes}, run folder {run.folder}")
     if isinstance(run, TrainRun) and run.cluster.then is not None:
         print(f"submitted job {submit_follow_up(run, job_id)}, after it: {run.cluster.then}")
     if run.cluster.wait:
-        return follow_run(run, job_id)
-    print(f"python launch/status.py {run.folder} --follow shows it, --cancel lets it save and end")
+        code = follow_run(run, job_id)
+        if code == 0:
+            print_ending(run)
+        return code
+    show = command("status", run.folder)
+    print(f"next: {show} --follow    # shows it; --cancel lets it save and end")
     return 0
 
 
@@ -162,6 +173,7 @@ def _leave_complete(run: RankedRun) -> int:
     if isinstance(run, TrainRun) and run.cluster.then is not None:
         prepare_job_folder(run.folder)
         print(f"submitted job {submit_follow_up(run)}: {run.cluster.then}")
+    print_ending(run)
     return 0
 
 

@@ -14,6 +14,7 @@ from supersam.config import SlurmSite, TrainRun, UserError
 from supersam.config.cluster import minutes
 from supersam.config.files import RUN_FILE
 from supersam.health.records import saved_step
+from supersam.runtime.table import count
 
 _GIB = 2**30
 _CONTEXT_GIB = 1.0
@@ -78,7 +79,7 @@ def _show_scripts(run: TrainRun, show: Callable[[str], None]) -> None:
     from supersam.cluster.slurm.script import sbatch_text
 
     show(
-        f"nodes of {run.cluster.ranks_per_node} rank(s) that divide the batch: "
+        f"nodes of {count(run.cluster.ranks_per_node, 'rank')} that divide the batch: "
         f"{legal_node_counts(run)}"
     )
     show(f"\nsubmitted would be\n\n{sbatch_text(run)}")

@@ -44,6 +44,8 @@ class EvaluateRun(Section):
     there are cores, at most 4."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU where there is one."""
+    threads: int = Field(0, ge=0)
+    """CPU threads. 0: what OMP_NUM_THREADS or SLURM_CPUS_PER_TASK says, else one for each core."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")
     """Print the result as one JSON object on stdout."""
 

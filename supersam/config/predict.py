@@ -43,6 +43,8 @@ class PredictRun(Section):
     they exist."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU where there is one."""
+    threads: int = Field(0, ge=0)
+    """CPU threads. 0: what OMP_NUM_THREADS or SLURM_CPUS_PER_TASK says, else one for each core."""
 
     @property
     def boxes(self) -> list[tuple[float, ...]]:

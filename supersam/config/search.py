@@ -233,7 +233,8 @@ class SearchRun(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU where there is one."""
     threads: int = Field(0, ge=0)
-    """CPU threads of each evaluator; 0 shares the host's cores among its evaluators."""
+    """CPU threads of each evaluator. 0: what OMP_NUM_THREADS or SLURM_CPUS_PER_TASK says, else an
+    equal part of the host's cores."""
     dry_run: bool = False
     """Print what would be searched and submitted, and stop."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")

@@ -9,6 +9,7 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+import tyro
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -218,7 +219,7 @@ class EngineConfig(Section):
     compiles anew what no cache on the node holds. A CPU never compiles."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU of this rank where there is one."""
-    threads: int = Field(0, ge=0)
+    threads: Annotated[int, tyro.conf.arg(aliases=("--threads",))] = Field(0, ge=0)
     """CPU threads of each rank. 0: what OMP_NUM_THREADS or SLURM_CPUS_PER_TASK says, else an equal
     part of the host's cores."""
     loader_start: Literal["fork", "spawn", "forkserver"] = "forkserver"

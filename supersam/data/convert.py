@@ -35,6 +35,7 @@ from supersam.data.sources import BadInputError, Item, SourceError, list_items, 
 from supersam.runtime.atomic import file_sha256, stale_temporaries, write_json
 from supersam.runtime.logging import shown
 from supersam.runtime.process import begin_worker
+from supersam.runtime.table import count
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +162,10 @@ def _run(works: Sequence[_ShardWork], workers: int) -> int:
             return
         written += 1
         logger.info(
-            "%s: %d images, %d masks", work.path.name, result.shard.images, result.shard.masks
+            "%s: %s, %s",
+            work.path.name,
+            count(result.shard.images, "image"),
+            count(result.shard.masks, "mask"),
         )
         for skipped in (*result.skipped, *result.skipped_objects):
             logger.info("skipped %s: %s", skipped.name, skipped.reason)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import takewhile
 
 import torch
 from torch import Tensor
 
 from supersam.config import UserError
-from supersam.config.design import LimitsConfig
+from supersam.config.design import LimitsConfig, ScanConfig
 from supersam.design.sensitivity import Sensitivity
 from supersam.design.units import UnitScores
 from supersam.space import (
@@ -44,24 +45,45 @@ def design_space(
     if limits.preset != "evidence":
         space = published_space(shape) if limits.preset == "published" else wide_space(shape)
         return _checked_preset(space, limits)
-    elastic = (limits.elastic_mlp, limits.elastic_heads, limits.elastic_embed)
-    if not (any(elastic) and limits.widths > 1) and not limits.elastic_depth:
-        raise UserError(
-            "these limits leave one subnet, the whole model: turn on one of "
-            "--limits.elastic-depth, --limits.elastic-mlp, --limits.elastic-heads, "
-            "--limits.elastic-embed, with --limits.widths of at least 2"
-        )
-    shares = _cumulative(scores)
+    _require_choices(limits)
+    shares, layers = _cumulative(scores), removable_layers(sensitivity, limits)
     share = limits.keep_importance
-    space = _space_of_share(shape, shares, sensitivity, limits, share)
+    space = _space_of_share(shape, shares, layers, limits, share)
     if limits.smallest_m is None or smallest_m(space) <= limits.smallest_m:
         return space
     for step in range(1, _SHARES + 1):
         share = limits.keep_importance * (1 - step / _SHARES)
-        space = _space_of_share(shape, shares, sensitivity, limits, share)
+        space = _space_of_share(shape, shares, layers, limits, share)
         if smallest_m(space) <= limits.smallest_m:
             return space
     raise UserError(_too_large(shape, shares, sensitivity, limits, space))
+
+
+def require_reachable(shape: EncoderShape, limits: LimitsConfig, scan: ScanConfig) -> None:
+    """Raise UserError where no space can meet the limits, whatever the evidence will be.
+
+    It is known before anything is measured; the message names the nearest limits that can be met.
+    """
+    if limits.preset != "evidence":
+        space = published_space(shape) if limits.preset == "published" else wide_space(shape)
+        _checked_preset(space, limits)
+        return
+    _require_choices(limits)
+    found = _least_m(shape, limits, scan)
+    if limits.smallest_m is None or found <= limits.smallest_m:
+        return
+    least = _rounded_up(found)
+    freest = _rounded_up(_least_m(shape, _freed(limits), scan))
+    freer = (
+        "make every dimension elastic (--limits.elastic-heads --limits.elastic-embed), which "
+        f"reaches {freest} M at best, or "
+    )
+    raise UserError(
+        f"--limits.smallest-m {limits.smallest_m:g}: whatever the design measures, no subnet "
+        f"within these limits has fewer than {least} M parameters; ask for --limits.smallest-m "
+        f"{least} or more, or {freer if freest < least else ''}let more layers go with a higher "
+        "--scan.max-removed"
+    )
 
 
 def smallest_m(space: SearchSpace) -> float:
@@ -112,13 +134,13 @@ def _cumulative(scores: UnitScores) -> UnitScores:
 def _space_of_share(
     shape: EncoderShape,
     shares: UnitScores,
-    sensitivity: Sensitivity,
+    layers: tuple[int, ...],
     limits: LimitsConfig,
     share: float,
 ) -> SearchSpace:
     """The space whose smallest widths keep `share` of the importance of each layer.
 
-    shares: cumulative importance, see `_cumulative`.
+    shares: cumulative importance, see `_cumulative`. layers: removable, the most harmless first.
     """
 
     def choices(row: Tensor, multiple: int, elastic: bool) -> tuple[int, ...]:
@@ -129,7 +151,6 @@ def _space_of_share(
         least = min(full, math.ceil(kept / multiple) * multiple)
         return _spread_choices(least, full, limits.widths, multiple)
 
-    layers = removable_layers(sensitivity, limits)
     multiple = min(limits.width_multiple, shape.embed_dim)
     return SearchSpace(
         shape=shape,
@@ -165,16 +186,9 @@ def _too_large(
     space: SearchSpace,
 ) -> str:
     """Say in words which limits nearest to these a space meets."""
-    freer = limits.model_copy(
-        update={
-            "elastic_depth": True,
-            "elastic_mlp": True,
-            "elastic_heads": True,
-            "elastic_embed": True,
-            "widths": max(2, limits.widths),
-        }
-    )
-    freest = _rounded_up(smallest_m(_space_of_share(shape, shares, sensitivity, freer, 0.0)))
+    freer = _freed(limits)
+    layers = removable_layers(sensitivity, freer)
+    freest = _rounded_up(smallest_m(_space_of_share(shape, shares, layers, freer, 0.0)))
     least = _rounded_up(smallest_m(space))
     return (
         f"--limits.smallest-m {limits.smallest_m:g}: the smallest subnet within these limits has "
@@ -183,6 +197,52 @@ def _too_large(
         f"{freest} M, or let more layers go with a higher --limits.max-miou-drop "
         f"(now {limits.max_miou_drop:g})"
     )
+
+
+def _freed(limits: LimitsConfig) -> LimitsConfig:
+    """The limits with every dimension elastic."""
+    names = ("elastic_depth", "elastic_mlp", "elastic_heads", "elastic_embed")
+    changes = {name: True for name in names} | {"widths": max(2, limits.widths)}
+    return limits.model_copy(update=changes)
+
+
+def _require_choices(limits: LimitsConfig) -> None:
+    elastic = (limits.elastic_mlp, limits.elastic_heads, limits.elastic_embed)
+    if not (any(elastic) and limits.widths > 1) and not limits.elastic_depth:
+        raise UserError(
+            "these limits leave one subnet, the whole model: turn on one of "
+            "--limits.elastic-depth, --limits.elastic-mlp, --limits.elastic-heads, "
+            "--limits.elastic-embed, with --limits.widths of at least 2"
+        )
+
+
+def _least_m(shape: EncoderShape, limits: LimitsConfig, scan: ScanConfig) -> float:
+    """Parameters of the smallest subnet that any evidence allows, in millions."""
+    any_scores = UnitScores(
+        mlp=torch.ones(shape.depth, shape.mlp_width),
+        heads=torch.ones(shape.depth, shape.num_heads),
+        embed=torch.ones(shape.embed_dim),
+    )
+    spaces = (
+        _space_of_share(shape, any_scores, layers, limits, 0.0)
+        for layers in _most_layers(shape, limits, scan)
+    )
+    return min(map(smallest_m, spaces))
+
+
+def _most_layers(
+    shape: EncoderShape, limits: LimitsConfig, scan: ScanConfig
+) -> Iterator[tuple[int, ...]]:
+    """Yield the largest sets of layers that greedy removal may take.
+
+    There is one for each number of layers with global attention: those are larger.
+    """
+    most = shape.depth // 2 if scan.max_removed is None else scan.max_removed
+    most = min(most, shape.depth - 1) if limits.elastic_depth else 0
+    windowed = [i for i in range(shape.depth) if i not in shape.global_layers]
+    spare = max(0, len(shape.global_layers) - scan.keep_global)
+    for number in range(min(spare, most) + 1):
+        yield (*shape.global_layers[:number], *windowed[: most - number])
 
 
 def _rounded_up(millions: float) -> float:

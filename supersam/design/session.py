@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from supersam.data.shards import ShardReader
 from supersam.design import ScoreLoss, scan_sensitivity
 from supersam.design.cache import EffectCache, cached_scores
 from supersam.design.calibration import load_calibration
-from supersam.design.designer import design_space
+from supersam.design.designer import design_space, require_reachable
 from supersam.design.files import Evidence, write_design
 from supersam.design.scores import embedding_loss
 from supersam.design.sensitivity import cache_content
@@ -29,6 +28,7 @@ from supersam.runs.supernet import load_model
 from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World, barrier, close_world, init_world, share_cores
 from supersam.runtime.logging import setup_logging
+from supersam.runtime.table import count, duration
 from supersam.space import SHAPES, describe_shape
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ def design(run: DesignRun) -> None:
     share_cores(run.threads, world)
     try:
         start = load_start(run)
+        require_reachable(start.supernet.space.shape, run.limits, run.scan)
         supernet = start.supernet.to(device).eval()
         calibration = _load_calibration(run, start)
         evidence = gather_evidence(run, supernet, calibration, world)
@@ -139,9 +140,20 @@ def _words(model: ModelConfig) -> str:
     return ", ".join(f"{name} {value}" for name, value in sizes.items())
 
 
-def _in_words(run: DesignRun, summary: dict[str, object]) -> str:
-    lines = [f"{name.replace('_', ' '):22} {value}" for name, value in summary.items()]
-    data = shlex.join(map(str, run.data))
-    config = shlex.quote(f"{run.folder}/train.yaml")
-    command = f"python launch/train.py --config {config} --data.train {data}"
-    return "\n".join([*lines, f"train it: {command}, and the settings of a run like it"])
+def _in_words(run: DesignRun, summary: Mapping[str, Any]) -> str:
+    subnets = count(summary["num_subnets"], "subnet")
+    sizes = f"{summary['smallest_m']:.1f} to {summary['largest_m']:.1f} M parameters"
+    layers = zip(summary["removable"], summary["removal"], strict=True)
+    removed = ", ".join(f"{layer} ({share:.0%})" for layer, share in layers)
+    seconds = ", ".join(f"{name} {duration(s)}" for name, s in summary["seconds"].items())
+    return "\n".join(
+        [
+            f"{run.out}: {subnets} of {sizes}; the smallest is "
+            f"{summary['smallest_is_smaller_by']:.0%} smaller",
+            f"layers that may go, and how often: {removed or 'none'}",
+            f"mIoU of the whole model on the calibration images: {summary['calibration_miou']:.4f}",
+            f"reordering its units changes the embedding by {summary['function_change']:.1g}",
+            f"it took: {seconds}; {summary['memory_gib']:.1f} GiB of memory",
+            f"figures, evidence and reordered weights: {run.folder}",
+        ]
+    )

@@ -29,8 +29,9 @@ from supersam.runs.weights import WeightSource, find_weights, read_run
 from supersam.runtime.atomic import write_json
 from supersam.runtime.bootstrap import Difference
 from supersam.runtime.device import choose_device
-from supersam.runtime.distributed import World
+from supersam.runtime.distributed import World, share_cores
 from supersam.runtime.logging import setup_logging
+from supersam.runtime.next_command import export_folder, next_line
 from supersam.space import SearchSpace, SubnetSpec, read_space, resolve_shape, subnet_cost
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class _Inputs:
 def run_evaluate(run: EvaluateRun) -> int:
     """Score the subnet, keep the result in the run's folder, and print a table or JSON."""
     setup_logging(World.single())
+    share_cores(run.threads, World.single())
     inputs = _find_inputs(run)
     predictors = _build_predictors(run, inputs)
     priors = learn_priors(training_folders(inputs.train_run))
@@ -66,11 +68,21 @@ def run_evaluate(run: EvaluateRun) -> int:
         for other in others:
             differences[prompt] = subtract(results[prompt], other)
     record = _describe(run, inputs, results, differences)
-    fault = _keep(run.run / RESULTS / _file_name(record), record)
+    path = run.run / RESULTS / _file_name(record)
+    fault = _keep(path, record)
     _print(run, record, results, differences)  # also a result that could not be kept
     if fault is not None:
         raise fault
+    if not run.json_:
+        print(f"kept as {path}\n{_next_line(run)}", flush=True)
     return 0
+
+
+def _next_line(run: EvaluateRun) -> str:
+    if run.subnet == "largest":
+        return next_line("search", "--run", run.run)
+    out = export_folder(run.run, run.subnet)
+    return next_line("export", "--run", run.run, "--subnet", run.subnet, "--out", out)
 
 
 def _find_inputs(run: EvaluateRun) -> _Inputs:

@@ -26,8 +26,10 @@ from supersam.runs.supernet import load_supernet
 from supersam.runs.weights import find_weights, read_run
 from supersam.runtime.atomic import write_bytes, write_json
 from supersam.runtime.device import choose_device
-from supersam.runtime.distributed import World
+from supersam.runtime.distributed import World, share_cores
 from supersam.runtime.logging import setup_logging
+from supersam.runtime.next_command import next_line
+from supersam.runtime.table import count
 from supersam.space import read_space, resolve_shape
 from supersam.standalone import load_subnet
 
@@ -51,6 +53,7 @@ class PredictedMask:
 def run_predict(options: PredictRun) -> int:
     """Segment the image, write the picture and the JSON. Returns the exit code."""
     setup_logging(World.single())
+    share_cores(options.threads, World.single())
     pixels = _read_image(options.image)
     _require_inside(options, pixels)
     sam = _load_model(options).to(choose_device(options.device))
@@ -58,15 +61,31 @@ def run_predict(options: PredictRun) -> int:
     record = options.out.with_suffix(".json")
     write_json(record, coco_record(options.image.name, pixels, found))
     write_bytes(options.out, encode_png(draw_masks(pixels, found)))
-    masks = "1 mask" if len(found) == 1 else f"{len(found)} masks"
-    print(f"{masks}: picture {options.out}, COCO JSON {record}", flush=True)
-    if not found:
-        logger.warning(
-            "no mask passed --min-iou %g and --min-stability %g; lower them",
-            options.min_iou,
-            options.min_stability,
-        )
+    print(f"{count(len(found), 'mask')}: picture {options.out}, COCO JSON {record}")
+    print(_next_line(options, found), flush=True)
     return 0
+
+
+def _next_line(options: PredictRun, found: list[PredictedMask]) -> str:
+    """Return the command that shows more of the image with the same model."""
+    model: tuple[object, ...] = ("--export", options.export)
+    if options.run is not None:
+        model = ("--run", options.run, "--subnet", options.subnet)
+    if not options.auto:
+        prompt, why = ("--auto",), "finds all objects"
+    elif not found:
+        lower = (options.min_iou - 0.2, options.min_stability - 0.2)
+        limits = [f"{max(0.0, value):.2g}" for value in lower]
+        prompt, why = (
+            ("--auto", "--min-iou", limits[0], "--min-stability", limits[1]),
+            (f"no mask passed {options.min_iou:g} and {options.min_stability:g}"),
+        )
+    else:
+        best = max(found, key=lambda each: each.score)
+        x, y, width, height = _bounds(best.mask)
+        prompt, why = ("--box", f"{x},{y},{x + width},{y + height}"), "the best of them by its box"
+    words = (options.image, *model, *prompt, "--out", options.out)
+    return next_line("predict", *words, why=why)
 
 
 def coco_record(name: str, pixels: NDArray[np.uint8], found: list[PredictedMask]) -> dict[str, Any]:
@@ -166,11 +185,6 @@ def _find_all(sam: Sam, pixels: NDArray[np.uint8], options: PredictRun) -> list[
 
 
 def _annotation(number: int, found: PredictedMask) -> dict[str, Any]:
-    rows, columns = np.flatnonzero(found.mask.any(1)), np.flatnonzero(found.mask.any(0))
-    bbox = [0, 0, 0, 0]
-    if len(rows) > 0:
-        x, y = int(columns[0]), int(rows[0])
-        bbox = [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1]
     rle = mask_to_rle_pytorch(torch.from_numpy(found.mask)[None])[0]
     return {
         "id": number,
@@ -178,11 +192,20 @@ def _annotation(number: int, found: PredictedMask) -> dict[str, Any]:
         "category_id": 1,
         "segmentation": coco_encode_rle(rle),
         "area": int(found.mask.sum()),
-        "bbox": bbox,
+        "bbox": list(_bounds(found.mask)),
         "iscrowd": 0,
         "score": round(found.score, 4),
         "prompt": {"box": found.box, "point": found.point},
     }
+
+
+def _bounds(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Return the tight box of a mask as COCO has it: x, y, width, height; zeros where empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if len(rows) == 0:
+        return 0, 0, 0, 0
+    x, y = int(columns[0]), int(rows[0])
+    return x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1
 
 
 def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

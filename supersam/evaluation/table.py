@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from supersam.evaluation.metrics import SIZE_BUCKETS
 from supersam.evaluation.result import EvalResult
 from supersam.runtime.bootstrap import FEW_GROUPS, Difference
-from supersam.runtime.table import aligned
+from supersam.runtime.table import aligned, count
 
 PRIOR_WORDS = {
     "point": "the best disc around the point",
@@ -56,7 +56,8 @@ def remarks(results: Mapping[str, EvalResult]) -> list[str]:
     cut = max(result.num_cut_objects for result in results.values())
     if cut > 0:
         said.append(
-            f"{cut} objects that the frame of a tile cuts are left out; --cut-objects keeps them."
+            f"The frame of a tile cuts {count(cut, 'object')}, left out here; --cut-objects keeps "
+            f"{'it' if cut == 1 else 'them'}."
         )
     groups = min(result.num_groups for result in results.values())
     if groups == 1:

@@ -45,8 +45,10 @@ from supersam.runs.supernet import load_supernet
 from supersam.runs.weights import find_weights
 from supersam.runtime.atomic import write_bytes
 from supersam.runtime.device import choose_device
-from supersam.runtime.distributed import World
+from supersam.runtime.distributed import World, share_cores
 from supersam.runtime.logging import setup_logging
+from supersam.runtime.next_command import next_line
+from supersam.runtime.table import count
 from supersam.space import subnet_cost
 from supersam.standalone import CARD, CARD_JSON
 from supersam.training.trainer import InterruptedRunError
@@ -57,6 +59,7 @@ logger = logging.getLogger(__name__)
 def run_export(run: ExportRun) -> int:
     """Export the subnet, and print where it is and how good. Returns the exit code."""
     setup_logging(World.single())
+    share_cores(run.threads, World.single())
     plan = plan_export(run)
     if is_there(plan):
         logger.info("%s holds this export already", run.out)
@@ -131,9 +134,9 @@ def _evaluate(
     total = sum(reader.num_images for reader in readers)
     looked_at = total if plan.images is None else plan.images
     logger.info(
-        "evaluating it on %d of %d images; --images N looks at others, --images None at all",
-        looked_at,
-        total,
+        "evaluating it on %s of %s; --images N takes another number, --images None all",
+        f"{looked_at:,}",
+        count(total, "image"),
     )
     predictors, largest = [ours], plan.space.largest()
     alone = plan.run.finetune_steps > 0 or plan.train_run.sandwich.only is not None
@@ -166,6 +169,15 @@ def _announce(run: ExportRun) -> int:
     if run.json_:
         print(json.dumps(card))
         return 0
-    scores = ", ".join(f"{p} mIoU {found['miou']:.4f}" for p, found in card["metrics"].items())
-    print(f"{run.out}: {card['cost']['params_m']:.2f} M parameters, {scores or 'not evaluated'}")
+    metrics = card["metrics"]
+    scores = ", ".join(f"{p} mIoU {found['miou']:.4f}" for p, found in metrics.items())
+    where = ""
+    if scores and card["evaluation_images"] is not None:
+        share = count(card["evaluation_images"], "image")
+        where = f" on {share}, spread evenly; --images None takes all"
+    print(f"{run.out}: {card['cost']['params_m']:.2f} M parameters, "
+          f"{scores or 'not evaluated'}{where}")  # fmt: skip
+    print(f"model card: {run.out / CARD}")
+    words = ("IMAGE", "--export", run.out, "--auto", "--out", "masks.png")
+    print(next_line("predict", *words), flush=True)
     return 0

@@ -51,7 +51,7 @@ def prepare_finetune(
         "prioritize": {"when": "off"},
         "sandwich": {"only": str(spec_file), "largest_only_steps": 0},
         "loss": {"distill": False},  # there is no larger subnet to learn from
-        "engine": {"device": run.device},
+        "engine": {"device": run.device, "threads": run.threads or train_run.engine.threads},
         "checkpoint": {"validate_every_steps": _FAR, "pin": ()},  # once, at the end
     }
     tuned = TrainRun.model_validate(merge(train_run.model_dump(), changes))

@@ -133,7 +133,7 @@ def share_cores(threads: int, world: World) -> None:
     if world.is_first and torch.get_num_threads() > 1 and load > all_cores:
         logger.warning(
             "other work keeps this machine busy (load %.0f on %d cores), and threads wait for each "
-            "other: --engine.threads 1 or OMP_NUM_THREADS=1 can be several times faster",
+            "other: --threads 1 or OMP_NUM_THREADS=1 can be several times faster",
             load,
             all_cores,
         )

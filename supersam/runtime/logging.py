@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
+from supersam.runtime.table import count, duration
+
 if TYPE_CHECKING:  # it imports torch, which conversions do not need
     from supersam.runtime.distributed import World
 
@@ -59,5 +61,6 @@ def shown(
             now = time.monotonic()
             if bar.disable and done < total and now - said >= every_s:
                 left_s = (now - began) / done * (total - done)
-                logger.info("%s: %d of %d %ss, %.0f s left", what, done, total, unit, left_s)
+                logger.info("%s: %d of %s, %s left", what, done, count(total, unit),
+                            duration(left_s))  # fmt: skip
                 said = now

@@ -27,6 +27,11 @@ def number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """The number with its noun: 1 image, 1,707 images."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as people say them: 42 s, 3 min, 2.5 h, 4.0 d."""
     if seconds < 100:

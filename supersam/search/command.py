@@ -15,7 +15,7 @@ from supersam.config import SearchRun, UserError
 from supersam.config.errors import print_error
 from supersam.runtime.bootstrap import FEW_GROUPS
 from supersam.runtime.process import ends_with_reader, no_gc_while_importing
-from supersam.runtime.table import aligned
+from supersam.runtime.table import aligned, count
 from supersam.search.final_score import FinalScore
 from supersam.search.folder import check_folder
 from supersam.search.front import SearchResult, front_entries
@@ -87,10 +87,14 @@ def finish(search: SearchRun, result: SearchResult) -> int:
 
 
 def _end(search: SearchRun, result: SearchResult) -> int:
-    from supersam.search.report.page import write_report  # slow: torch
+    from supersam.search.report.page import export_line, write_report  # slow: torch
 
     if result.finished and result.front:
-        logger.info("report: %s", write_report(search.folder))
+        path = write_report(search.folder)
+        if search.json_:
+            logger.info("report: %s", path)
+        else:
+            print(f"report: {path}\n{export_line(search.run, search.folder)}", flush=True)
     elif result.finished:
         logger.warning("no subnet that was tried keeps %s: no front, no report",
                        ", ".join(map(str, search.constraints)))  # fmt: skip
@@ -150,7 +154,7 @@ def format_front(result: SearchResult, objectives: tuple[str, ...]) -> str:
     lines = [header]
     lines += [[name, *_cells(t, names), *(_final_cells(s) if s else [])] for name, t, s in rows]
     lines = [[*line, *[""] * (len(header) - len(line))] for line in lines]
-    ending = f"{result.num_trials} trials, {result.folder}"
+    ending = f"{count(result.num_trials, 'trial')}, {result.folder}"
     return "\n".join([aligned(lines), *_final_words(result), ending])
 
 

@@ -26,6 +26,7 @@ from supersam.model import SamSupernet
 from supersam.runs.supernet import load_supernet
 from supersam.runs.weights import WeightSource, read_run
 from supersam.runtime.device import choose_device, describe_device
+from supersam.runtime.distributed import World, default_threads
 from supersam.runtime.memory import keep_freed_memory
 from supersam.search.costs import is_hopeless, keeps_limits, known_costs
 from supersam.search.image_set import ImageSet, selection_set
@@ -249,9 +250,16 @@ class SubnetEvaluator:
 
 def prepare_process(search: SearchRun, evaluators_here: int) -> None:
     """Set this process up as one of several evaluators of its host."""
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(search.threads or max(1, cores // evaluators_here))
+    torch.set_num_threads(search.threads or evaluator_threads(os.environ, evaluators_here))
     keep_freed_memory()
+
+
+def evaluator_threads(environment: Mapping[str, str], evaluators_here: int) -> int:
+    """Threads of one of several evaluators of this host, by the rule of `default_threads`."""
+    # Slurm starts one task on each host, which the evaluators share.
+    shared = {"LOCAL_WORLD_SIZE": str(evaluators_here), "SLURM_NTASKS": ""}
+    cores = len(os.sched_getaffinity(0))
+    return default_threads(World.single(), {**environment, **shared}, cores=cores)
 
 
 def rung_ends(rungs: Sequence[float], batches: int) -> list[int]:

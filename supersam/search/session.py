@@ -18,6 +18,7 @@ from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World
 from supersam.runtime.logging import setup_logging
 from supersam.runtime.signals import StopFlag, stop_requested
+from supersam.runtime.table import count
 from supersam.search.evaluator import SubnetEvaluator, prepare_process
 from supersam.search.folder import FORMAT, folder_format, prepare_folder, write_record
 from supersam.search.front import SearchResult, write_front
@@ -84,7 +85,8 @@ class _Session:
         earlier = folder_format(search.folder) < FORMAT
         self._plan = SearchPlan(search, inputs, journal, is_own=True, is_earlier=earlier)
         self._tensorboard = TensorBoard(search, first_trial=len(self._plan.trials()))
-        logger.info("%d subnets in the journal; %d trials asked for", known, search.trials)
+        logger.info("%s in the journal; %s asked for", count(known, "subnet"),
+                    count(search.trials, "trial"))  # fmt: skip
 
     def run(self, cluster: FindRay | None) -> SearchResult:
         """Evaluate what is left, and write the results, also where that fails."""

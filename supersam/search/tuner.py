@@ -28,6 +28,7 @@ from supersam.config import SearchRun, UserError
 from supersam.runs.weights import WeightSource
 from supersam.runtime.scratch import scratch_folder
 from supersam.runtime.signals import StopFlag
+from supersam.runtime.table import count
 from supersam.search.evaluator import Chunk, SubnetEvaluator, prepare_process
 from supersam.search.image_set import ImageSet
 from supersam.search.journal import Trial
@@ -98,8 +99,8 @@ def evaluate_on_ray(
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     evaluators = plan_evaluators(search, nodes)
-    logger.info("%d evaluators on %d hosts load the supernet and the images",
-                evaluators.count, len(nodes))  # fmt: skip
+    logger.info("loading the supernet and the images: %s on %s",
+                count(evaluators.count, "evaluator"), count(len(nodes), "host"))  # fmt: skip
     # All evaluators start at once; by default one after the other.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(evaluators.count)
     queue: Any = (

@@ -12,6 +12,7 @@ from supersam.config import UserError
 from supersam.config.files import CANCEL_FILE
 from supersam.health.records import RankHeartbeat
 from supersam.runtime.process import is_same_process
+from supersam.runtime.table import count
 from supersam.status.run import RunRecord
 
 
@@ -67,8 +68,8 @@ def _signal_ranks(record: RunRecord, number: signal.Signals) -> str:
         raise UserError(f"{record.folder} runs on {hosts}; repeat this command there")
     _signal(alive, number)
     if number == signal.SIGKILL:
-        return f"killed {len(alive)} rank(s) that had not ended after the first request"
-    return f"asked {len(alive)} rank(s) to save and end; repeat --cancel to kill them"
+        return f"killed {count(len(alive), 'rank')} that had not ended after the first request"
+    return f"asked {count(len(alive), 'rank')} to save and end; repeat --cancel to kill them"
 
 
 def _signal(beats: Sequence[RankHeartbeat], number: signal.Signals) -> None:

@@ -13,7 +13,7 @@ from supersam.cluster.slurm.jobs import JobQueue
 from supersam.config.files import CHECKPOINTS, LOGS
 from supersam.health.bad_hosts import count_host_hangs
 from supersam.health.records import RankHeartbeat
-from supersam.runtime.table import ago, duration, number
+from supersam.runtime.table import ago, count, duration, number
 from supersam.runtime.tail import LogTail
 from supersam.status.cancel import cancel
 from supersam.status.diagnosis import Why, explain, progress
@@ -127,7 +127,8 @@ def _rank_lines(record: RunRecord) -> list[str]:
     oldest = min(record.heartbeats, key=lambda beat: beat.time)
     age = duration(max(0.0, time.time() - oldest.time))
     lines = [
-        f"ranks        {len(record.heartbeats)} on {hosts} host(s); oldest sign of life {age} ago"
+        f"ranks        {len(record.heartbeats)} on {count(hosts, 'host')}; oldest sign of life "
+        f"{age} ago"
     ]
     for beat in find_stragglers(record.heartbeats):
         work = number(beat.median_work_s, ".2f")
@@ -155,7 +156,7 @@ def _attempt_lines(record: RunRecord) -> list[str]:
         elif record.open_end is not None:
             until = max(start.time, record.seen or 0.0)
             how = f"{record.open_end}, saved at step {record.saved_step}"
-        where = f"{start.world_size} rank(s) on {len(set(start.hosts))} host(s)"
+        where = f"{count(start.world_size, 'rank')} on {count(len(set(start.hosts)), 'host')}"
         lasted = duration(until - start.time)
         lines.append(f"{start.attempt:<4} from step {start.step}, {where}, {lasted}: {how}")
     return lines

@@ -28,6 +28,7 @@ from supersam.runtime.logging import setup_logging
 from supersam.runtime.memory import keep_freed_memory
 from supersam.runtime.metrics import MetricWriter
 from supersam.runtime.signals import StopFlag, stop_requested
+from supersam.runtime.table import count
 from supersam.space import SearchSpace, read_space, read_subnet, resolve_shape
 from supersam.training.engine import Engine, freeze_untrained, trainable_parameters
 from supersam.training.prioritizer import Prioritizer
@@ -233,11 +234,11 @@ class _Session:
     def _announce(self, supernet: SamSupernet) -> None:
         trained = sum(p.numel() for _, p in trainable_parameters(supernet)) / 1e6
         logger.info(
-            "%d images, %.1f M trained parameters, %.3g subnets, %d rank(s) on %s in %s",
-            sum(reader.num_images for reader in self.train_readers),
+            "%s, %.1f M trained parameters, %s subnets, %s on %s in %s",
+            count(sum(reader.num_images for reader in self.train_readers), "image"),
             trained,
-            self.space.num_subnets(),
-            self.world.world_size,
+            f"{self.space.num_subnets():,}",
+            count(self.world.world_size, "rank"),
             self.device,
             "bf16" if computes_bf16(self.run.engine.precision, self.device) else "fp32",
         )

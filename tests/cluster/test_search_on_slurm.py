@@ -164,7 +164,7 @@ def test_a_search_out_of_time_goes_on_in_another_start(
     cut.wait_for_submission()
     job = devcluster.run(["squeue", "--noheader", "--format=%i"]).strip()
     restarts = ["squeue", "--noheader", "--Format=RestartCnt"]
-    evaluators = "evaluators on 2 hosts load"
+    evaluators = "2 evaluators on 2 hosts"
     for start in (1, 2):
         wait_for(lambda n=start: cut.logged().count(evaluators) == n, START_S, what="evaluators")
         if start == 2:

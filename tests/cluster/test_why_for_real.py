@@ -42,7 +42,7 @@ def test_a_finished_run_is_told_from_a_stopped_and_resumed_one(train, tmp_path: 
     run = train(*ENDLESS)
     run.wait_for_step(2)
     assert why(run.folder)["kind"] == "running"
-    assert status(run.folder, "--cancel").stdout.startswith("asked 1 rank(s) to save and end")
+    assert status(run.folder, "--cancel").stdout.startswith("asked 1 rank to save and end")
     run.end()
     stopped = why(run.folder)
     assert stopped["kind"] == "cancelled"

@@ -22,6 +22,7 @@ from supersam.data.shards import ShardReader
 from tests.data.folders import make_sa1b, noise, rectangle, save
 from tests.data.test_images import oriented_png
 from tests.data.test_layouts import record, write
+from tests.next_commands import read_next
 from tests.paths import ROOT
 
 
@@ -46,6 +47,19 @@ def test_parts_of_an_array_make_the_whole(tmp_path, capsys, monkeypatch):
     assert shard(source, tmp_path / "out", part="2/3") == 0
     assert "12 images, 24 masks" in capsys.readouterr().out
     assert len(ShardReader(tmp_path / "out")) == 12
+
+
+def test_a_conversion_ends_with_the_training_on_its_shards(tmp_path, capsys):
+    for split, expected in (("train", ["train", "DIR"]), ("val", ["train", "val"])):
+        source = SourceConfig(kind="sa1b", root=make_sa1b(tmp_path / "in", 1, split=split))
+        source = source.model_copy(update={"split": split})
+        assert shard(source, tmp_path / split) == 0
+        printed = capsys.readouterr().out
+        assert f"{tmp_path / split}: 1 image, 2 masks in 1 shard (0 kept, 1 written" in printed
+        assert "left out: nothing" in printed
+        name, following = read_next(printed)
+        folders = [*following.data.train, *following.data.val]
+        assert (name, [folder.name for folder in folders]) == ("train", expected)
 
 
 @pytest.mark.parametrize("part", ["0/3", "4/3", "1", "a/b", "1/0"])
@@ -118,7 +132,7 @@ def test_what_was_decided_for_the_user_is_said_with_its_flag(tmp_path, capsys):
     assert shard(source, tmp_path / "out") == 0
     told = capsys.readouterr().out
     assert "id 0 was taken as background in 2 label maps; --background-id null" in told
-    assert "1 images have an EXIF orientation" in told
+    assert "of 1 image the size does not decide the EXIF" in told
     assert "--exif upright" in told
     decided = source.model_copy(update={"exif": "upright", "background_id": None})
     assert shard(decided, tmp_path / "decided") == 0

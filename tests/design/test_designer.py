@@ -8,11 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from supersam.config import UserError
-from supersam.config.design import LimitsConfig
+from supersam.config import DesignRun, UserError
+from supersam.config.design import LimitsConfig, ScanConfig
 from supersam.design import Sensitivity, UnitScores, design_space
 from supersam.design.cache import RemovalEffect
-from supersam.design.designer import cumulative_importance, removal_probabilities, smallest_m
+from supersam.design.designer import (
+    cumulative_importance,
+    removal_probabilities,
+    require_reachable,
+    smallest_m,
+)
+from supersam.design.session import design
 from supersam.space import SHAPES, published_space, subnet_cost, wide_space
 
 VIT_B = SHAPES["vit_b"]
@@ -126,6 +132,56 @@ def test_limits_that_no_space_meets_name_the_nearest_that_one_does():
     nearest = float(re.search(r"--limits.smallest-m (\d+\.\d+)", str(fault.value))[1])
     met = design_space(VIT_B, flat_scores(VIT_B), sensitivity(), LimitsConfig(smallest_m=nearest))
     assert smallest_m(met) <= nearest
+
+
+ALL_ELASTIC = {"elastic_heads": True, "elastic_embed": True}
+
+
+@pytest.mark.parametrize("elastic", [{}, ALL_ELASTIC])
+def test_limits_that_no_evidence_could_meet_are_refused_with_the_nearest_before_it(elastic):
+    scan = ScanConfig()
+    with pytest.raises(UserError, match=r"smallest-m 1:.*--limits.smallest-m (\d+\.\d+)") as fault:
+        require_reachable(VIT_B, LimitsConfig(smallest_m=1.0, **elastic), scan)
+    assert ("elastic-heads" in str(fault.value)) == (not elastic)
+    nearest = float(re.search(r"--limits.smallest-m (\d+\.\d+)", str(fault.value))[1])
+    require_reachable(VIT_B, LimitsConfig(smallest_m=nearest, **elastic), scan)
+    with pytest.raises(UserError):
+        require_reachable(VIT_B, LimitsConfig(smallest_m=nearest - 0.02, **elastic), scan)
+
+
+@pytest.mark.parametrize("keep_global", [2, 4])
+def test_what_the_best_evidence_gives_is_the_bound_before_it(keep_global):
+    """All units but one are worthless, and six layers may go, of them as many global ones."""
+    scan = ScanConfig(keep_global=keep_global)
+    order = (*VIT_B.global_layers[: 4 - keep_global], 0, 1, 3, 4, 6, 7)[:6]
+    best = flat_scores(VIT_B)
+    for rows in (best.mlp, best.heads, best.embed):
+        rows[..., 1:] = 0
+    limits = LimitsConfig(smallest_m=1.0, **ALL_ELASTIC)
+    with pytest.raises(UserError, match="whatever the design measures") as fault:
+        require_reachable(VIT_B, limits, scan)
+    bound = float(re.search(r"fewer than (\d+\.\d+) M", str(fault.value))[1])
+    limits = LimitsConfig(smallest_m=bound, max_miou_drop=1.0, **ALL_ELASTIC)
+    space = design_space(VIT_B, best, sensitivity(order), limits)
+    assert smallest_m(space) == pytest.approx(bound, abs=0.01)
+
+
+def test_limits_that_cannot_be_met_are_refused_before_anything_is_measured(
+    trained, tmp_path, synthetic_shards
+):
+    limits = {"smallest_m": 0.01}
+    asked = DesignRun(
+        data=(synthetic_shards,),
+        checkpoint=trained.folder,
+        out=tmp_path / "space.yaml",
+        limits=limits,
+        calibration={"images": 2},
+        device="cpu",
+        threads=1,
+    )
+    with pytest.raises(UserError, match="whatever the design measures"):
+        design(asked)
+    assert not list(tmp_path.rglob("cache*"))
 
 
 def test_limits_that_leave_one_subnet_are_refused():

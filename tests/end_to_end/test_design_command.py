@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from supersam.model import extract_subnet, load_sam
 from supersam.space import read_space, resolve_shape
 from supersam.training.session import build_supernet
 from tests.conftest import TINY
+from tests.next_commands import read_next
 from tests.paths import ROOT
 from tests.training.runs import TINY_RUN
 
@@ -103,6 +105,11 @@ def test_a_second_design_measures_nothing_again(designed, checkpoint, synthetic_
     assert done.returncode == 0, done.stderr
     evidence = json.loads((designed / "space-design" / "evidence.json").read_text())
     assert evidence["sets_measured"] == 0
+    assert "M parameters; the smallest is" in done.stdout
+    with contextlib.chdir(designed):
+        name, following = read_next(done.stdout)
+    assert (name, following.data.train) == ("train", (synthetic_shards,))
+    assert following.space.file == Path("space.yaml")
     assert all(len(c) <= 2 for c in read_space(designed / "space.yaml", TINY).mlp_widths)
 
 

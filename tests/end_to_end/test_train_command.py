@@ -19,6 +19,7 @@ from supersam.data.convert import convert
 from supersam.data.shards import ShardReader
 from supersam.runs.checkpoint_io import CheckpointManager
 from supersam.runtime.distributed import World
+from tests.next_commands import read_next
 from tests.paths import ROOT
 from tests.training.runs import TINY_RUN
 
@@ -62,6 +63,9 @@ def finished(config, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "alone"
     done = launch("--config", config, "--run", folder)
     assert done.returncode == 0, done.stderr
+    assert f"{folder}: trained to step {STEPS}\ncurves: " in done.stdout
+    name, following = read_next(done.stdout)
+    assert (name, following.run) == ("search", folder)
     return folder
 
 

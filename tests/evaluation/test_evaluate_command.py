@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
 
 from supersam.config import EvaluateRun, SourceConfig, SyntheticConfig, UserError, exit_code
 from supersam.data.convert import convert
 from supersam.data.shards import ShardReader
 from supersam.evaluation.command import run_evaluate
+from tests.next_commands import read_next
 
 
 @pytest.fixture
@@ -137,6 +140,19 @@ def test_the_table_ends_with_what_must_be_known(run, capsys):
     assert "The objects come from only 4 clips, stacks or images" in words
     assert "With a box this subnet scores" in words
     assert "which never looks at the image" in words
+    (kept,) = [line for line in out.splitlines() if line.startswith("kept as ")]
+    assert json.loads(Path(kept.removeprefix("kept as ")).read_text())["images"] == 4
+    name, following = read_next(out)
+    assert (name, following.run, following.subnet) == ("export", run.folder, "smallest")
+
+
+def test_an_evaluation_computes_with_the_threads_that_were_asked_for(run, capsys):
+    before = torch.get_num_threads()
+    try:
+        assert run_evaluate(evaluation_of(run, images=1, threads=2, json=True)) == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture

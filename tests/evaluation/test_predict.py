@@ -15,6 +15,7 @@ from supersam.config.errors import exit_code
 from supersam.config.predict import PredictRun
 from supersam.evaluation.predict import PredictedMask, coco_record, draw_masks, run_predict
 from supersam.export import export_subnet, load_subnet
+from tests.next_commands import read_next
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +53,13 @@ def test_prompts_give_the_predictor_s_masks_as_coco(image, exported, capsys):
     assert [each["area"] for each in record["annotations"]] == [mask.sum() for mask in expected]
     assert record["images"][0]["file_name"] == "photo.jpg"
     assert Image.open(image.with_name("masks.png")).size == (90, 60)
-    assert "2 masks" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"2 masks: picture {image.with_name('masks.png')}" in printed
+    name, following = read_next(printed)
+    assert (name, following.auto, following.export) == ("predict", True, exported)
 
 
-def test_auto_finds_masks_without_prompts(image, exported):
+def test_auto_finds_masks_without_prompts(image, exported, capsys):
     assert (
         run_predict(
             options_of(image, exported, auto=True, points_per_side=3, min_iou=0, min_stability=0)
@@ -65,11 +69,17 @@ def test_auto_finds_masks_without_prompts(image, exported):
     index = COCO(image.with_name("masks.json"))
     assert all(index.annToMask(each).sum() == each["area"] for each in index.anns.values())
     assert len(index.anns) > 0
+    best = max(index.anns.values(), key=lambda each: each["score"])
+    x, y, width, height = best["bbox"]
+    name, following = read_next(capsys.readouterr().out)
+    assert (name, following.boxes) == ("predict", [(x, y, x + width, y + height)])
 
 
 def test_no_mask_is_said_with_what_to_lower(image, exported, capsys):
     assert run_predict(options_of(image, exported, auto=True, points_per_side=1, min_iou=1)) == 0
-    assert "lower them" in capsys.readouterr().err
+    name, following = read_next(capsys.readouterr().out)
+    assert (name, following.auto) == ("predict", True)
+    assert (following.min_iou, following.min_stability) == (0.8, 0.75)
     assert json.loads(image.with_name("masks.json").read_text())["annotations"] == []
 
 

@@ -22,6 +22,7 @@ from supersam.runs.weights import find_weights
 from supersam.runtime.distributed import World
 from supersam.space import SubnetSpec, read_space, resolve_shape
 from tests.export.runs import export_of
+from tests.next_commands import read_next
 from tests.paths import ROOT
 
 
@@ -82,6 +83,11 @@ def test_the_same_export_again_changes_nothing(trained, exported, capsys):
     assert run_export(export_of(trained, exported, json=True)) == 0
     assert json.loads(capsys.readouterr().out) == card_of(exported)
     assert content(exported) == before
+    assert run_export(export_of(trained, exported)) == 0
+    printed = capsys.readouterr().out
+    assert f"model card: {exported / 'README.md'}" in printed
+    name, following = read_next(printed)
+    assert (name, following.export, following.auto) == ("predict", exported, True)
 
 
 @pytest.mark.parametrize(

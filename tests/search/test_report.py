@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from supersam.config import SearchRun, UserError
+from supersam.config import ReportRun, SearchRun, UserError
 from supersam.config.files import JOURNAL_FILE
 from supersam.search.final_score import FinalScore
 from supersam.search.folder import prepare_folder, write_record
@@ -23,7 +23,7 @@ from supersam.search.report.comparison import distinguishing_names, read_searche
 from supersam.search.report.content import read_report
 from supersam.search.report.contributions import contributions, fewest_trials
 from supersam.search.report.drawing import draw_subnet
-from supersam.search.report.page import write_report
+from supersam.search.report.page import run_report, write_report
 from supersam.search.report.parts import (
     Cell,
     Page,
@@ -36,6 +36,7 @@ from supersam.search.report.parts import (
 )
 from supersam.search.sweep import read_progress, volume_curves
 from supersam.space import read_space, subnet_cost
+from tests.next_commands import read_next
 from tests.search.trials import make_trial
 
 NASTY = '<script>alert("x")</script>&'
@@ -156,6 +157,14 @@ def test_writing_it_again_writes_the_same(searched):
     first = written()
     assert "front.svg" in first
     assert written() == first
+
+
+def test_a_page_ends_with_the_export_of_its_knee(searched, capsys):
+    assert run_report(ReportRun(folders=(searched[0],), images=0)) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0] == str(searched[0] / "report.html")
+    name, following = read_next(printed)
+    assert (name, following.subnet) == ("export", f"{searched[0]}#knee")
 
 
 def test_what_a_user_names_is_escaped(searched, tmp_path):

@@ -16,7 +16,9 @@ from supersam.config import SearchRun, dump_run
 from supersam.config.errors import print_error
 from supersam.config.files import SWEEP_YAML, batch_log
 from supersam.runtime.atomic import write_bytes
+from supersam.runtime.next_command import next_line
 from supersam.runtime.process import ends_with_reader
+from supersam.runtime.table import count
 from supersam.search.command import describe_searches
 from supersam.search.folder import check_folder, is_complete, prepare_folder, read_record
 from supersam.search.inputs import find_inputs
@@ -37,11 +39,13 @@ def submit_search(run: SearchRun) -> int:
     if not job_ids:
         print(f"{run.folder} is complete; a larger --trials goes on")
         return 0
-    print(f"submitted job {' '.join(job_ids)}: {run.cluster.nodes or 1} nodes, {run.folder}")
+    nodes = count(run.cluster.nodes or 1, "node")
+    print(f"submitted job {' '.join(job_ids)}: {nodes}, {run.folder}")
     if run.cluster.wait:
         return follow_searches(run, job_ids)
     job_id = slurm.whole_job(job_ids[0])
     print(f"the same command goes on later; scancel {job_id} ends it, and nothing is lost")
+    print(next_line("status", run.folder))
     return 0
 
 

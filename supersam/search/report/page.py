@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from supersam.config import ReportRun
-from supersam.config.files import FIGURES, REPORT_FILE
+from supersam.config import ReportRun, SearchRun, load_run
+from supersam.config.files import FIGURES, REPORT_FILE, SEARCH_YAML
 from supersam.runtime.atomic import write_bytes
 from supersam.runtime.bootstrap import FEW_GROUPS
+from supersam.runtime.next_command import command, export_folder, next_line
 from supersam.search.final_score import FinalScore
 from supersam.search.journal import LARGEST, PRETRAINED, Trial
 from supersam.search.predictor import FEWEST
@@ -39,6 +39,7 @@ from supersam.search.report.parts import (
     render_drawing,
     svg_uri,
 )
+from supersam.search.sweep import SweepRow
 from supersam.space import EncoderShape
 
 _BAR_PX = 150
@@ -48,12 +49,30 @@ _KEY_LETTERS = 8
 def run_report(run: ReportRun) -> int:
     """What launch/report.py does: write the page and say where it is. Returns the exit code."""
     if run.out is not None:
-        write_comparison(run.out, read_searches(run.folders))
-        path = run.out / REPORT_FILE
+        searches = read_searches(run.folders)
+        leader = leading_search(write_comparison(run.out, searches), searches)
+        path, folder, trained = run.out / REPORT_FILE, leader.folder, leader.run
     else:
-        path = write_report(run.folders[0], images=run.images)
-    print(path)
+        path, folder = write_report(run.folders[0], images=run.images), run.folders[0]
+        trained = load_run(SearchRun, folder / SEARCH_YAML).run
+    print(f"{path}\n{export_line(trained, folder)}", flush=True)
     return 0
+
+
+def leading_search(rows: Sequence[SweepRow], searches: Sequence[SearchRun]) -> SearchRun:
+    """Return the search of the row with the largest hypervolume."""
+    first = max(rows, key=lambda row: row.hypervolume)
+    return next(search for search in searches if search.name == first.name)
+
+
+def export_line(run: Path, search: Path) -> str:
+    """Return the line that names the command that exports the knee of a search's front."""
+    return next_line("export", *_export_words(run, search))
+
+
+def _export_words(run: Path, search: Path) -> tuple[object, ...]:
+    subnet = f"{search}#knee"
+    return "--run", run, "--subnet", subnet, "--out", export_folder(run, subnet)
 
 
 def write_report(folder: Path, *, images: int = 3) -> Path:
@@ -213,12 +232,11 @@ def _interval(ends: tuple[float, float] | None, form: str = ".3f") -> Cell:
 
 
 def _how_to_export(report: Report) -> Text:
-    words = ("python launch/export.py --run", shlex.quote(str(report.record["run"])), "--subnet",
-             shlex.quote(f"{report.folder}#knee"), "--out DIR")  # fmt: skip
+    words = _export_words(Path(report.record["run"]), report.folder)
     return Text(
         "A line of the table as a model of its own, here the knee; #3 takes the line of that "
         "number:",
-        code=" ".join(words),
+        code=command("export", *words),
     )
 
 
