@@ -62,8 +62,9 @@ def submit(run: RankedRun) -> int:
             return code
         if os.environ.get("RANK", "0") == "0":  # of several under torchrun, one speaks
             print_ending(run)
-        follows = isinstance(run, TrainRun) and run.cluster.then is not None
-        return run_follow_up(run) if follows else 0
+        if isinstance(run, TrainRun) and run.cluster.then is not None:
+            return run_follow_up(run)
+        return 0
     except _ToldError:
         return USAGE_ERROR
     except UserError as fault:

@@ -1,36 +1,89 @@
-"""Flags that take one word of a few: a typo is found, with the nearest word, before tyro reads."""
+"""Slips in flags and in words that are one of a few: found, with the nearest, before tyro reads."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
+from tyro.conf import Positional, Suppress
 
 from supersam.config.errors import UserError
 
+_ALWAYS = ("--config", "--help", "--version")
+
 
 def check_choices(run_type: type[BaseModel], flags: Sequence[str]) -> None:
-    """Raise UserError for a flag whose value is not one of its words; it names the nearest one."""
-    known = dict(_choices(run_type, "--"))
-    for index, flag in enumerate(flags):
-        name, _, joined = flag.partition("=")
-        value = joined or "".join(flags[index + 1 : index + 2])
-        words = known.get(name.replace("_", "-"))
-        if words is None or value in words or not value or value.startswith("-"):
+    """Raise UserError for a mistyped flag, or a value that is not one of its flag's words.
+
+    The message names the nearest one. A flag that is like none is left to tyro.
+    """
+    known = {name: flag for flag in known_flags(run_type) for name in flag.names}
+    for index, word in enumerate(flags):
+        given, joined, value = word.partition("=")
+        if not given.startswith("--"):
             continue
-        close = difflib.get_close_matches(value, words, n=1)
-        remedy = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"{name} {value} is not known; {remedy}known are {', '.join(words)}")
+        flag = known.get(given.replace("_", "-"))
+        if flag is None:
+            _refuse_slip(given, known)
+            continue
+        following = flags[index + 1 :] if flag.is_repeated else flags[index + 1 : index + 2]
+        for each in [value] if joined else _until_flag(following):
+            _require_known(given, each, flag.words)
 
 
-def _choices(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+class Flag(NamedTuple):
+    """A flag of a command line."""
+
+    names: tuple[str, ...]
+    words: tuple[str, ...]
+    """What its value may be; empty where that is open."""
+    is_repeated: bool
+    """Whether it takes several values."""
+
+
+def known_flags(section: type[BaseModel], prefix: str = "--") -> Iterator[Flag]:
+    """Yield every flag of a configuration, with those of the sections in it."""
     for key, field in section.model_fields.items():
-        kind: Any = field.annotation
-        named = [m.name for m in field.metadata if getattr(m, "name", None) is not None]
+        kind, metadata = field.annotation, field.metadata
+        named = [m.name for m in metadata if getattr(m, "name", None) is not None]
         name = named[0] if named else key.replace("_", "-")
-        if get_origin(kind) is Literal:
-            yield prefix + name, tuple(str(word) for word in get_args(kind))
-        elif get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _choices(kind, f"{prefix}{name}." if name else prefix)
+        if get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from known_flags(kind, f"{prefix}{name}." if name else prefix)
+            continue
+        if Positional in metadata or Suppress in metadata:
+            continue
+        aliases = [alias for m in metadata for alias in getattr(m, "aliases", None) or ()]
+        turned_off = [f"{prefix}no-{name}"] if kind is bool else []
+        names = (prefix + name, *aliases, *turned_off)
+        yield Flag(names, *_words(kind))
+
+
+def _words(kind: Any) -> tuple[tuple[str, ...], bool]:
+    """The words that a value of that type may be, and whether there are several values."""
+    is_repeated = get_origin(kind) is tuple
+    inner = get_args(kind)[0] if is_repeated else kind
+    is_choice = get_origin(inner) is Literal
+    return tuple(str(word) for word in get_args(inner)) if is_choice else (), is_repeated
+
+
+def _until_flag(words: Sequence[str]) -> Iterator[str]:
+    for word in words:
+        if not word or word.startswith("-"):
+            return
+        yield word
+
+
+def _refuse_slip(given: str, known: dict[str, Flag]) -> None:
+    close = difflib.get_close_matches(given, [*known, *_ALWAYS], n=1, cutoff=0.75)
+    if close and close[0] != given:
+        raise UserError(f"{given} is not a flag of this command; did you mean {close[0]}?")
+
+
+def _require_known(given: str, value: str, words: Sequence[str]) -> None:
+    if not words or value in words:
+        return
+    close = difflib.get_close_matches(value, words, n=1)
+    remedy = f"did you mean {close[0]}? " if close else ""
+    raise UserError(f"{given} {value} is not known; {remedy}known are {', '.join(words)}")

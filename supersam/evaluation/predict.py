@@ -68,24 +68,18 @@ def run_predict(options: PredictRun) -> int:
 
 def _next_line(options: PredictRun, found: list[PredictedMask]) -> str:
     """Return the command that shows more of the image with the same model."""
-    model: tuple[object, ...] = ("--export", options.export)
+    words: list[object] = [options.image, "--export", options.export]
     if options.run is not None:
-        model = ("--run", options.run, "--subnet", options.subnet)
+        words = [options.image, "--run", options.run, "--subnet", options.subnet]
     if not options.auto:
-        prompt, why = ("--auto",), "finds all objects"
-    elif not found:
-        lower = (options.min_iou - 0.2, options.min_stability - 0.2)
-        limits = [f"{max(0.0, value):.2g}" for value in lower]
-        prompt, why = (
-            ("--auto", "--min-iou", limits[0], "--min-stability", limits[1]),
-            (f"no mask passed {options.min_iou:g} and {options.min_stability:g}"),
-        )
-    else:
-        best = max(found, key=lambda each: each.score)
-        x, y, width, height = _bounds(best.mask)
-        prompt, why = ("--box", f"{x},{y},{x + width},{y + height}"), "the best of them by its box"
-    words = (options.image, *model, *prompt, "--out", options.out)
-    return next_line("predict", *words, why=why)
+        words += ["--auto"]
+    elif found:
+        x, y, width, height = _bounds(max(found, key=lambda each: each.score).mask)
+        words += ["--box", f"{x},{y},{x + width},{y + height}"]
+    else:  # lower limits let some through
+        words += ["--auto", "--min-iou", f"{max(0.0, options.min_iou - 0.2):.2g}"]
+        words += ["--min-stability", f"{max(0.0, options.min_stability - 0.2):.2g}"]
+    return next_line("predict", *words, "--out", options.out)
 
 
 def coco_record(name: str, pixels: NDArray[np.uint8], found: list[PredictedMask]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A front is read as plain JSON: no search is imported.
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,9 +50,11 @@ def find_subnet(
     elif mark:
         spec = _read_place(Path(path), place, run, f"{option} {reference}")
     else:
+        close = difflib.get_close_matches(reference, words, n=1)
         raise UserError(
-            f"{option} {reference}: not one of {', '.join(words)}, and no such file; a subnet of a "
-            f"search's front is SEARCH#{'|'.join(PLACES)}|N"
+            f"{option} {reference}: not one of {', '.join(words)}, and no such file; "
+            f"{f'did you mean {close[0]}? ' if close else ''}a subnet of a search's front is "
+            f"SEARCH#{'|'.join(PLACES)}|N"
         )
     reason = space.misfit(spec)
     if reason is not None:

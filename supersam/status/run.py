@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -141,8 +142,12 @@ class RunRecord(Record):
 def read_record(folder: Path, queue: JobQueue) -> RunRecord:
     """Read everything about the run of `folder`. Raises UserError where it cannot be read."""
     if not (folder / RUN_FILE).is_file():
+        beside = [each.parent.name for each in folder.parent.glob(f"*/{RUN_FILE}")]
+        close = difflib.get_close_matches(folder.name, beside, n=1)
+        remedy = f"did you mean {folder.with_name(close[0])}? " if close else ""
         raise UserError(
-            f"{folder} holds no run (no {RUN_FILE}); launch/status.py lists runs and searches"
+            f"{folder} holds no run (no {RUN_FILE}); {remedy}launch/status.py lists runs and "
+            "searches"
         )
     record = read_records([folder], queue)[0]
     if record.fault is not None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tyro
 import yaml
 
 from supersam.config import (
@@ -20,6 +21,8 @@ from supersam.config import (
     parse_cli,
     read_yaml,
 )
+from supersam.config.choices import known_flags
+from supersam.config.commands import COMMANDS
 from supersam.config.shipped import find_config, shipped_configs
 from tests.paths import ROOT
 
@@ -159,8 +162,18 @@ def test_unknown_keys_name_the_nearest(tmp_path, capsys):
 
 def test_unknown_flags_name_the_nearest(capsys):
     message = complaint(capsys, "--data.source", "synthetic", "--optim.warmup-step", "3")
-    assert "--optim.warmup-step" in message
-    assert "--optim.warmup-steps" in message.replace("--optim.warmup-step ", "", 1)
+    assert "--optim.warmup-step is not a flag of this command" in message
+    assert "did you mean --optim.warmup-steps?" in message
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.filterwarnings("ignore:get_parser:DeprecationWarning")
+def test_the_flags_that_are_known_are_those_of_the_command(name):
+    run_type = COMMANDS[name].run_type
+    known = {word for flag in known_flags(run_type) for word in flag.names}
+    parser = tyro.extras.get_parser(run_type)
+    options = {word for action in parser._actions for word in action.option_strings}
+    assert known | {"-h", "--help"} == options
 
 
 @pytest.mark.parametrize(
@@ -171,6 +184,12 @@ def test_unknown_flags_name_the_nearest(capsys):
         (["--engine.precision", "fp23"], "fp23 is not known; did you mean fp32? known are auto"),
         (["--engine.precision=fp23"], "did you mean fp32?"),
         (["--cluster", "slrum"], "--cluster slrum is not known; did you mean slurm?"),
+        (
+            ["--optim.trainable", "encoder", "decoder"],
+            "decoder is not known; did you mean encoder?",
+        ),
+        (["--confg", "vit_b"], "--confg is not a flag of this command; did you mean --config?"),
+        (["--optim.stpes=3"], "--optim.stpes is not a flag of this command; did you mean --opti"),
         (["--optim.global-batch", "5", "--optim.accumulate", "2"], "--optim.global-batch 5 is not"),
         (["--engine.zero-stage", "3"], "stage 3 gathers whole parameters"),
         (["--name", "../up"], "name"),

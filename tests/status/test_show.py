@@ -64,3 +64,9 @@ def test_a_folder_is_found_below_the_root_or_as_it_is_named(tmp_path: Path, monk
         assert StatusRun(run=Path(named)).folder == Path("runs/a")
     assert StatusRun(run=Path("b")).folder == Path("runs/b")
     assert StatusRun(run=Path("runs/b/results/s")).folder == Path("runs/b/results/s")
+
+
+def test_a_mistyped_run_is_answered_with_the_nearest(tmp_path: Path, capsys) -> None:
+    make_run(tmp_path / "nuclei")
+    assert show(StatusRun(run=Path("nucle"), root=tmp_path)) == 2
+    assert f"did you mean {tmp_path / 'nuclei'}?" in capsys.readouterr().err
