@@ -32,10 +32,10 @@ from benchmarks.loader import write_loose
 from benchmarks.published import PublishedSearch
 from supersam.cluster.search.ray_host import read_head_address
 from supersam.cluster.search.supervisor import ray_on_all_hosts
-from supersam.cluster.snapshot import snapshot_code
 from supersam.config import SearchRun
 from supersam.data.shards import ShardReader
 from supersam.model import extract_subnet
+from supersam.runs.provenance import snapshot_code
 from supersam.runtime.signals import StopFlag
 from supersam.search.ask_tell import cut_chunks
 from supersam.search.evaluator import (

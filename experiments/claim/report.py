@@ -145,8 +145,8 @@ def _markdown(
     ]
     for row in rows:
         cells = [f"{row[p]:.3f} [{row[f'{p}_interval'][0]:.3f}, {row[f'{p}_interval'][1]:.3f}]"
-                 for p in ("point", "box")]  # type: ignore[index]  # fmt: skip
-        lines.append(f"| {row['arm']} | {len(row['seeds'])} | {' | '.join(cells)} |")  # type: ignore[arg-type]
+                 for p in ("point", "box")]  # fmt: skip
+        lines.append(f"| {row['arm']} | {len(row['seeds'])} | {' | '.join(cells)} |")
     lines += ["", f"{rows[0]['objects']} objects in {rows[0]['images']} images.", ""]
     lines += ["| difference, paired | point [95 %] | box [95 %] |", "| --- | --- | --- |"]
     for (first, second), found in differences.items():

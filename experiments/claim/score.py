@@ -122,7 +122,7 @@ class HeldOut:
             for spec in random_of_size(self._plan, seed, spec)
         ]
 
-    def _kept(self, key: str, build) -> Scores:  # type: ignore[no-untyped-def]
+    def _kept(self, key: str, build) -> Scores:
         path = self._place / f"{key}.npz"
         if not path.is_file():
             predictor, side = build()
@@ -132,7 +132,7 @@ class HeldOut:
         with np.load(path, allow_pickle=False) as table:
             return Scores(**{field.name: table[field.name] for field in fields(Scores)})
 
-    def _measure(self, predictor: Predictor, side: int) -> dict[str, NDArray]:  # type: ignore[type-arg]
+    def _measure(self, predictor: Predictor, side: int) -> dict[str, NDArray]:
         table = {}
         for prompt in PROMPTS:
             dataset = EvalDataset(self._readers, side=side, prompt=prompt)
@@ -160,7 +160,7 @@ class HeldOut:
         return SubnetPredictor(supernet, spec), space.shape.image_size
 
 
-def load_sam_file(path: Path):  # type: ignore[no-untyped-def]
+def load_sam_file(path: Path):
     """The pretrained model of a checkpoint file, on the CPU."""
     from supersam.model.sam import infer_shape, read_checkpoint
 

@@ -14,8 +14,7 @@ from supersam.config.io import (
     parse_cli,
     read_yaml,
 )
-from supersam.config.report import ReportRun
-from supersam.config.runs import MonitorRun, ShardRun, StatusRun, TrainRun
+from supersam.config.runs import MonitorRun, ReportRun, ShardRun, StatusRun, TrainRun
 from supersam.config.search import Constraint, SearchRun
 from supersam.config.sections import (
     CheckpointConfig,

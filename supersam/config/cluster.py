@@ -33,7 +33,7 @@ _OWN_OPTIONS = {
 
 
 def plain(value: str) -> str:
-    """`value`, which holds no character that a script could read as more than text."""
+    """Return `value`. Raises ValueError where a script could read it as more than text."""
     if _PLAIN.fullmatch(value) is None:
         raise ValueError(
             "holds a character that could be read as a command; allowed are letters, digits and "
@@ -111,7 +111,7 @@ class SlurmSite(Section):
     """What every job says of its place: fields that all commands share."""
 
     other_commands: ClassVar[frozenset[str]] = frozenset()
-    """Settings of a site's profile that this command has no use for: read, and left out."""
+    """Settings of a site's profile that this command does not use: read, and left out."""
 
     cluster: Literal["auto", "inline", "local", "slurm"] = "auto"
     """auto: Slurm where there is one and nodes are asked for, else this machine."""
@@ -172,7 +172,7 @@ class SlurmSite(Section):
 
 
 class RankCluster(SlurmSite):
-    """Where ranks run, which a host that fails takes along."""
+    """Where ranks run: a host that fails takes its ranks along."""
 
     nodes: PositiveInt | None = None
     """Nodes of the Slurm job that work; spare ones come on top."""

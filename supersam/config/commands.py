@@ -14,8 +14,7 @@ from supersam.config.design import DesignRun
 from supersam.config.evaluate import EvaluateRun
 from supersam.config.export import ExportRun
 from supersam.config.predict import PredictRun
-from supersam.config.report import ReportRun
-from supersam.config.runs import ConfigRun, MonitorRun, ShardRun, StatusRun, TrainRun
+from supersam.config.runs import ConfigRun, MonitorRun, ReportRun, ShardRun, StatusRun, TrainRun
 from supersam.config.search import SearchRun
 from supersam.config.shipped import DEMO
 

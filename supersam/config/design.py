@@ -54,7 +54,7 @@ class PrioritizeConfig(ImportanceConfig):
     images: PositiveInt = 32
     """Training images that the scores are measured on, the same each time."""
     batch: PositiveInt = 1
-    """Of them at a time, whatever the number of ranks. movement takes one step per batch; the other
+    """Images at a time, whatever the number of ranks. movement takes one step per batch; the other
     scores do not depend on it."""
 
 

@@ -12,7 +12,7 @@ from supersam.config.sections import Section
 
 PromptWord = Literal["point", "box"]
 PROMPTS: tuple[PromptWord, ...] = ("point", "box")
-"""The headline first: a box gives most of the answer away."""
+"""Prompts of an evaluation, the headline first: a box gives most of the answer away."""
 
 
 class EvaluateRun(Section):

@@ -157,7 +157,7 @@ def _run_yaml(flags: list[str]) -> Path | None:
 
 
 def _require_more_than_a_run(flags: list[str]) -> None:
-    """`--run DIR` alone goes on with a run; where there is none, that is a slip of the fingers."""
+    """`--run DIR` alone goes on with a run; where there is none, the name is mistyped."""
     words = [part for flag in flags for part in flag.split("=", 1)]
     if len(words) == 2 and words[0] == "--run":
         raise UserError(f"no run {words[1]} to go on with; --config FILE --run DIR begins one")

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,6 +39,8 @@ CROP_DRAWS = 8
 """Crops tried until one shows an object; then the whole image is taken."""
 NEIGHBOUR_DRAWS = 16
 """Records in a row that may be damaged."""
+Row = dict[str, Any]
+"""One row of each field of a `Batch`, by the field's name, as arrays."""
 
 
 class BadMaskError(ValueError):
@@ -50,22 +51,7 @@ class TooManyBadRecordsError(RuntimeError):
     """More records are damaged than the run accepts."""
 
 
-@dataclass(frozen=True)
-class TrainSample:
-    """One row of a `Batch`, as arrays."""
-
-    image: NDArray[np.uint8]
-    size: NDArray[np.int64]
-    points: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    masks: NDArray[np.uint8]
-    valid: NDArray[np.bool_]
-    sample_id: int
-    is_substitute: bool
-    """Whether the record asked for is damaged and this is a neighbour."""
-
-
-class ShardDataset(Dataset[TrainSample]):
+class ShardDataset(Dataset[Row]):
     """Training samples of one or more folders of shards, by `SampleKey`."""
 
     def __init__(
@@ -79,7 +65,7 @@ class ShardDataset(Dataset[TrainSample]):
         self.sample_bytes = 3 * side**2 + config.prompts_per_image * (side // LOGIT_STRIDE) ** 2
         """Bytes of a sample's image and masks; the rest is small."""
 
-    def __getitem__(self, key: SampleKey | tuple[int, int, int]) -> TrainSample:
+    def __getitem__(self, key: SampleKey | tuple[int, int, int]) -> Row:
         """Return the sample of a key, or of the next record that is not damaged."""
         dataset, asked, turn = key
         reader = self.readers[dataset]
@@ -87,7 +73,7 @@ class ShardDataset(Dataset[TrainSample]):
         for index in range(asked, asked + NEIGHBOUR_DRAWS):
             try:
                 record = _Record(reader, index % reader.num_images)
-                return self._load(record, turn, is_substitute=index != asked)
+                return self._load(record, turn, num_bad=int(index != asked))
             except (BadRecordError, BadImageError, BadMaskError) as error:
                 logger.warning(
                     "a neighbour replaces a damaged record of set %d: %s", dataset, error
@@ -98,14 +84,14 @@ class ShardDataset(Dataset[TrainSample]):
             f"image {asked} on; check its shards and make the damaged ones anew ({reasons[0]})"
         )
 
-    def __getitems__(self, now_and_later: Sequence[Sequence[SampleKey]]) -> list[TrainSample]:
+    def __getitems__(self, now_and_later: Sequence[Sequence[SampleKey]]) -> list[Row]:
         """Return the samples of the first keys; announce the second ones to the system."""
         now, later = now_and_later
         for dataset, index, _ in later:
             self.readers[dataset].will_need(index)
         return [self[key] for key in now]
 
-    def _load(self, record: _Record, turn: int, *, is_substitute: bool) -> TrainSample:
+    def _load(self, record: _Record, turn: int, *, num_bad: int) -> Row:
         rng = np.random.Generator(philox(self._seed, AUGMENT_STREAM, turn, record.meta.id))
         geometry, objects = self._draw_view(rng, record)
         image = geometry.map_image(record.pixels())
@@ -121,15 +107,15 @@ class ShardDataset(Dataset[TrainSample]):
             points[k], labels[k] = draw_prompt(
                 rng, patch, geometry, kind=self.config.prompt, box_jitter=self.config.box_jitter
             )
-        return TrainSample(
-            image=image,
-            size=np.array(geometry.size, np.int64),
+        return Row(
+            images=image,
+            sizes=np.array(geometry.size, np.int64),
             points=points,
             labels=labels,
             masks=masks,
             valid=np.arange(n) < len(objects),
-            sample_id=record.meta.id,
-            is_substitute=is_substitute,
+            sample_ids=record.meta.id,
+            num_bad=num_bad,
         )
 
     def _draw_view(

@@ -1,5 +1,7 @@
 """Samples to batches of one rank: the training loader, endless from any step, and the evaluation's.
 
+On a GPU `DeviceBatches` copies the next batch while the current one is in use.
+
 Worker processes use one thread each: `DataLoader` sees to it.
 """
 
@@ -13,14 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from supersam.config import UserError
 from supersam.data.dataset import (
     EvalDataset,
+    Row,
     ShardDataset,
     TooManyBadRecordsError,
-    TrainSample,
 )
 from supersam.data.partition import SampleKey, SampleOrder
 from supersam.data.sample import Batch, EvalImage
@@ -45,7 +48,7 @@ class TrainLoader:
     with it.
     """
 
-    def __init__(self, loader: DataLoader[TrainSample], *, max_bad_fraction: float, epoch: int):
+    def __init__(self, loader: DataLoader[Row], *, max_bad_fraction: float, epoch: int):
         """`epoch` is the number of samples of this rank in an epoch."""
         self._loader = loader
         self._max_bad_fraction = max_bad_fraction
@@ -252,16 +255,43 @@ def _eval_workers(images: int) -> int:
     return min(MAX_EVAL_WORKERS, spare, images // IMAGES_PER_EVAL_WORKER)
 
 
-def collate(samples: list[TrainSample]) -> Batch:
-    """Return one batch of several samples."""
-    columns = default_collate([vars(sample) for sample in samples])
-    return Batch(
-        images=columns["image"],
-        sizes=columns["size"],
-        points=columns["points"],
-        labels=columns["labels"],
-        masks=columns["masks"],
-        valid=columns["valid"],
-        sample_ids=columns["sample_id"],
-        num_bad=int(columns["is_substitute"].sum()),
-    )
+def collate(rows: list[Row]) -> Batch:
+    """Return one batch of several rows."""
+    columns = default_collate(rows)
+    return Batch(**columns | {"num_bad": int(columns["num_bad"].sum())})
+
+
+class DeviceBatches:
+    """Batches of a loader, on a device. On a GPU one batch is copied ahead, on its own stream."""
+
+    def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
+        self._batches = batches
+        self._device = device
+        self._ahead: Batch | None = None
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # no type in torch
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch, self._ahead = self._ahead, None
+        if batch is None:
+            return next(self._batches).to(self._device)
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_stream(self._stream)
+            batch.record_stream(current)
+        return batch
+
+    def copy_ahead(self) -> None:
+        """Fetch the next batch and start its copy: call it while the device is busy.
+
+        On a CPU, which is busy itself, nothing is done.
+        """
+        if self._stream is None or self._ahead is not None:
+            return
+        batch = next(self._batches, None)
+        with torch.cuda.stream(self._stream):
+            self._ahead = None if batch is None else batch.to(self._device)

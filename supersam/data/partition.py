@@ -102,18 +102,13 @@ class SampleOrder:
 
     @property
     def records_per_epoch(self) -> int:
-        """Records of all sets together; `dropped_per_epoch` of them are not used."""
+        """Records of all sets together; those that fill no global batch are not used."""
         return sum(self.set_sizes)
 
     @property
     def batches_per_epoch(self) -> int:
         """Global batches, that is optimizer steps, of an epoch."""
         return self.records_per_epoch // self.global_batch
-
-    @property
-    def dropped_per_epoch(self) -> int:
-        """Records of an epoch that fill no global batch."""
-        return self.records_per_epoch % self.global_batch
 
     def describe(self) -> dict[str, object]:
         """What a checkpoint keeps beside the samples consumed: equal values, equal order."""

@@ -46,7 +46,7 @@ class Evidence:
     sensitivity: Sensitivity
     space: SearchSpace
     seconds: dict[str, float]
-    """By what was done."""
+    """Seconds of each part of the work, by its name."""
     num_measured: int
     """Sets of removed layers measured now, not found in the cache."""
 

@@ -41,9 +41,9 @@ class FunctionChange:
     """The largest absolute difference of any element between two predictions of a model."""
 
     embedding: float
-    """Of the image embedding, whose elements are of size 1."""
+    """Difference of the image embedding, whose elements are of size 1."""
     masks: float
-    """Of the mask logits."""
+    """Difference of the mask logits."""
     largest_logit: float
     """The largest absolute mask logit: the scale of `masks`."""
 

@@ -31,7 +31,7 @@ class Sensitivity:
     """What each layer is worth to a model."""
 
     whole: RemovalEffect
-    """Nothing removed."""
+    """The effect of removing nothing."""
     alone: tuple[RemovalEffect, ...]
     """Each layer removed alone, by layer."""
     greedy: tuple[RemovalEffect, ...]

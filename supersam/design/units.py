@@ -38,16 +38,8 @@ class UnitScores:
         return UnitScores(self.mlp * factor, self.heads * factor, self.embed * factor)
 
     def abs(self) -> UnitScores:
-        """Without the signs."""
+        """Return the scores without their signs."""
         return UnitScores(self.mlp.abs(), self.heads.abs(), self.embed.abs())
-
-    def reordered(self, order: UnitOrder) -> UnitScores:
-        """The scores of the same units once `order` is applied to the weights."""
-        return UnitScores(
-            self.mlp.gather(1, order.mlp),
-            self.heads.gather(1, order.heads),
-            self.embed[order.embed],
-        )
 
 
 @dataclass(frozen=True)

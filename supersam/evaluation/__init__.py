@@ -1,6 +1,6 @@
 """How a subnet is judged: mask metrics, evaluator, intervals."""
 
-import supersam.runtime.light_torchvision  # noqa: F401  # before segment_anything
+import supersam.runtime.light_torchvision  # noqa: F401 - before segment_anything
 from supersam.evaluation.evaluator import (
     DivergedError,
     Predictor,
@@ -9,6 +9,7 @@ from supersam.evaluation.evaluator import (
     evaluate_all,
     require_finite,
     score_image,
+    single_mask_ious,
 )
 from supersam.evaluation.metrics import (
     SIZE_BUCKETS,
@@ -21,7 +22,6 @@ from supersam.evaluation.metrics import (
 from supersam.evaluation.predictor import SamModelPredictor, SubnetPredictor
 from supersam.evaluation.priors import Priors, learn_priors
 from supersam.evaluation.result import EvalResult, ObjectTable, SizeScore
-from supersam.evaluation.single import single_mask_ious
 from supersam.evaluation.table import format_table, remarks
 from supersam.runtime.bootstrap import (
     Difference,

@@ -15,8 +15,7 @@ from typing import Any
 from supersam.config import EvaluateRun, TrainRun, UserError
 from supersam.config.files import RESULTS, SPACE_FILE
 from supersam.data.shards import ShardReader, open_held_out
-from supersam.evaluation.evaluator import Predictor
-from supersam.evaluation.held_out import score_prompts
+from supersam.evaluation.evaluator import Predictor, score_prompts
 from supersam.evaluation.predictor import SubnetPredictor
 from supersam.evaluation.priors import Priors, learn_priors
 from supersam.evaluation.result import EvalResult, subtract

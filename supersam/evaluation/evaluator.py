@@ -16,7 +16,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from supersam.config import UserError
+from supersam.config.evaluate import PromptWord
+from supersam.data.dataset import EvalDataset
+from supersam.data.loader import build_eval_loader
+from supersam.data.prompts import with_boxes
 from supersam.data.sample import EvalImage
+from supersam.data.shards import ShardReader
 from supersam.evaluation.metrics import (
     boundary_band_px,
     boundary_iou,
@@ -27,6 +32,8 @@ from supersam.evaluation.metrics import (
 from supersam.evaluation.priors import Priors
 from supersam.evaluation.result import EvalResult, Floats, ObjectTable, summarize
 from supersam.evaluation.upscale import MaskUpscaler
+from supersam.runtime.distributed import World
+from supersam.runtime.logging import shown
 
 T = TypeVar("T")
 
@@ -269,3 +276,56 @@ def _score_masks(
 
 def _column(values: Tensor) -> Floats:
     return values.double().cpu().numpy()
+
+
+def single_mask_ious(logits: Tensor, image: EvalImage) -> Tensor:
+    """Score each object of an image at the original resolution: (M,) float32, on the CPU.
+
+    Equals `iou_single` of `score_image` at a fifth of the work: only one mask of four is brought to
+    the original size, and only its pixels above 0 are looked at. A search ranks subnets by it.
+
+    Args:
+        logits: (M, s, s) logits of the single mask of each object, on any device.
+        image: the image, with M objects.
+
+    Raises FloatingPointError where the logits are not finite.
+    """
+    require_finite(logits, sample_id=image.sample_id)
+    upscaler = MaskUpscaler.for_image(
+        logits, side=image.image.shape[-1], size=image.size, original_size=image.original_size
+    )
+    ious = []
+    for some in slices(len(logits), objects_at_a_time(logits.device, image.original_size)):
+        window = upscaler.window(logits[some, None])
+        target = image.masks.draw(some, window).to(logits.device)
+        area = image.masks.areas(some).to(logits.device)
+        pred = upscaler.masks(logits[some], window)
+        overlap = mask_area(pred & target)
+        union = mask_area(pred) + area - overlap
+        ious.append(torch.where(union == 0, 1.0, overlap / union))
+    return torch.cat(ious).cpu()
+
+
+def score_prompts(
+    predictors: Sequence[Predictor],
+    readers: Sequence[ShardReader],
+    prompts: Sequence[PromptWord],
+    *,
+    side: int,
+    limit: int | None,
+    workers: int | None,
+    priors: Priors | None,
+    cut_objects: bool = False,
+    boundary: bool = False,
+) -> dict[str, list[EvalResult]]:
+    """Score predictors with each prompt, and show how far that is; each image is read once.
+
+    Returns by prompt the result of each predictor. side: of the model's input, pixels.
+    """
+    first, *others = prompts
+    dataset = EvalDataset(readers, side=side, prompt=first, cut_objects=cut_objects)
+    loader = build_eval_loader(dataset, World.single(), limit=limit, workers=workers)
+    images = shown(loader, len(loader), what=" and ".join(prompts), unit="image")
+    views = [as_stored, *(with_boxes for _ in others)]
+    scored = evaluate_all(predictors, images, prompts=views, boundary=boundary, priors=priors)
+    return dict(zip(prompts, scored, strict=True))

@@ -6,15 +6,18 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from supersam.config.search import LatencyConfig
 from supersam.data.sample import LABEL_FOREGROUND, LABEL_PAD
-from supersam.evaluation import Predictor, SubnetPredictor
+from supersam.evaluation import Predictor, SamModelPredictor, SubnetPredictor
 from supersam.model import SamSupernet
+from supersam.runtime.device import describe_device
 from supersam.space import SubnetSpec, subnet_cost
 
 _MIB = 2**20
@@ -107,3 +110,19 @@ def _cpu_peak(run: Callable[[], object]) -> int:
 
 def _nothing() -> None:
     """Do nothing: on a CPU the work is done when the call returns."""
+
+
+def describe_latency(sam: Sam) -> dict[str, Any]:
+    """Latency of an exported model as its card has it: one image and prompt, and on what device."""
+    config = LatencyConfig()
+    latency = predictor_latency(
+        SamModelPredictor(sam), config, side=sam.image_encoder.img_size, device=sam.device
+    )
+    return {
+        "median_ms": latency.median_ms,
+        "iqr_ms": latency.iqr_ms,
+        "warmup": config.warmup,
+        "repeats": config.repeats,
+        "precision": "fp32",
+        "device": describe_device(sam.device),
+    }

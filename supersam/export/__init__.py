@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import supersam.runtime.light_torchvision  # noqa: F401  # before segment_anything
+import supersam.runtime.light_torchvision  # noqa: F401 - before segment_anything
 from supersam.standalone import load_subnet
 
 if TYPE_CHECKING:

@@ -24,11 +24,11 @@ from supersam.evaluation import (
     SubnetPredictor,
     learn_priors,
 )
-from supersam.evaluation.held_out import score_prompts
+from supersam.evaluation.evaluator import score_prompts
+from supersam.evaluation.latency import describe_latency
 from supersam.evaluation.result import subtract
 from supersam.export.check import check_images, max_difference
 from supersam.export.finetune import finetune, prepare_finetune
-from supersam.export.latency import describe_latency
 from supersam.export.model_card import ModelCard, card_text
 from supersam.export.onnx import Parity, export_onnx
 from supersam.export.plan import ExportPlan, is_there, plan_export

@@ -26,7 +26,7 @@ from supersam.model import normalize_images
 from supersam.standalone import DECODER_ONNX, ENCODER_ONNX
 
 OPSET = 17
-"""The first with layer normalisation as one operator; segment-anything exports with it too."""
+"""The first opset with layer normalisation as one operator; segment-anything uses it too."""
 MIN_MASK_IOU = 0.999
 MAX_IOU_ESTIMATE_ERROR = 1e-3
 

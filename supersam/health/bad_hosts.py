@@ -50,7 +50,7 @@ def count_host_hangs(folder: Path) -> Counter[str]:
 
 
 def bad_hosts(folder: Path) -> set[str]:
-    """Hosts to do without: they hung once in the run of `folder`, or twice in any runs."""
+    """Hosts to leave out: they hung once in the run of `folder`, or twice in any runs."""
     own = {hang.host for hang in read_host_hangs(folder) if hang.run == folder.absolute().name}
     return own | {host for host, count in count_host_hangs(folder).items() if count >= _OF_OTHERS}
 

@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import NoReturn
 
 from supersam.config import UserError
@@ -105,12 +104,7 @@ class Heartbeat:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        fault: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, fault: BaseException | None, trace: object) -> None:
         if fault is not None and self._phase not in ENDED:
             self._fault = _describe(fault)
             self.enter("stopped" if isinstance(fault, KeyboardInterrupt) else "failed")

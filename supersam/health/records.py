@@ -58,7 +58,7 @@ class RankHeartbeat:
     started_ticks: int
     """When the process started, in clock ticks since the host's boot; `pid` alone is used again."""
     time: float
-    """Of this heartbeat, Unix seconds."""
+    """When this heartbeat was written, Unix seconds."""
     phase: Phase
     step: int
     """Optimizer steps taken."""
@@ -114,7 +114,7 @@ class Status:
     losses: dict[str, float | None]
     """Mean loss by slot of the sandwich."""
     miou: float | None
-    """Of the last validation."""
+    """Mean IoU of the last validation."""
     checkpoint: int | None
     """Step of the last checkpoint."""
     attempts: list[AttemptTimes]

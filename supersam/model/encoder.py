@@ -91,7 +91,7 @@ class ElasticImageEncoder(nn.Module):
         return self._halves().feed(block, x, mlp_width=mlp_width)
 
     def _halves(self) -> Halves:
-        """Those of training while gradients are recorded: evaluation has batches of many sizes."""
+        """Compiled halves while gradients are recorded: evaluation has batches of many sizes."""
         return self.training_halves if torch.is_grad_enabled() else PLAIN_HALVES
 
     def project(self, x: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class AttemptEvent:
     reason: Reason | None = None
     """Why it ended; None at a start."""
     exit_code: int | None = None
-    """Of the ranks, the worst; None at a start and where nobody saw it."""
+    """Exit code of the worst rank; None at a start and where nobody saw it."""
 
 
 def read_attempts(folder: Path) -> list[AttemptEvent]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
+import supersam
 from supersam import __version__
 from supersam.config import TrainRun, UserError
-from supersam.config.files import CHECKPOINTS, COMMIT_FILE, DATA, RUN_FILE
+from supersam.config.files import CHECKPOINTS, CODE, COMMIT_FILE, DATA, RUN_FILE
+from supersam.config.shipped import CONFIGS
 from supersam.data.manifest import read_manifest
 from supersam.runs.weights import WeightSource, read_run
 
@@ -96,3 +99,19 @@ def _fingerprint(folder: Path) -> str:
         return read_manifest(folder).fingerprint
     except UserError:
         return "not here any more"
+
+
+def snapshot_code(folder: Path) -> Path:
+    """Copy this package to `folder`/code, which goes on PYTHONPATH. Returns that folder."""
+    package = Path(supersam.__file__).parent
+    code = folder / CODE
+    if package.is_relative_to(code.absolute()):
+        return code  # this is the copy already
+    fresh = folder / ".code.partial"
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(package, fresh / "supersam", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(CONFIGS, fresh / "supersam" / CONFIGS.name, dirs_exist_ok=True)
+    (fresh / COMMIT_FILE).write_text(git_commit() + "\n", encoding="utf-8")
+    shutil.rmtree(code, ignore_errors=True)
+    fresh.rename(code)
+    return code

@@ -15,6 +15,7 @@ _DRAWS_PER_BLOCK = 2**21
 FEW_GROUPS = 10
 """Below so many groups an interval is itself uncertain, which is said beside it."""
 _SEED = 0
+_TAIL = (1 - 0.95) / 2
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,9 @@ def bootstrap_interval(
     groups: NDArray[np.int64],
     *,
     rng: np.random.Generator,
-    confidence: float = 0.95,
     resamples: int = 1000,
 ) -> tuple[float, float]:
-    """Return the percentile interval of the mean of `values`, groups drawn with replacement.
+    """Return the 95 % percentile interval of the mean of `values`, groups drawn with replacement.
 
     Objects of a group succeed and fail together, so groups are drawn: drawing objects, or tiles of
     one image, would report an interval that is too narrow.
@@ -68,7 +68,6 @@ def bootstrap_interval(
         values: (M,) one value per object.
         groups: (M,) the group of each object, in any order.
         rng: where the draws come from.
-        confidence: share of resampled means inside the interval.
         resamples: number of resampled means.
     """
     _, group, num_objects = np.unique(groups, return_inverse=True, return_counts=True)
@@ -84,6 +83,5 @@ def bootstrap_interval(
         block = means[start : start + rows]
         drawn = rng.integers(num_groups, size=(len(block), num_groups))
         block[:] = totals[drawn].sum(1) / num_objects[drawn].sum(1)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
+    low, high = np.quantile(means, [_TAIL, 1 - _TAIL])
     return float(low), float(high)

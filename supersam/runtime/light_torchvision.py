@@ -27,7 +27,7 @@ def is_compile_supported(device_type: str) -> bool:
 def _import_torchvision() -> None:
     package, utils = ModuleType(_COMPILER), ModuleType(f"{_COMPILER}.utils")
     package.__path__ = []  # a package without files: any other import from it fails
-    utils.is_compile_supported = is_compile_supported  # type: ignore[attr-defined]
+    utils.is_compile_supported = is_compile_supported  # type: ignore[attr-defined]  # new there
     sys.modules[_COMPILER], sys.modules[utils.__name__] = package, utils
     try:
         # A version that needs more of the compiler fails here; segment_anything's own import then

@@ -80,11 +80,11 @@ class MetricWriter:
         if self._board is not None:
             self._board.add_image(name, pixels, step, dataformats="HWC")
 
-    def text(self, name: str, text: str, step: int = 0) -> None:
+    def text(self, name: str, text: str) -> None:
         """Write preformatted text."""
         if self._board is not None:
             quoted = "\n".join("    " + line for line in text.splitlines())
-            self._board.add_text(name, quoted, step)
+            self._board.add_text(name, quoted, 0)
 
     def hparams(
         self, values: Mapping[str, float | str | bool], results: Mapping[str, float]
@@ -99,13 +99,13 @@ class MetricWriter:
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
         from torch.utils.tensorboard.summary import hparams
 
-        columns, *_ = hparams(_SETTINGS, dict.fromkeys((*_RESULTS, *results), 0.0))  # type: ignore[no-untyped-call]  # torch
+        columns, *_ = hparams(_SETTINGS, dict.fromkeys((*_RESULTS, *results), 0.0))  # type: ignore[no-untyped-call]  # no type in torch
         plugin_data = columns.value[0].metadata.plugin_data
         described = HParamsPluginData.FromString(plugin_data.content)
         for info in described.experiment.hparam_infos:
             info.differs = info.name in _FIRST
         plugin_data.content = described.SerializeToString()
-        _, start, end = hparams(dict(values), {})  # type: ignore[no-untyped-call]  # torch
+        _, start, end = hparams(dict(values), {})  # type: ignore[no-untyped-call]  # no type in torch
         file: Any = self._board.file_writer
         for summary in (columns, start, end):
             file.add_summary(summary)

@@ -60,9 +60,9 @@ def _state(pid: int, ticks: int) -> str | None:
         return None
 
 
-def resident_gib(pid: int | None = None) -> float:
-    """Memory that a process (by default this one) has in use now."""
-    return float(psutil.Process(pid).memory_info().rss) / 2**30
+def resident_gib() -> float:
+    """Memory that this process has in use now."""
+    return float(psutil.Process().memory_info().rss) / 2**30
 
 
 def available_gib() -> float:

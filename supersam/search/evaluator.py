@@ -42,7 +42,7 @@ Floats = NDArray[np.float64]
 FULL: tuple[Stage, ...] = ("final", "measured")
 """Stages at the original resolution, without early stopping."""
 _PROMPTS_AT_A_TIME = 64
-"""Decoded in one call: bounds the memory of an image with many objects."""
+"""Prompts decoded in one call: bounds the memory of an image with many objects."""
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ def rung_ends(rungs: Sequence[float], batches: int) -> list[int]:
 
 
 def _summary(ious: Floats, groups: NDArray[np.int64], prompts: Sequence[str]) -> dict[str, float]:
-    """MIoU over objects and prompts with its interval, and for each of several prompts alone."""
+    """Mean IoU over objects and prompts, with its interval, and for each prompt alone."""
     of_objects = ious.mean(0)
     found = {"miou": float(of_objects.mean())}
     if len(prompts) > 1:

@@ -30,7 +30,8 @@ PRETRAINED, LARGEST, SMALLEST = "pretrained", "largest", "smallest"
 GroupSum = tuple[int, int, float]
 """Number of a group of images, objects in it, sum of their IoUs."""
 Status = Literal["complete", "stopped", "infeasible"]
-"""Seen on all images; given up after some (`num_images`); not evaluated: a measured constraint."""
+"""complete: seen on all images; stopped: given up after some (`num_images`); infeasible: not
+evaluated, for a measured constraint."""
 _DIGEST_LETTERS = 12
 
 

@@ -96,7 +96,7 @@ class SearchPlan:
         }
 
     def front(self) -> list[Trial]:
-        """The best of all so far; at full resolution when the program is finished."""
+        """The best of all so far; at full resolution when the plan is finished."""
         candidates = self._candidates()
         if not self.is_finished or self._finals is None:
             return candidates

@@ -28,7 +28,7 @@ _Step = tuple[int, ...]
 
 
 _FREE_SHARE = 0.25
-"""Of the memory that is free when the evaluator has loaded model and images."""
+"""Share of the memory that is free when the evaluator has loaded model and images."""
 _KEPT_SHARE = 0.6
 """Outputs of a generation that differ, as a share of its subnets times their layers."""
 

@@ -40,13 +40,13 @@ class SweepRow:
     """Share of the volume that the trials of all searches dominate together. What the searcher
     found alone: the largest and the smallest subnet are everybody's."""
     best_miou: float
-    """Of the front; 0 without one."""
+    """Highest mIoU of the front; 0 without a front."""
     seconds: float
     """Time in the model and the scoring."""
 
 
 def expand(search: SearchRun) -> list[SearchRun]:
-    """The searches of a sweep, each with a folder below the sweep's; one that is none, itself."""
+    """The searches of a sweep, each with a folder below the sweep's; of a single search, itself."""
     sweep = search.sweep
     if sweep.is_empty:
         return [search]
@@ -78,15 +78,15 @@ class SearchProgress:
 
     search: SearchRun
     trials: list[Trial]
-    """Complete ones that its searcher proposed, in that order; fixed subnets are everybody's."""
+    """Complete trials that its searcher proposed, in that order; fixed subnets belong to all."""
     proposed: int
-    """Those, and the ones that were given up early."""
+    """Number of these trials and of those that were given up early."""
     front: list[Trial]
-    """As it was written last; empty before."""
+    """The front as it was written last; empty before."""
 
 
 def read_progress(searches: Sequence[SearchRun]) -> list[SearchProgress]:
-    """Those of the searches that have begun, with their trials so far."""
+    """The searches that have begun, with their trials so far."""
     return [_read(search) for search in searches if (search.folder / SEARCH_FILE).is_file()]
 
 

@@ -67,7 +67,7 @@ class Evaluators:
     gpus: float
 
     sharers: int
-    """In the memory of one host, or of one GPU."""
+    """Evaluators in the memory of one host, or of one GPU."""
 
 
 def plan_evaluators(search: SearchRun, nodes: Sequence[Mapping[str, float]]) -> Evaluators:
@@ -179,10 +179,10 @@ class Evaluator(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
         return self._objective.evaluate(chunk)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: a chunk is evaluated whole or again."""
+        """Save nothing: a chunk is evaluated whole or again."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing to load."""
+        """Load nothing."""
 
 
 class _ResultHandler(tune.Callback):  # type: ignore[misc]  # Ray is untyped

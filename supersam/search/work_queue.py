@@ -19,18 +19,18 @@ class WorkQueue:
         self._news = asyncio.Event()
 
     async def put(self, chunks: list[Chunk]) -> None:
-        """More work."""
+        """Add chunks."""
         self._waiting += chunks
         self._news.set()
 
     async def take(self, evaluator: str) -> Chunk | None:
-        """The next chunk, as soon as there is one; None when there will be no other."""
+        """Return the next chunk, as soon as there is one; None when no other will come."""
         life = self._lives[evaluator]
         while not self._waiting and not self._closed:
             self._news.clear()
             await self._news.wait()
             if self._lives[evaluator] != life:
-                return None  # who asked was lost meanwhile: a chunk would be lost with it
+                return None  # the caller was lost meanwhile: a chunk would be lost with it
         if self._closed:
             return None
         self._taken[evaluator] = self._waiting.popleft()

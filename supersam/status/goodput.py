@@ -47,7 +47,7 @@ class _Attempt:
 def measure_goodput(
     events: Sequence[AttemptEvent], attempts: Sequence[AttemptTimes], *, now: float
 ) -> Goodput:
-    """From the starts and ends of the attempts, and from rank 0's account of each.
+    """Compute it from the starts and ends of the attempts and from rank 0's account of each.
 
     now: the end of an attempt that still runs.
     """

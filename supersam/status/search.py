@@ -42,7 +42,7 @@ class SearchRecord(Record):
     front: int
     """Subnets on the front so far."""
     best_miou: float | None
-    """Of the front."""
+    """Highest mIoU of the front so far."""
     has_ended: bool
     """Whether the search has said so."""
     is_written_here: bool

@@ -55,7 +55,7 @@ class StepMemory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """All of these bytes."""
         return self.weights + self.optimizer + self.step
 
 

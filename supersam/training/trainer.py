@@ -13,8 +13,7 @@ from torch import Tensor
 
 from supersam.config import TrainRun, UserError
 from supersam.config.files import LOGS
-from supersam.data.loader import TrainLoader
-from supersam.data.prefetch import DeviceBatches
+from supersam.data.loader import DeviceBatches, TrainLoader
 from supersam.data.sample import Batch
 from supersam.health.heartbeat import Heartbeat
 from supersam.model import Prediction, SamSupernet

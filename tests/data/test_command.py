@@ -39,7 +39,10 @@ def shard(source, out, **options):
 
 def test_parts_of_an_array_make_the_whole(tmp_path, capsys, monkeypatch):
     source = SourceConfig(kind="sa1b", root=make_sa1b(tmp_path / "in", 12))
-    split = lambda *args, **options: convert(*args, **{**options, "shard_bytes": 20_000})  # noqa: E731
+
+    def split(*args, **options):
+        return convert(*args, **{**options, "shard_bytes": 20_000})
+
     monkeypatch.setattr("supersam.data.command.convert", split)
     for part in (3, 1):
         assert shard(source, tmp_path / "out", part=f"{part}/3") == 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,7 +49,17 @@ def damage(folder, sample):
 
 def train_set(*readers, seed=0, **settings):
     config = DataConfig(**{"augment": AS_IT_IS, "prompts_per_image": 4, **settings})
-    return ShardDataset(readers, config, side=SIDE, seed=seed)
+    return Drawn(ShardDataset(readers, config, side=SIDE, seed=seed))
+
+
+class Drawn:
+    """Rows by their fields' names as attributes."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, key):
+        return SimpleNamespace(**self.dataset[key])
 
 
 def decoded(sample):
@@ -86,10 +97,12 @@ def test_an_unaugmented_image_is_what_segment_anything_makes_of_it(written):
     for i in range(written.num_images):
         sample = train_set(written)[0, i, 0]
         expected = ResizeLongestSide(SIDE).apply_image(pixels(written.read(i)))
-        height, width = sample.size
+        height, width = sample.sizes
         assert (height, width) == expected.shape[:2]
-        np.testing.assert_array_equal(np.moveaxis(sample.image[:, :height, :width], 0, 2), expected)
-        assert sample.sample_id == written.read(i).id
+        np.testing.assert_array_equal(
+            np.moveaxis(sample.images[:, :height, :width], 0, 2), expected
+        )
+        assert sample.sample_ids == written.read(i).id
 
 
 def test_prompts_lie_on_their_masks_whatever_the_crop(large):
@@ -98,7 +111,7 @@ def test_prompts_lie_on_their_masks_whatever_the_crop(large):
     kinds = set()
     for turn in range(50):
         sample = samples[0, 0, turn]
-        height, width = sample.size
+        height, width = sample.sizes
         assert sample.valid.any()
         for k in np.flatnonzero(sample.valid):
             kinds.add(tuple(sample.labels[k].tolist()))
@@ -184,7 +197,7 @@ def test_an_image_without_objects_has_no_valid_prompt(tmp_path):
     reader = write_folder(tmp_path / "shards", [random_sample(0, num_masks=0)])
     sample = train_set(reader, augment=AugmentConfig(crop_px=(4, 8)))[0, 0, 0]
     assert not sample.valid.any()
-    assert sample.image.any()
+    assert sample.images.any()
 
 
 def test_only_the_masks_asked_for_are_decoded(large, monkeypatch):
@@ -208,9 +221,9 @@ def test_a_damaged_record_is_replaced_by_its_neighbour(tmp_path, caplog):
     reader = write_folder(tmp_path / "shards", samples)
     damage(tmp_path / "shards", samples[3])
     drawn = [train_set(reader)[0, i, 0] for i in range(4)]
-    assert [s.sample_id for s in drawn] == [samples[k].id for k in (0, 1, 2, 0)]
-    assert [s.is_substitute for s in drawn] == [False, False, False, True]
-    assert as_dict(drawn[3]) == {**as_dict(drawn[0]), "is_substitute": True}
+    assert [s.sample_ids for s in drawn] == [samples[k].id for k in (0, 1, 2, 0)]
+    assert [s.num_bad for s in drawn] == [0, 0, 0, 1]
+    assert as_dict(drawn[3]) == {**as_dict(drawn[0]), "num_bad": 1}
     assert samples[3].name in caplog.text
 
 
@@ -226,7 +239,7 @@ def test_a_damaged_record_is_replaced_by_its_neighbour(tmp_path, caplog):
 def test_a_record_that_was_wrong_from_the_start_is_replaced_too(tmp_path, change):
     samples = [dataclasses.replace(random_sample(0), **change), random_sample(1)]
     drawn = train_set(write_folder(tmp_path / "shards", samples))[0, 0, 0]
-    assert (drawn.sample_id, drawn.is_substitute) == (samples[1].id, True)
+    assert (drawn.sample_ids, drawn.num_bad) == (samples[1].id, 1)
 
 
 def test_a_folder_of_damage_is_given_up(tmp_path):
@@ -286,13 +299,13 @@ def test_real_nuclei_are_resized_and_masked_as_the_reference_does(tmp_path):
     reader = write_folder(tmp_path / "shards", samples)
     side = 256
     evaluation = EvalDataset([reader], side=side, prompt="point")
-    training = ShardDataset([reader], DataConfig(augment=AS_IT_IS), side=side, seed=0)
+    training = Drawn(ShardDataset([reader], DataConfig(augment=AS_IT_IS), side=side, seed=0))
     for i, sample in enumerate(samples):
         image, drawn = evaluation[i], training[0, i, 0]
         expected = ResizeLongestSide(side).apply_image(pixels(sample))
         height, width = image.size
         np.testing.assert_array_equal(image.image[:, :height, :width].permute(1, 2, 0), expected)
-        np.testing.assert_array_equal(drawn.image, image.image)
+        np.testing.assert_array_equal(drawn.images, image.image)
         for mask, annotated in zip(image.masks, decoded(sample), strict=True):
             np.testing.assert_array_equal(mask, annotated)
         scale = side / max(sample.height, sample.width)

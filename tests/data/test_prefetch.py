@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from supersam.data.prefetch import DeviceBatches
+from supersam.data.loader import DeviceBatches
 from supersam.data.sample import Batch
 
 

@@ -185,7 +185,7 @@ def test_result_does_not_depend_on_how_prompts_are_chunked(logits, images):
 @pytest.mark.parametrize("together", [1, 4])
 def test_the_single_mask_alone_scores_the_same(logits, images, monkeypatch, together):
     whole = evaluate(Replay(logits), images).objects
-    monkeypatch.setattr("supersam.evaluation.single.objects_at_a_time", lambda *_: together)
+    monkeypatch.setattr("supersam.evaluation.evaluator.objects_at_a_time", lambda *_: together)
     for image in images:
         alone = single_mask_ious(logits[image.sample_id][:, 0], image)
         expected = whole.iou_single[whole.sample_id == image.sample_id]

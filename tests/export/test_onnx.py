@@ -12,14 +12,14 @@ WHY = "it comes with supersam[onnx]"
 onnxruntime = pytest.importorskip("onnxruntime", reason=WHY)
 pytest.importorskip("onnx", reason=WHY)
 
-from segment_anything import SamPredictor  # noqa: E402  skips come before imports of them
-from segment_anything.utils.onnx import SamOnnxModel  # noqa: E402  after the skips
+from segment_anything import SamPredictor  # noqa: E402 - skips come before imports of them
+from segment_anything.utils.onnx import SamOnnxModel  # noqa: E402 - after the skips
 
-from supersam.config import UserError  # noqa: E402  after the skips
-from supersam.export import onnx as door  # noqa: E402  after the skips
-from supersam.export.check import check_images  # noqa: E402  after the skips
-from supersam.model import extract_subnet  # noqa: E402  after the skips
-from supersam.standalone import DECODER_ONNX, ENCODER_ONNX  # noqa: E402  after the skips
+from supersam.config import UserError  # noqa: E402 - after the skips
+from supersam.export import onnx as door  # noqa: E402 - after the skips
+from supersam.export.check import check_images  # noqa: E402 - after the skips
+from supersam.model import extract_subnet  # noqa: E402 - after the skips
+from supersam.standalone import DECODER_ONNX, ENCODER_ONNX  # noqa: E402 - after the skips
 
 
 @pytest.fixture(scope="module")

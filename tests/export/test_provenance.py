@@ -2,7 +2,7 @@
 
 import time
 
-from supersam.export.latency import describe_latency
+from supersam.evaluation.latency import describe_latency
 from supersam.model import extract_subnet
 from supersam.runs.provenance import describe_start, describe_training_data
 from supersam.runs.weights import WeightSource

@@ -52,10 +52,10 @@ def test_random_weights_follow_the_seed_and_leave_global_randomness_alone(tiny_s
         return torch.cat([p.flatten() for p in parameters])
 
     torch.manual_seed(11)
-    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002  the global state
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002 - the global state
     first = weights(0)
     assert torch.equal(torch.get_rng_state(), state)
-    assert np.random.get_state()[1].tolist() == numpy_state  # noqa: NPY002  must not change
+    assert np.random.get_state()[1].tolist() == numpy_state  # noqa: NPY002 - must not change
     torch.manual_seed(12)
     assert torch.equal(weights(0), first)
     assert not torch.equal(weights(1), first)

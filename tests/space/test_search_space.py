@@ -123,9 +123,9 @@ def test_draws_depend_on_the_generator_alone(space):
         first, second = space.sample(random), space.sample(random)
         return [first, space.mutate(first, random), space.crossover(first, second, random)]
 
-    np.random.seed(1)  # noqa: NPY002  the global state must not matter
+    np.random.seed(1)  # noqa: NPY002 - the global state must not matter
     once = draws(rng(7))
-    np.random.seed(2)  # noqa: NPY002  as above
+    np.random.seed(2)  # noqa: NPY002 - as above
     assert draws(rng(7)) == once
     assert draws(rng(8)) != once
 

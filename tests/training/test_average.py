@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from supersam.data.prefetch import DeviceBatches
+from supersam.data.loader import DeviceBatches
 from supersam.runs.checkpoint_io import CheckpointManager, read_average, read_weights
 from supersam.runs.folder import prepare_run_folder
 from supersam.runs.supernet import load_supernet

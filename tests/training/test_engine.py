@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from supersam.config import EngineConfig, OptimConfig, TrainRun, UserError, merge
-from supersam.data.prefetch import DeviceBatches
+from supersam.data.loader import DeviceBatches
 from supersam.runtime.distributed import World, close_world, init_world
 from supersam.runtime.signals import StopFlag
 from supersam.space import SearchSpace, build_space

@@ -26,7 +26,7 @@ def test_a_step_trains_the_largest_first_the_smallest_last_and_k_others(tiny_spa
 def test_draws_depend_on_seed_and_step_alone(tiny_space):
     steps = [0, 1, 2, 1000, 10**7]
     first = [sampler(tiny_space).draw(step) for step in steps]
-    np.random.seed(9)  # noqa: NPY002  the global state must not matter
+    np.random.seed(9)  # noqa: NPY002 - the global state must not matter
     torch.manual_seed(9)
     used = sampler(tiny_space)
     again = [used.draw(step) for step in reversed(steps)]

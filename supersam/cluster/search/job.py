@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from supersam.cluster.preflight import check_slurm, require_enough_nodes, show_findings
 from supersam.cluster.search.supervisor import SearchSupervisor
 from supersam.cluster.slurm import commands as slurm
@@ -89,7 +91,7 @@ def follow_searches(run: SearchRun, job_ids: list[str]) -> int:
     remedy = f"end it with scancel {slurm.whole_job(job_ids[0])}"
     try:
         jobs = [
-            follow_job(job_id, lambda log=log: [log], remedy=remedy)  # type: ignore[misc]
+            follow_job(job_id, partial(list, (log,)), remedy=remedy)
             for job_id, log in zip(job_ids, logs, strict=True)
         ]
     except KeyboardInterrupt:

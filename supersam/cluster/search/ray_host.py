@@ -34,7 +34,7 @@ from supersam.search.ray.address import (
 )
 
 DEADLINE_S = 300.0
-"""For the head to appear: the slowest host may still be reading Python from a cold file system."""
+"""Seconds for the head to appear: a slow host may still read Python from a cold file system."""
 _FIRST_PORT, _LAST_PORT = 20000, 32000  # below the ports that Linux gives to outgoing connections
 _BLOCKS = 50
 _STARTS = 6  # Ray gives a host that is busy 30 s to start, and fails then
@@ -51,9 +51,9 @@ _SERVICES = (
     "--metrics-export-port",
 )
 _OF_HEAD = 2
-"""The first of them are the head's alone."""
+"""How many of them, the first ones, are the head's alone."""
 _WORKER_PORTS = 8
-"""Besides one for each core: Ray starts more workers than it uses at a time."""
+"""Ports besides one for each core: Ray starts more workers than it uses at a time."""
 
 
 def choose_ports(count: int, *, host: str, key: str) -> list[int]:
@@ -189,7 +189,7 @@ def _removed(address_file: Path, is_head: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ending_on_signals() -> Iterator[None]:
-    """Within the block TERM and INT end this process in order; USR2 is the driver's affair."""
+    """Within the block TERM and INT end this process in order; USR2 is the driver's: ignored."""
 
     def end(number: int, frame: object) -> None:
         raise SystemExit(0)

@@ -34,10 +34,10 @@ from supersam.search.inputs import find_inputs
 from supersam.search.sweep import expand
 
 _STOP_SHARE = 0.6
-"""Of the time between the notice and the time limit: for a search to end by itself."""
+"""Share of the time between notice and time limit in which a search can end by itself."""
 _MOST_FRUITLESS = 3
 _END_S = 8.0
-"""For the hosts of the Ray to end; the allocation is released after it in any case."""
+"""Seconds for the hosts of the Ray to end; the allocation is released after it in any case."""
 
 
 class SearchSupervisor:

@@ -18,7 +18,7 @@ from supersam.health.records import RankHeartbeat, read_heartbeats
 from supersam.health.watchdog import HangReport, read_hang_report, record_hang
 
 _FAREWELL_S = 5.0
-"""For the ranks to write their stacks and end, once one of them has reported the hang."""
+"""Seconds for the ranks to write their stacks and end, once one has reported the hang."""
 _FRESH_BEATS = 6  # as `cluster.record` counts
 
 

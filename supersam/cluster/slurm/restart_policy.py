@@ -17,7 +17,7 @@ class Ending:
     """How the ranks of an attempt ended, and what Slurm says of the job then."""
 
     exit_code: int | None
-    """Of the step, the worst rank's; None where the ranks were left behind or ended by Slurm."""
+    """Exit code of the worst rank; None where the ranks were left behind or ended by Slurm."""
     cancelled: bool
     """The run was cancelled, by the marker or in Slurm."""
     requeued: bool

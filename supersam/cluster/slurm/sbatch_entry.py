@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from supersam.cluster.ranked_run import require_legal_world
 from supersam.cluster.slurm.supervisor import Supervisor
-from supersam.cluster.snapshot import snapshot_code
 from supersam.config import DEMO, TrainRun, UserError, parse_cli
 from supersam.config.errors import print_error
 from supersam.runs.folder import prepare_run_folder
+from supersam.runs.provenance import snapshot_code
 from supersam.runtime.process import keep_others_from_writing
 
 

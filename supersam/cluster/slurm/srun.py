@@ -17,7 +17,7 @@ from supersam.config.files import LOGS
 from supersam.runtime.atomic import write_bytes
 
 GRACE_S = 30
-"""For the other ranks to end by themselves after the first has."""
+"""Seconds for the other ranks to end by themselves after the first has."""
 # They describe the allocation as it began; a step on fewer hosts must not see them.
 _STALE = ("NNODES", "NODELIST", "TASKS_PER_NODE", "NTASKS", "NPROCS", "NTASKS_PER_NODE")
 _STALE_JOB = ("SLURM_JOB_NUM_NODES", "SLURM_JOB_NODELIST", "SLURM_JOB_CPUS_PER_NODE")

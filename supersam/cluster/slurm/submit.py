@@ -15,9 +15,9 @@ import submitit
 from supersam.cluster.slurm import commands as slurm
 from supersam.cluster.slurm.jobs import read_job
 from supersam.cluster.slurm.script import shell_safe_path, supervisor_python
-from supersam.cluster.snapshot import snapshot_code
 from supersam.config import UserError
 from supersam.config.files import JOB_FILE, JOB_FOLDER
+from supersam.runs.provenance import snapshot_code
 from supersam.runtime.atomic import write_json
 
 

@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.3
 _START_S = 600.0
-"""For Slurm to start the ranks of an attempt, where it is busy or was away."""
+"""Seconds for Slurm to start the ranks of an attempt, where it is busy or was away."""
 _WORDS = {"exit": "ends here", "restart": "starts again here", "requeue": "is requeued"}
 
 

@@ -17,7 +17,7 @@ from supersam.data.sources.annotated import AnnotatedImage, AnnotatedObject, Bad
 from supersam.runtime.extensions import load_extension
 
 _GUESSED_BYTES = 1 << 19
-"""Of an item that is not read yet: it decides only how items are shared out to shards."""
+"""Bytes of an item that is not read yet: they decide only how items are shared out to shards."""
 
 
 def list_extension(config: SourceConfig) -> list[Item]:

@@ -39,11 +39,11 @@ class GradientProducts:
     """Sums of weight x gradient, float64 on the CPU, for one batch."""
 
     columns: Columns
-    """Over each input column of each reading weight."""
+    """Sums over each input column of each reading weight."""
     channels: Tensor
-    """(C,), over every parameter of a channel: those that read, write, scale and shift it."""
+    """(C,), sums over every parameter of a channel: those that read, write, scale and shift it."""
     gradients: dict[str, Tensor]
-    """Of the reading weights, by name."""
+    """Gradients of the reading weights, by name."""
 
 
 def weight_times_gradient(supernet: SamSupernet, batch: Batch, loss: ScoreLoss) -> GradientProducts:

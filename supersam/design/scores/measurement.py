@@ -28,9 +28,9 @@ class Measurement:
     """The same batches on every rank."""
     world: World
     loss: ScoreLoss
-    """For the scores that need a gradient."""
+    """What the scores that need a gradient differentiate."""
     seed: int
-    """Of the random score."""
+    """Seeds the random score."""
 
     def per_batch(self, measure: Callable[[Batch], Measured]) -> list[Measured]:
         """Apply `measure` to every batch, each rank to its share. A collective.

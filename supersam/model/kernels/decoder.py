@@ -37,7 +37,7 @@ class DecoderKernels:
     keep: Callable[[Tensor], Tensor]
     """Converts the tokens or positions of an image between two operations."""
     mix: AttentionCore
-    """Of attention among the tokens of a prompt."""
+    """Attention among the tokens of a prompt."""
     tokens_from_image: Callable[[Attention, Tensor, Tensor, Tensor], Tensor]
     """(attention, q, k, v) -> (P, t, C): `attention.forward` where few tokens ask and the image
     answers. q: (P, t, C). k, v: (R, n, C)."""
@@ -192,7 +192,7 @@ FUSED = DecoderKernels(
     image_from_tokens=partial(_attended, mix=F.scaled_dot_product_attention),
     draw=_draw,
 )
-"""The fast one of a GPU: PyTorch's fused attention, upscaling as matrix products."""
+"""Fast on a GPU: PyTorch's fused attention, upscaling as matrix products."""
 
 FOLDED = DecoderKernels(
     keep=_as_computed,
@@ -201,4 +201,4 @@ FOLDED = DecoderKernels(
     image_from_tokens=_folded_image_from_tokens,
     draw=_draw,
 )
-"""The fast one of a CPU, and less than half of the attention's products."""
+"""Fast on a CPU, with less than half of the attention's products."""

@@ -65,7 +65,7 @@ for a GPU, windows have not."""
 
 
 def tiles_of(kernel: str, side: int, capability: int) -> Tiles:
-    """Those of the kernel named forward, queries or keys, for windows of side x side tokens.
+    """Tiles of the kernel named forward, queries or keys, for windows of side x side tokens.
 
     capability: the GPU's compute capability, its first number: 8 for Ampere and Ada, 9 for Hopper.
     """
@@ -199,5 +199,5 @@ def term_cut(kernel: str, capability: int) -> dict[str, int]:
 
 
 def _capability(x: Tensor) -> int:
-    """Of the device that x is on; the interpreter takes any tiles."""
+    """Compute capability of the device that x is on, its first number; the interpreter has 9."""
     return torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 9

@@ -39,7 +39,7 @@ class RayAddress:
     tag: str
     """Name of a resource that only this cluster has."""
     token: str
-    """What its servers want to hear from whoever speaks to them."""
+    """The token that its servers ask of every client."""
 
 
 FindRay = Callable[[], RayAddress]
@@ -47,7 +47,7 @@ FindRay = Callable[[], RayAddress]
 
 
 def ray_environment(token: str, *, loopback: bool = False) -> dict[str, str]:
-    """What every process of a Ray of ours has in its environment."""
+    """Variables of every process of a Ray that a search started."""
     return {**_ENVIRONMENT, **(_LOOPBACK if loopback else {}), "RAY_AUTH_TOKEN": token}
 
 

@@ -1,4 +1,4 @@
-"""A Ray on this machine's loopback that lives as long as whoever started it.
+"""A Ray on this machine's loopback that lives as long as the process that started it.
 
 python -m supersam.search.ray.local CPUS prints where it is and ends with its standard input, so
 also when its owner is killed; nothing of it is left then. In a session of its own, signals that the

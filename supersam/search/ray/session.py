@@ -25,16 +25,16 @@ from supersam.search.ray.local import REMEDY, read_address, started_ray
 logger = logging.getLogger(__name__)
 
 _NODES_S = 240.0
-"""For all hosts to join."""
+"""Seconds for all hosts to join."""
 _ANSWER_S = 180.0
-"""For the head to answer: where it starts anew, on a host that is slow, it does so elsewhere."""
+"""Seconds for the head to answer: one that starts anew on a slow host is found elsewhere."""
 _RETRY_S = 1.0
 _IN_JOB = "see logs/ray-*.log in the search's folder; the same command goes on"
 
 
 @functools.cache
 def _token() -> str:
-    """What the servers of this process's own Ray want to hear; Ray reads it once."""
+    """The token that the servers of this process's own Ray ask for; Ray reads it once."""
     return secrets.token_hex(16)
 
 

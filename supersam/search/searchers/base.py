@@ -73,7 +73,7 @@ class Searcher(ABC):
     """Proposes subnets, each once."""
 
     _can_replay = True
-    """Whether `ask` has no effect but on what was proposed."""
+    """Whether `ask` changes nothing but what was proposed."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -131,5 +131,5 @@ class Searcher(ABC):
 
 
 def complete_only(trials: Sequence[Trial]) -> list[Trial]:
-    """Those that were seen on all images."""
+    """The trials that were seen on all images."""
     return [trial for trial in trials if trial.status == "complete"]

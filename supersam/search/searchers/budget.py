@@ -23,7 +23,7 @@ from supersam.search.searchers.evolution import mutation_rate
 from supersam.space import SearchSpace, SubnetSpec, subnet_cost
 
 _SMALL = 1e-9
-"""Of a cost: what seems to cost nothing is still ordered by what it saves."""
+"""Share of a cost: what seems to cost nothing is still ordered by what it saves."""
 
 
 @dataclass(frozen=True)

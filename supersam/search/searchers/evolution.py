@@ -27,7 +27,7 @@ class Nsga2Searcher(Searcher):
         """Best first; None until they are chosen."""
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """More to choose the next parents from."""
+        """Add trials to choose the next parents from."""
         self._known += complete_only(trials)
         self._parents = None
 

@@ -23,11 +23,11 @@ from supersam.space import SubnetSpec
 
 # OpenTuner replaces the standard library's class of log lines when imported: it is put back below.
 _FORMATTER = logging.Formatter
-import opentuner  # noqa: E402  so the imports cannot come first
-from opentuner import tuningrunmain  # noqa: E402  as above
-from opentuner.api import TuningRunManager  # noqa: E402  as above
-from opentuner.measurement.interface import DefaultMeasurementInterface  # noqa: E402  as above
-from opentuner.resultsdb.models import DesiredResult, Result  # noqa: E402  as above
+import opentuner  # noqa: E402 - so the imports cannot come first
+from opentuner import tuningrunmain  # noqa: E402 - as above
+from opentuner.api import TuningRunManager  # noqa: E402 - as above
+from opentuner.measurement.interface import DefaultMeasurementInterface  # noqa: E402 - as above
+from opentuner.resultsdb.models import DesiredResult, Result  # noqa: E402 - as above
 
 logging.Formatter = _FORMATTER  # type: ignore[misc]  # mypy takes a class for a constant
 

@@ -36,7 +36,7 @@ class PredictorSearcher(Searcher):
         return super().ask(count)
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """More to fit the predictor on."""
+        """Add trials to fit the predictor on."""
         self._known += complete_only(trials)
 
     def _propose(self, rng: Rng) -> SubnetSpec:
