@@ -1,4 +1,7 @@
-"""The log file of a rank, and what a rank on a terminal writes there when it fails. No torch."""
+"""The log file of a rank, and what a rank on a terminal writes there when it fails. No torch.
+
+Apart from `rank`: the front door and the starter of local ranks write there, too.
+"""
 
 from __future__ import annotations
 

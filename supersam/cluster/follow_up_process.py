@@ -1,4 +1,7 @@
-"""The process that does what follows a training, which `follow_up` starts or submits."""
+"""The process that does what follows a training, which `follow_up` starts or submits.
+
+Apart from `follow_up`: `python -m` would load that a second time.
+"""
 
 from __future__ import annotations
 

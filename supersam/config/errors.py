@@ -1,4 +1,7 @@
-"""What a user can mend: the exception, its message on the terminal, its exit code."""
+"""What a user can mend: the exception, its message on the terminal, its exit code.
+
+Apart from the settings: every floor raises it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The configurations that SuperSAM ships, found by name: `--config vit_b`."""
+"""The configurations that SuperSAM ships, found by name: `--config vit_b`.
+
+The only file that knows where they lie, in a clone and in an installation.
+"""
 
 from __future__ import annotations
 

@@ -1,18 +1,16 @@
 """The search space, designed from weights and a calibration set."""
 
 from supersam.design.designer import design_space
-from supersam.design.prioritize import FunctionChange, FunctionProbe, prioritize_parameters
+from supersam.design.prioritize import FunctionProbe, prioritize_parameters
 from supersam.design.scores import ScoreLoss, embedding_loss, score_units
 from supersam.design.sensitivity import RemovalMeter, Sensitivity, scan_sensitivity
-from supersam.design.units import UnitOrder, UnitScores, permute_tensor, rank_units
+from supersam.design.units import UnitScores, permute_tensor, rank_units
 
 __all__ = [
     "RemovalMeter",
-    "FunctionChange",
     "FunctionProbe",
     "ScoreLoss",
     "Sensitivity",
-    "UnitOrder",
     "UnitScores",
     "design_space",
     "embedding_loss",

@@ -1,4 +1,4 @@
-"""Words in columns, for a terminal, and the numbers and times in them."""
+"""Words in columns for a terminal, with numbers and times: every command prints some."""
 
 from __future__ import annotations
 

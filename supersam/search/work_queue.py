@@ -1,4 +1,7 @@
-"""Where the chunks of a search wait for evaluators on many hosts, of which any may be lost."""
+"""Where the chunks of a search wait for evaluators on many hosts, of which any may be lost.
+
+Apart from `tuner`: it is an actor, in a process of its own.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What `supersam config` does: list and print shipped configurations, and print JSON schemas."""
+"""What `supersam config` does: list and print shipped configurations, and print JSON schemas.
+
+A command of its own, which looks at no run.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Which hosts a job leaves out: those on which ranks hung lately, where enough others are left."""
+"""Which hosts a job leaves out: those on which ranks hung lately, where enough others are left.
+
+Apart from its two users: the submission and, on a requeue, the supervisor.
+"""
 
 from __future__ import annotations
 

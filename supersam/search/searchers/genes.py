@@ -1,4 +1,7 @@
-"""A subnet as a flat list of named choices, for tuners of other libraries."""
+"""A subnet as a flat list of named choices, for tuners of other libraries.
+
+Apart from each of them: OpenTuner and Optuna share it.
+"""
 
 from __future__ import annotations
 
