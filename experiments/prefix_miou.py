@@ -8,7 +8,6 @@ seeds). Goes on where it was stopped; writes OUT.jsonl, OUT.json and OUT.md.
 """
 
 import argparse
-import json
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +15,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.design_cost import task_loss
-from benchmarks.in_turn import provenance
 from experiments.trained import (
     HeldOut,
     Journal,
     calibration_of,
     load_trained,
     table,
+    with_interval,
+    write_results,
 )
 from supersam.design import prioritize_parameters, score_units
 
@@ -101,8 +101,7 @@ def report(args, fractions, whole, rows):
         lines = [head]
         for name in ("as trained", *SCORES, *(f"{n}, reversed" for n in SCORES)):
             cells = [rows[f"{dimension} {f:g} {name}"] for f in fractions]
-            lines.append([name, *(f"{c['miou']:.3f} [{c['interval'][0]:.3f}, "
-                                  f"{c['interval'][1]:.3f}]" for c in cells)])  # fmt: skip
+            lines.append([name, *(with_interval(c["miou"], c["interval"]) for c in cells)])
         random = []
         for fraction in fractions:
             found = [
@@ -115,11 +114,7 @@ def report(args, fractions, whole, rows):
     note = (
         f"Whole model: {whole['miou']:.3f}; {whole['objects']} objects in {whole['images']} images."
     )
-    text = "\n\n".join([*parts, note]) + "\n"
-    args.out.with_suffix(".md").write_text(text)
-    record = {**provenance(), "whole": whole, "rows": rows}
-    args.out.with_suffix(".json").write_text(json.dumps(record, indent=1))
-    print(text)
+    write_results(args.out, [*parts, note], whole=whole, rows=rows)
 
 
 def parse_args():

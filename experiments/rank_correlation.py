@@ -19,7 +19,7 @@ import torch
 from scipy.stats import kendalltau
 
 from benchmarks.in_turn import provenance
-from experiments.trained import HeldOut, Journal, load_trained, table, train
+from experiments.trained import HeldOut, Journal, load_trained, table, train, with_interval
 from supersam.runs.folder import validation_folders
 from supersam.runs.weights import read_run
 from supersam.space import read_space, resolve_shape, subnet_cost
@@ -123,8 +123,7 @@ def to_markdown(result):
     for row in result["rows"]:
         cells = [row["name"], f"{row['params_m']:.2f}", f"{row['flops_g']:.2f}"]
         for name in ("supernet", "tuned"):
-            low, high = row[name]["interval"]
-            cells.append(f"{row[name]['miou']:.4f} [{low:.3f}, {high:.3f}]")
+            cells.append(with_interval(row[name]["miou"], row[name]["interval"], digits=4))
         lines.append(cells)
     low, high = result["interval"]
     first = result["rows"][0]["supernet"]

@@ -8,15 +8,13 @@ the mIoU on held-out images. Kendall's tau with a 95 % interval over resampled s
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.stats import kendalltau
 
-from benchmarks.in_turn import provenance
-from experiments.trained import HeldOut, Journal, calibration_of, load_trained, table
+from experiments.trained import HeldOut, Journal, calibration_of, load_trained, table, write_results
 from supersam.config.design import ScanConfig
 from supersam.design import scan_sensitivity
 from supersam.design.cache import EffectCache
@@ -104,11 +102,8 @@ def report(args, found, rows):
         f"Whole model: {found.whole.miou:.3f} on the calibration set, {rows[0]['measured']:.3f} on "
         f"held-out images. {len(sets)} sets of 1 to {args.max_layers} layers."
     )
-    text = "\n\n".join([table(lines), table(layers), table(greedy), note]) + "\n"
-    args.out.with_suffix(".md").write_text(text)
-    record = {**provenance(), "tau": taus, "rows": rows}
-    args.out.with_suffix(".json").write_text(json.dumps(record, indent=1))
-    print(text)
+    parts = [table(lines), table(layers), table(greedy), note]
+    write_results(args.out, parts, tau=taus, rows=rows)
 
 
 def parse_args():

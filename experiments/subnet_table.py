@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.in_turn import provenance
-from experiments.trained import HeldOut, table
+from experiments.trained import HeldOut, table, with_interval
 from supersam.runs.folder import validation_folders
 from supersam.runs.supernet import load_supernet
 from supersam.runs.weights import find_weights, read_run
@@ -72,8 +72,7 @@ def to_markdown(rows):
         cells = [row["name"], f"{row['params_m']:.2f}", f"{row['flops_g']:.2f}", row["step"]]
         for prompt in PROMPTS:
             result = row["prompts"][prompt]
-            low, high = result["miou_interval"]
-            cells += [f"{result['miou']:.3f} [{low:.3f}, {high:.3f}]"]
+            cells += [with_interval(result["miou"], result["miou_interval"])]
             cells += [f"{result['miou_predicted_best']:.3f}", f"{result['miou_oracle']:.3f}"]
         lines.append(cells)
     result = rows[0]["prompts"]["box"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from benchmarks.in_turn import provenance
 from supersam.config import TrainRun, load_run
 from supersam.config.design import CalibrationConfig
 from supersam.data.dataset import EvalDataset
@@ -151,3 +152,17 @@ def table(lines):
     """Rows of cells as Markdown; the first row is the head."""
     lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def with_interval(mean, interval, digits=3):
+    """A mean and the ends of its interval, as a cell of a table."""
+    low, high = interval
+    return f"{mean:.{digits}f} [{low:.3f}, {high:.3f}]"
+
+
+def write_results(out, parts, **record):
+    """Print the parts of a report, and write them beside a record of the numbers."""
+    text = "\n\n".join(parts) + "\n"
+    out.with_suffix(".md").write_text(text)
+    out.with_suffix(".json").write_text(json.dumps({**provenance(), **record}, indent=1))
+    print(text)

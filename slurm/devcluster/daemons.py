@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
 from devcluster.layout import Cluster
-from devcluster.processes import wait_until, write_whole
+from devcluster.processes import Recorded, wait_until
 
 
 @dataclass(frozen=True)
-class Failure:
+class Failure(Recorded):
     """Which daemon of a host failed, and how."""
 
     daemon: str
     reason: str
-
-    @classmethod
-    def read(cls, path: Path) -> Failure | None:
-        """The failure that a host recorded, or None."""
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return None
-
-    def write(self, path: Path) -> None:
-        """Record the failure."""
-        write_whole(path, json.dumps(asdict(self)) + "\n")
 
 
 class DaemonError(Exception):

@@ -7,10 +7,13 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from devcluster.errors import DevclusterError
+
+Kind = TypeVar("Kind")
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, *, every_s: float = 0.05) -> bool:
@@ -45,8 +48,24 @@ def _state_and_start(pid: str) -> tuple[str, int]:
     return fields[0], int(fields[19])
 
 
+class Recorded:
+    """A dataclass of plain values that lies in a file, as JSON."""
+
+    @classmethod
+    def read(cls: type[Kind], path: Path) -> Kind | None:
+        """What a file holds, or None where there is none."""
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+
+    def write(self, path: Path) -> None:
+        """Write it to a file, whole or not at all."""
+        write_whole(path, json.dumps(vars(self)) + "\n")
+
+
 @dataclass(frozen=True)
-class ProcessRecord:
+class ProcessRecord(Recorded):
     """One process of this boot; a later process with the same pid is another one."""
 
     pid: int
@@ -57,18 +76,6 @@ class ProcessRecord:
     def of_this_process(cls) -> ProcessRecord:
         """This process, with the pid that /proc shows: before a private /proc, the machine's."""
         return cls(int(os.readlink("/proc/self")), _state_and_start("self")[1], _boot_id())
-
-    @classmethod
-    def read(cls, path: Path) -> ProcessRecord | None:
-        """The record in a file, or None where there is none."""
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return None
-
-    def write(self, path: Path) -> None:
-        """Write the record to a file."""
-        write_whole(path, json.dumps(asdict(self)) + "\n")
 
     def is_alive(self) -> bool:
         """Whether the process runs; a zombie does not."""
