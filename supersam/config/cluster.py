@@ -142,7 +142,7 @@ class SlurmSite(Section):
     wait: bool = False
     """Stay, show the log, and exit as the job does; Ctrl-C leaves the job running."""
     signal_delay_s: int = Field(120, ge=10)
-    """Seconds before the time limit at which the work is told to save and end."""
+    """Seconds before the time limit at which the work is told to save and end, to go on later."""
 
     @model_validator(mode="before")
     @classmethod
@@ -182,8 +182,6 @@ class RankCluster(SlurmSite):
     """Further nodes, where they are free: idle until one that works fails."""
     tasks_per_node: PositiveInt | None = None
     """Ranks on each node (with `local`: on this machine); null takes one per GPU, else one."""
-    time: SlurmTime | None = None
-    """Time limit of one attempt: minutes, HH:MM:SS or D-HH:MM:SS. The run goes on in the next."""
     constraint: Annotated[
         Plain | None, tyro.conf.arg(name="node-constraint", aliases=("--constraint",))
     ] = None
@@ -191,10 +189,6 @@ class RankCluster(SlurmSite):
     subnets."""
     cpus_per_task: PositiveInt | None = None
     """Cores of each rank; null asks for one for the rank and one for each loader worker."""
-    wait: bool = False
-    """Stay, show rank 0's log, and exit as the run does; Ctrl-C leaves the job running."""
-    signal_delay_s: int = Field(120, ge=10)
-    """Seconds before the time limit at which the ranks are told to save."""
     max_attempts_without_progress: PositiveInt = 3
     """Attempts in a row without a new checkpoint after which a job gives up."""
 
@@ -240,11 +234,5 @@ class SearchCluster(SlurmSite):
     """Fewest nodes to begin with where hosts do not join; null insists on `nodes`."""
     evaluators_per_node: PositiveInt | None = None
     """Evaluators on each node; null takes one per GPU, else one."""
-    time: SlurmTime | None = None
-    """Time limit of one job: minutes, HH:MM:SS or D-HH:MM:SS. The search goes on in the next."""
     cpus_per_task: PositiveInt | None = None
     """Cores of each evaluator; null asks for one."""
-    wait: bool = False
-    """Stay, show the log, and exit as the search does; Ctrl-C leaves the job running."""
-    signal_delay_s: int = Field(120, ge=10)
-    """Seconds before the time limit at which the search ends, to go on in another job."""
