@@ -34,6 +34,9 @@ class RemovalEffect:
     """Mean IoU of the single mask with its object, in mask-logit cells."""
     embedding_distance: float
     """Distance to the whole model's image embedding, as a share of its norm."""
+    by_batch: tuple[tuple[float, int], ...] = ()
+    """Of each batch of images the sum of IoU and the number of objects; empty where an older
+    version measured."""
 
 
 class EffectCache:
@@ -68,7 +71,9 @@ class EffectCache:
 
 def _parse(values: dict[str, Any]) -> tuple[str, RemovalEffect]:
     content = values.pop("content")
-    return content, RemovalEffect(**{**values, "removed": tuple(values["removed"])})
+    values["removed"] = tuple(values["removed"])
+    values["by_batch"] = tuple(map(tuple, values.get("by_batch", ())))
+    return content, RemovalEffect(**values)
 
 
 def cached_scores(

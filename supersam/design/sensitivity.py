@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from supersam.design.cache import EffectCache, RemovalEffect
 from supersam.design.calibration import digest_batches, digest_weights
 from supersam.evaluation import mask_iou
 from supersam.model import SamSupernet
+from supersam.runtime.bootstrap import mean_interval
 from supersam.runtime.distributed import World, gather_objects
 from supersam.space import EncoderShape, SubnetSpec
 
@@ -42,6 +44,18 @@ class Sensitivity:
         """The layers that greedy removal took, in that order."""
         sets = [frozenset[int]()] + [frozenset(effect.removed) for effect in self.greedy]
         return tuple(next(iter(b - a)) for a, b in zip(sets, sets[1:], strict=False))
+
+    def drop_interval(self, effect: RemovalEffect) -> tuple[float, float] | None:
+        """Return the 95 % interval of the mIoU that `effect` costs, batches of images resampled.
+
+        None where there are fewer than two batches, or their scores were not kept.
+        """
+        if not self.whole.by_batch or len(self.whole.by_batch) != len(effect.by_batch):
+            return None
+        whole, after = (np.array(e.by_batch, float)[:, 0] for e in (self.whole, effect))
+        objects = np.array(effect.by_batch, float)[:, 1].astype(int)
+        lost = np.repeat((whole - after) / np.maximum(1, objects), objects)
+        return mean_interval(lost, np.repeat(np.arange(len(objects)), objects))
 
     def predicted_drop(self, removed: Sequence[int]) -> float:
         """Predict the mIoU that a set of layers costs: the sum of what each costs alone."""
@@ -191,6 +205,7 @@ def _summarize(removed: tuple[int, ...], parts: Sequence[_BatchScore]) -> Remova
         removed=removed,
         miou=sum(part.iou for part in parts) / max(1, objects),
         embedding_distance=sum(part.distance for part in parts) / images,
+        by_batch=tuple((part.iou, part.objects) for part in parts),
     )
 
 

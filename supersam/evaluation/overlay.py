@@ -19,6 +19,7 @@ from supersam.evaluation import Predictor, mask_iou
 
 OBJECTS_SHOWN = 12
 _OPACITY = 0.55
+_SATURATION, _BRIGHTNESS = 0.75, 245.0
 _GAP_PX = 4
 
 
@@ -121,8 +122,8 @@ def _with_prompts(pixels: NDArray[np.uint8], points: Tensor, labels: Tensor) -> 
 def object_colour(index: int) -> NDArray[np.float32]:
     """Return the colour of an object: hues are a golden-ratio turn apart."""
     hue = (index * 0.618034) % 1.0
-    ramps = [abs((hue * 6 + shift) % 6 - 3) - 1 for shift in (0, 4, 2)]
-    return np.array(np.clip(ramps, 0, 1) * 255, np.float32)
+    ramps = np.clip([abs((hue * 6 + shift) % 6 - 3) - 1 for shift in (0, 4, 2)], 0, 1)
+    return np.array((1 - _SATURATION * (1 - ramps)) * _BRIGHTNESS, np.float32)
 
 
 def _stack(parts: Sequence[NDArray[np.uint8]], *, axis: int) -> NDArray[np.uint8]:

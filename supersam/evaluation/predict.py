@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import Sam
 from segment_anything.utils.amg import coco_encode_rle, mask_to_rle_pytorch
@@ -19,7 +17,7 @@ from supersam.config import UserError
 from supersam.config.files import SPACE_FILE
 from supersam.config.predict import PredictRun
 from supersam.data.images import BadImageError, decode_rgb, encode_png
-from supersam.evaluation.overlay import blend_masks, object_colour
+from supersam.evaluation.picture import PredictedMask, draw_masks
 from supersam.model import extract_subnet
 from supersam.runs.subnet_reference import find_subnet
 from supersam.runs.supernet import load_supernet
@@ -34,20 +32,6 @@ from supersam.space import read_space, resolve_shape
 from supersam.standalone import load_subnet
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PredictedMask:
-    """One mask of an image, and where it comes from."""
-
-    mask: NDArray[np.bool_]
-    """(H, W) bool, at the image's own size."""
-    score: float
-    """IoU that the model estimates for it."""
-    box: tuple[float, ...] | None = None
-    """The box that asked for it, pixels."""
-    point: tuple[float, ...] | None = None
-    """The point that asked for it, or the grid's point that found it, pixels."""
 
 
 def run_predict(options: PredictRun) -> int:
@@ -91,30 +75,6 @@ def coco_record(name: str, pixels: NDArray[np.uint8], found: list[PredictedMask]
         "categories": [{"id": 1, "name": "object"}],
         "annotations": [_annotation(number, each) for number, each in enumerate(found, start=1)],
     }
-
-
-def draw_masks(pixels: NDArray[np.uint8], found: list[PredictedMask]) -> NDArray[np.uint8]:
-    """Draw masks, the largest below, with their outlines, boxes and points. (H, W, 3) uint8."""
-    ordered = sorted(found, key=lambda each: -int(each.mask.sum()))
-    masks = [each.mask for each in ordered]
-    drawn = blend_masks(pixels, masks)
-    for index, mask in enumerate(masks):
-        drawn[_outline(mask)] = object_colour(index)
-    picture = Image.fromarray(drawn)
-    draw, thick = ImageDraw.Draw(picture), max(1, max(pixels.shape) // 400)
-    for index, each in enumerate(ordered):
-        colour = tuple(int(part) for part in object_colour(index))
-        if each.box is not None:
-            draw.rectangle(each.box, outline=colour, width=thick)
-        elif each.point is not None and len(found) <= _POINTS_SHOWN:
-            (x, y), radius = each.point, 2 * thick + 1
-            place = (x - radius, y - radius, x + radius, y + radius)
-            draw.ellipse(place, fill=colour, outline=(255, 255, 255))
-    return np.asarray(picture)
-
-
-_POINTS_SHOWN = 20
-"""More would hide the masks: a grid finds hundreds."""
 
 
 def _read_image(path: Path) -> NDArray[np.uint8]:
@@ -200,14 +160,3 @@ def _bounds(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
         return 0, 0, 0, 0
     x, y = int(columns[0]), int(rows[0])
     return x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1
-
-
-def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels of the mask with a neighbour outside of it."""
-    inside = mask.copy()
-    inside[1:] &= mask[:-1]
-    inside[:-1] &= mask[1:]
-    inside[:, 1:] &= mask[:, :-1]
-    inside[:, :-1] &= mask[:, 1:]
-    outline: NDArray[np.bool_] = mask & ~inside
-    return outline

@@ -103,6 +103,7 @@ def _complete(plan: ExportPlan, supernet: SamSupernet, folder: Path, sam: Sam) -
         space=plan.space.to_dict(),
         shape=asdict(plan.space.shape),
         start=describe_start(plan.train_run),
+        averaged=_decay(plan),
         training_data=describe_training_data(plan.train_run, plan.source),
         evaluation_data=tuple(map(str, plan.data)),
         evaluation_images=plan.images,
@@ -119,6 +120,13 @@ def _complete(plan: ExportPlan, supernet: SamSupernet, folder: Path, sam: Sam) -
     )
     write_bytes(folder / CARD, card_text(card).encode())
     return card.to_dict()
+
+
+def _decay(plan: ExportPlan) -> float | None:
+    """Return the decay of the weights' moving average; None where they are not averaged."""
+    is_trained = plan.source.manifest is not None or plan.run.finetune_steps > 0
+    decay = plan.train_run.optim.ema
+    return decay if is_trained and decay > 0 else None
 
 
 def _evaluate(

@@ -46,6 +46,8 @@ class ModelCard:
     """Sizes of the supernet's encoder."""
     start: str
     """Where the supernet's weights began, in words."""
+    averaged: float | None
+    """Decay of the moving average that the weights are; None where they are those of the step."""
     training_data: tuple[Mapping[str, str], ...]
     """Folder and fingerprint of each training set."""
     evaluation_data: tuple[str, ...]
@@ -253,9 +255,11 @@ def _provenance(card: ModelCard) -> str:
         f"- licence of the weights: {card.license or 'not stated'}; the architecture is Segment "
         "Anything's (Apache-2.0)",
     ]
+    if card.averaged is not None:
+        lines.insert(1, f"- they are a moving average of the weights, decay {card.averaged:g}")
     if identity.finetune_steps > 0:
         text = f"- then trained alone for {identity.finetune_steps} steps, peak learning rate "
-        lines.insert(3, f"{text}{identity.finetune_lr:g}")
+        lines.insert(-3, f"{text}{identity.finetune_lr:g}")
     return "## Provenance\n\n" + "\n".join(lines)
 
 

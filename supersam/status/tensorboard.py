@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
 import os
 import pwd
 import shlex
@@ -10,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.parse
 import urllib.request
 from functools import partial
 from pathlib import Path
@@ -17,13 +20,28 @@ from pathlib import Path
 from supersam.cluster.rendezvous import free_port
 from supersam.config import MonitorRun, UserError
 from supersam.config.errors import print_error
+from supersam.config.files import (
+    CHECKPOINTS,
+    CODE,
+    DATA,
+    FIGURES,
+    HEARTBEATS,
+    JOB_FOLDER,
+    LOGS,
+    RESULTS,
+    TENSORBOARD,
+)
 from supersam.runtime.process import end_with_parent
+from supersam.runtime.scratch import scratch_folder
 from supersam.runtime.waiting import wait_until
 
 _FAILURE = 1
 _START_S = 120.0
 _END_S = 10.0
 _LOOPBACK = "127.0.0.1"
+_LINK_S = 5.0
+_WITHOUT_CURVES = (CHECKPOINTS, DATA, LOGS, HEARTBEATS, FIGURES, JOB_FOLDER, CODE)
+_SHOWN_FIRST = ("val/miou/largest", "val/miou/smallest")
 
 
 def monitor(options: MonitorRun) -> int:
@@ -33,12 +51,50 @@ def monitor(options: MonitorRun) -> int:
     except UserError as fault:
         return print_error(fault)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    server = subprocess.Popen(
+    with scratch_folder("ss-board-") as links:
+        link_boards(options.logdir, links)
+        server = _start(links, port)
+        try:
+            _wait_until_served(server, port)
+            print(_instructions(options.logdir, port), flush=True)
+            while server.poll() is None:
+                link_boards(options.logdir, links)  # runs may begin at any time
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    server.wait(_LINK_S)
+            print_error(f"TensorBoard ended by itself with code {server.returncode}")
+            return _FAILURE
+        except TimeoutError as fault:
+            print_error(fault)
+            return _FAILURE
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            _end(server)
+
+
+def link_boards(logdir: Path, links: Path) -> None:
+    """Let `links` hold a link to each folder of curves below `logdir`, named by what it is of.
+
+    TensorBoard takes that for the name: `demo`, `demo search`, not `demo/tensorboard`.
+    """
+    for folder, folders, files in os.walk(logdir):
+        folders[:] = [name for name in folders if name not in _WITHOUT_CURVES]
+        if not any(name.startswith("events.out.tfevents") for name in files):
+            continue
+        parts = Path(folder).relative_to(logdir).parts
+        named = [part for part in parts if part not in (TENSORBOARD, RESULTS)]
+        link = links / (" ".join(named) or logdir.resolve().name)
+        if not link.is_symlink():
+            link.symlink_to(Path(folder).resolve())
+
+
+def _start(links: Path, port: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
         [
             sys.executable,
             "-m",
             "tensorboard.main",
-            f"--logdir={options.logdir}",
+            f"--logdir={links}",
             f"--port={port}",
             f"--host={_LOOPBACK}",
             "--reload_multifile=true",
@@ -46,19 +102,6 @@ def monitor(options: MonitorRun) -> int:
         start_new_session=True,  # Ctrl-C reaches this process, which ends the server
         preexec_fn=partial(end_with_parent, os.getpid()),
     )
-    try:
-        _wait_until_served(server, port)
-        print(_instructions(options.logdir, port), flush=True)
-        code = server.wait()
-        print_error(f"TensorBoard ended by itself with code {code}")
-        return _FAILURE
-    except TimeoutError as fault:
-        print_error(fault)
-        return _FAILURE
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        _end(server)
 
 
 def _check(options: MonitorRun) -> int:
@@ -98,12 +141,15 @@ def _wait_until_served(server: subprocess.Popen[bytes], port: int) -> None:
 
 
 def _instructions(logdir: Path, port: int) -> str:
+    pinned = json.dumps([{"plugin": "scalars", "tag": tag} for tag in _SHOWN_FIRST])
+    query = urllib.parse.urlencode({"pinnedCards": pinned}, safe=":,")
     address = f"http://localhost:{port}/"
     login = shlex.quote(f"{user_name()}@{host_name()}")
     return (
         f"TensorBoard of {logdir} at {address}\n"
         f"from your own computer:  ssh -N -L {port}:localhost:{port} {login}\n"
-        f"then open {address} there; Ctrl-C ends it"
+        f"then open {address} there; Ctrl-C ends it\n"
+        f"with validation on top: {address}?{query}#timeseries"
     )
 
 

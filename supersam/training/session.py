@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from supersam.config import TrainRun, UserError, dump_run
+from supersam.config import TrainRun, UserError, dump_yaml
 from supersam.config.files import LOGS, SPACE_FILE, SUBNET_FILE
 from supersam.data.dataset import EvalDataset, ShardDataset
 from supersam.data.loader import TrainLoader, build_eval_loader, build_loader
@@ -117,7 +118,7 @@ class _Session:
             first_step=state.step,
             own=run.engine.metric_writer,
         )
-        writer.text("run", dump_run(run))
+        writer.text("run", dump_yaml(_settings(run)))
         telemetry = Telemetry(
             writer,
             world,
@@ -283,6 +284,11 @@ def _build_heartbeat(run: TrainRun, world: World) -> Heartbeat:
         steps=run.optim.steps,
         memory_gib=peak_memory_gib,
     )
+
+
+def _settings(run: TrainRun) -> dict[str, Any]:
+    """The settings of a run without those that are null, such as Slurm's of a run without it."""
+    return run.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def _hparams(run: TrainRun) -> dict[str, float | str | bool]:

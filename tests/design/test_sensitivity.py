@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from supersam.config.design import ScanConfig
-from supersam.design import RemovalMeter, scan_sensitivity
+from supersam.design import RemovalMeter, Sensitivity, scan_sensitivity
 from supersam.design.cache import EffectCache, RemovalEffect
 from supersam.design.sensitivity import cache_content, without
 from supersam.evaluation import mask_iou
@@ -131,3 +131,31 @@ def test_predicted_damage_adds_what_layers_cost_alone(supernet, calibration):
     assert found.predicted_drop((0, 3)) == pytest.approx(alone[0] + alone[3])
     assert found.greedy == ()
     assert isinstance(found.whole, RemovalEffect)
+
+
+def test_the_interval_of_a_drop_is_paired_and_needs_several_batches():
+    whole = RemovalEffect((), 0.5, 0.0, ((1.0, 2), (1.5, 3), (0.5, 1)))
+    same = RemovalEffect((1,), 0.4, 0.1, ((0.8, 2), (1.2, 3), (0.4, 1)))  # 0.1 less each object
+    mixed = RemovalEffect((2,), 0.4, 0.1, ((0.0, 2), (1.5, 3), (0.9, 1)))
+    old = RemovalEffect((3,), 0.4, 0.1)
+    found = Sensitivity(whole, (same, mixed, old), ())
+    assert found.drop_interval(same) == pytest.approx((0.1, 0.1))
+    low, high = found.drop_interval(mixed)
+    assert low < 0 < high
+    assert found.drop_interval(old) is None
+
+
+def test_effects_keep_the_scores_of_each_batch_in_the_cache(tmp_path):
+    effect = RemovalEffect((1, 3), 0.4, 0.1, ((0.25, 2), (1.5, 3)))
+    EffectCache(tmp_path / "effects.jsonl", "content").add(effect)
+    again = EffectCache(tmp_path / "effects.jsonl", "content")
+    assert again.get((1, 3)) == effect
+
+
+def test_a_cache_of_an_older_version_is_read(tmp_path):
+    path = tmp_path / "effects.jsonl"
+    EffectCache(path, "content").add(RemovalEffect((2,), 0.4, 0.1))
+    line = json.loads(path.read_text())
+    del line["by_batch"]
+    path.write_text(json.dumps(line) + "\n")
+    assert EffectCache(path, "content").get((2,)) == RemovalEffect((2,), 0.4, 0.1)

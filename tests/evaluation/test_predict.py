@@ -13,7 +13,8 @@ from segment_anything import SamPredictor
 
 from supersam.config.errors import exit_code
 from supersam.config.predict import PredictRun
-from supersam.evaluation.predict import PredictedMask, coco_record, draw_masks, run_predict
+from supersam.evaluation.picture import PredictedMask, draw_masks
+from supersam.evaluation.predict import coco_record, run_predict
 from supersam.export import export_subnet, load_subnet
 from tests.next_commands import read_next
 
@@ -66,12 +67,12 @@ def test_auto_finds_masks_without_prompts(image, exported, capsys):
         )
         == 0
     )
+    name, following = read_next(capsys.readouterr().out)
     index = COCO(image.with_name("masks.json"))
     assert all(index.annToMask(each).sum() == each["area"] for each in index.anns.values())
     assert len(index.anns) > 0
     best = max(index.anns.values(), key=lambda each: each["score"])
     x, y, width, height = best["bbox"]
-    name, following = read_next(capsys.readouterr().out)
     assert (name, following.boxes) == ("predict", [(x, y, x + width, y + height)])
 
 
@@ -111,6 +112,37 @@ def test_a_small_mask_is_drawn_above_a_large_one():
     picture = draw_masks(black, [PredictedMask(small, 1.0), PredictedMask(large, 1.0)])
     assert not np.array_equal(picture[10, 10], picture[2, 2])
     assert np.array_equal(draw_masks(black, []), black)
+
+
+def test_a_pixel_under_several_masks_has_the_colour_of_the_smallest():
+    masks = [np.zeros((60, 60), bool) for _ in range(3)]
+    for mask, side in zip(masks, (60, 30, 12), strict=True):
+        mask[:side, :side] = True
+    grey = np.full((60, 60, 3), 128, np.uint8)
+    found = [PredictedMask(mask, 0.5) for mask in masks]
+    alone = [draw_masks(grey, [PredictedMask(np.zeros_like(mask), 0.5)] * k + [found[k]])
+             for k, mask in enumerate(masks)]  # fmt: skip
+    together = draw_masks(grey, found)
+    for place, k in ((50, 0), (20, 1), (5, 2)):
+        assert np.array_equal(together[place, place], alone[k][place, place])
+
+
+def test_few_masks_are_numbered_at_their_prompts_and_many_are_not():
+    mask = np.zeros((80, 120), bool)
+    mask[40:70, 40:100] = True
+    grey = np.full((80, 120, 3), 128, np.uint8)
+    few = draw_masks(grey, [PredictedMask(mask, 0.5, box=(10.0, 10.0, 110.0, 75.0))])
+    assert (few == 255).all(axis=-1).any()
+    many = draw_masks(grey, [PredictedMask(mask, 0.5, point=(20.0, 20.0))] * 30)
+    assert not (many == 255).all(axis=-1).any()
+
+
+@pytest.mark.parametrize("point", [(0.0, 0.0), (89.0, 59.0), (89.0, 0.0), (0.0, 59.0)])
+def test_the_label_of_a_prompt_at_the_frame_stays_in_the_picture(point):
+    dark = np.zeros((60, 90, 3), np.uint8)
+    none = PredictedMask(np.zeros((60, 90), bool), 0.25, point=point)
+    white = np.argwhere((draw_masks(dark, [none]) > 200).all(axis=-1))
+    assert np.ptp(white[:, 1]) > 20  # the whole text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import select
@@ -15,8 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from supersam.status.tensorboard import host_name, user_name
+from supersam.status.tensorboard import host_name, link_boards, user_name
 from tests.paths import ROOT
 
 START_S = 150
@@ -39,17 +43,43 @@ def start(*words: str | Path) -> subprocess.Popen[str]:
     )
 
 
+def begin_curves(folder: Path) -> None:
+    writer = EventFileWriter(str(folder))
+    value = Summary.Value(tag="val/miou/largest", simple_value=0.5)
+    writer.add_event(Event(step=1, wall_time=1.0, summary=Summary(value=[value])))
+    writer.close()
+
+
+def read_runs(direct: urllib.request.OpenerDirector, port: int) -> list[str]:
+    with direct.open(f"http://127.0.0.1:{port}/data/runs", timeout=60) as page:
+        return sorted(json.loads(page.read()))
+
+
+def test_links_are_named_by_run_and_search_and_made_once(tmp_path: Path) -> None:
+    logdir, links = tmp_path / "runs", tmp_path / "links"
+    links.mkdir()
+    for place in ("a/tensorboard", "a/results/sweep/one/tensorboard", "a/data/tensorboard", "b"):
+        begin_curves(logdir / place)
+    for _ in range(2):
+        link_boards(logdir, links)
+    assert sorted(link.name for link in links.iterdir()) == ["a", "a sweep one", "b"]
+    link_boards(logdir / "a", links)
+    assert (links / "sweep one").resolve() == logdir / "a/results/sweep/one/tensorboard"
+
+
 @pytest.fixture
 def served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[subprocess.Popen[str], int, str]]:
     """A monitor that answers, its port, and what it said; proxies do not reach this host."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    begin_curves(tmp_path / "demo" / "tensorboard")
+    begin_curves(tmp_path / "demo" / "results" / "search" / "tensorboard")
     process = start("--logdir", tmp_path)
     try:
         assert process.stdout is not None
         assert select.select([process.stdout], [], [], START_S)[0], "it never said a word"
-        said = "".join(process.stdout.readline() for _ in range(3))
+        said = "".join(process.stdout.readline() for _ in range(4))
         tunnel = re.search(r"ssh -N -L (\d+):localhost:\1 \S+@(\S+)", said)
         assert tunnel is not None
         yield process, int(tunnel.group(1)), said
@@ -62,8 +92,10 @@ def test_it_serves_on_loopback_and_ends_with_ctrl_c(served, tmp_path: Path) -> N
     process, port, said = served
     assert f"@{host_name()}" in said
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with direct.open(f"http://127.0.0.1:{port}/data/logdir", timeout=60) as page:
-        assert str(tmp_path) in page.read().decode()
+    wait_until(lambda: read_runs(direct, port) == ["demo", "demo search"], "the runs' names")
+    begin_curves(tmp_path / "later" / "tensorboard")
+    wait_until(lambda: "later" in read_runs(direct, port), "a run that began while it served")
+    assert "?pinnedCards=%5B%7B%22plugin%22:" in said
     assert listening_addresses(port) == {"127.0.0.1"}
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
