@@ -10,6 +10,8 @@ from pathlib import Path
 # A run's folder.
 RUN_FILE = "run.yaml"
 """The resolved run."""
+STARTED_FILE = "started.yaml"
+"""A copy of `RUN_FILE` as the last start took it: what differs since was edited by hand."""
 SPACE_FILE = "space.yaml"
 """The search space in force."""
 SUBNET_FILE = "subnet.json"

@@ -28,6 +28,7 @@ from supersam.design.calibration import digest_batches
 from supersam.design.designer import smallest_m
 from supersam.design.figures import draw_figures
 from supersam.model import SamSupernet, extract_subnet
+from supersam.runs.edits import write_settings
 from supersam.runs.provenance import git_commit, provenance_comment, versions
 from supersam.runtime.atomic import atomic_file, write_bytes, write_json
 from supersam.runtime.device import peak_memory_gib
@@ -61,7 +62,7 @@ def prepare_design_folder(run: DesignRun) -> None:
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
         (run.folder / PROGRESS_FILE).unlink(missing_ok=True)
-        write_bytes(run.folder / RUN_FILE, f"{provenance_comment()}{dump_run(run)}".encode())
+        write_settings(run.folder, f"{provenance_comment()}{dump_run(run)}")
     except OSError as fault:
         raise UserError(f"cannot write to {run.folder}: {fault}") from fault
 

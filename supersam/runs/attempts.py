@@ -22,6 +22,7 @@ from supersam.runtime.jsonl import append_jsonl, read_jsonl
 Reason = Literal[
     "finished",
     "preempted",
+    "preempted without notice",
     "time limit",
     "signal USR2",
     "signal TERM",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from supersam.config.files import (
     CHECKPOINT_MANIFEST,
@@ -15,6 +14,7 @@ from supersam.config.files import (
 )
 from supersam.config import TrainRun, UserError, dump_run, load_run
 from supersam.data.manifest import read_manifest
+from supersam.runs.edits import differences, flat, tell_edits, write_settings
 from supersam.runs.subnet_reference import find_subnet
 from supersam.runtime.atomic import write_bytes, write_json
 from supersam.health.records import saved_step
@@ -49,7 +49,7 @@ def prepare_run_folder(run: TrainRun) -> SearchSpace:
     run = _settled(run, _saved(folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(folder / RUN_FILE, f"{provenance_comment()}{dump_run(run)}".encode())
+        write_settings(folder, f"{provenance_comment()}{dump_run(run)}")
         write_bytes(folder / SPACE_FILE, space_yaml(space).encode())
         if only is not None:
             write_json(folder / SUBNET_FILE, only.to_dict())
@@ -64,10 +64,11 @@ def check_run_folder(run: TrainRun) -> tuple[SearchSpace, SubnetSpec | None]:
     Writes nothing. Raises UserError as `prepare_run_folder`.
     """
     folder, only = run.folder, None
+    tell_edits(folder)
     space = _build_space(run)
     for path in (*run.data.train, *run.data.val):
         read_manifest(path)  # now, not on a node an hour later
-    _require_start(run)
+    require_weights(run)
     if run.sandwich.only is not None:
         only = find_subnet(
             run.sandwich.only, space, run=_run_of_start(run), option="--sandwich.only"
@@ -122,8 +123,8 @@ def _run_of_start(run: TrainRun) -> Path | None:
     return start.parent.parent if (start / CHECKPOINT_MANIFEST).is_file() else start
 
 
-def _require_start(run: TrainRun) -> None:
-    """Raise where a teacher or what the run begins from is missing.
+def require_weights(run: TrainRun) -> None:
+    """Raise UserError where a teacher or what the run begins from is missing.
 
     Once a run has a checkpoint of its own, what it began from may be gone.
     """
@@ -157,12 +158,11 @@ def validation_folders(run: TrainRun) -> list[Path]:
 
 
 def _require_same(saved: TrainRun, asked: TrainRun, folder: Path) -> None:
-    before, now = _flat(saved.model_dump(mode="json")), _flat(asked.model_dump(mode="json"))
+    before, now = (flat(run.model_dump(mode="json")) for run in (saved, asked))
     changed = [
-        f"{name}: {before.get(name)} -> {now.get(name)}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-        and not name.startswith((*_CHANGEABLE, *_CHANGEABLE_ENGINE))
+        text
+        for text in differences(before, now)
+        if not text.startswith((*_CHANGEABLE, *_CHANGEABLE_ENGINE))
     ]
     if changed:
         raise UserError(
@@ -170,14 +170,6 @@ def _require_same(saved: TrainRun, asked: TrainRun, folder: Path) -> None:
             + "\n  ".join(changed)
             + f"\nGo on with it by --run {folder} alone, or choose another --run DIR"
         )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        flat |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
-    return flat
 
 
 def describe_run(run: TrainRun) -> str:

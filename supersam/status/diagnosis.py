@@ -15,6 +15,7 @@ from supersam.status.logs import Finding, cause_of, find_signs, is_echo
 from supersam.status.run import RunRecord
 
 _LEAST_BYTES = 4096
+_BY_SLURM = ("node failure", "time limit", "preempted", "preempted without notice")
 _TIGHT_GIB = 0.5
 _TIMES = ("never", "once", "twice")
 _WORDS = 300
@@ -149,7 +150,7 @@ def _explain_job(record: RunRecord, signs: list[Finding]) -> Why | None:
         nodes = f" on {record.job.nodes}" if record.job.nodes else ""
         return Why(cause, f"{cause}{nodes}: Slurm says {record.job.state} of job {record.job_id}")
     last = record.events[-1] if record.events else None
-    if last is not None and last.reason in ("node failure", "time limit", "preempted"):
+    if last is not None and last.reason in _BY_SLURM:
         return Why(last.reason, f"{last.reason} at step {record.step} of job {last.job_id}")
     causes = ("node failure", "time limit", "preempted")
     return next((w for cause in causes if (w := _explain_slurm_line(signs, cause))), None)

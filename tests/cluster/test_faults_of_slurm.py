@@ -107,6 +107,35 @@ def test_a_requeue_while_the_supervisor_starts_is_no_fault_of_the_users(
     assert [event.reason for event in run.events("end")] in ([], ["requeued"])
 
 
+def test_a_place_taken_without_notice_is_recorded_so_and_not_waited_for(
+    devcluster: DevCluster, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Slurm tells nobody before, and its controller forgets why with the requeue."""
+    run = LightRun(devcluster, folder, monkeypatch, nodes=2)
+    devcluster.run(["scontrol", "update", "PartitionName=batch", "GraceTime=0"])
+    try:
+        assert run.submit() == 0
+        run.open_gate(10)
+        run.wait_for_step(10)
+        urgent = folder.parent / "urgent.sh"
+        urgent.write_text("#!/bin/sh\nsleep 2\n")
+        devcluster.submit(urgent, "-p", "urgent", "-N8", "--exclusive", "--output=/dev/null")
+        end = run.wait_for_event("end", 1)
+        run.open_gate(20)
+        run.wait_for_step(20, attempt=2)
+    finally:
+        devcluster.run(["scontrol", "update", "PartitionName=batch", "GraceTime=20"])
+    assert end.reason == "preempted without notice"
+    again = run.events("start")[1]
+    assert again.restart_count == 1
+    assert again.time - end.time < 100  # Slurm's own wait is two minutes
+    assert (
+        "; preempted without notice once and resumed at step 10"
+        in why(folder, devcluster.env)["text"]
+    )
+    run.cancel(attempts=2)
+
+
 def test_hosts_of_stopped_ranks_are_named_and_left_out(
     devcluster: DevCluster, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):

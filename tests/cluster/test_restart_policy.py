@@ -27,6 +27,12 @@ def act(ending: Ending, *, stalled: int = 1, hosts: str = "ab", others: bool = F
         (replace(CRASH, exit_code=140, noticed=True), "time limit", "requeue"),
         (replace(CRASH, exit_code=140, noticed=True, preempted=True), "preempted", "requeue"),
         (replace(CRASH, exit_code=143, requeued=True), "requeued", "exit"),
+        (replace(CRASH, exit_code=143, preempted=True), "preempted", "requeue"),
+        (
+            replace(CRASH, exit_code=143, requeued=True, preempted=True),
+            "preempted without notice",
+            "exit",
+        ),
         (replace(CRASH, exit_code=None, requeued=True), "requeued", "exit"),
         (replace(CRASH, exit_code=None, noticed=True), "time limit", "requeue"),
         (replace(CRASH, exit_code=140, cancelled=True), "cancelled", "exit"),

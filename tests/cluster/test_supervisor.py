@@ -22,7 +22,8 @@ from supersam.cluster.slurm.commands import (
 from supersam.cluster.slurm.follow import wait_for_end
 from supersam.cluster.slurm.supervisor import _Job
 from supersam.config import TrainRun, UserError
-from supersam.runs.attempts import read_attempts, start_attempt
+from supersam.config.files import batch_log
+from supersam.runs.attempts import end_attempt, read_attempts, start_attempt
 from supersam.runs.folder import prepare_run_folder
 
 Install = Callable[[str, str], None]
@@ -75,6 +76,28 @@ def test_only_a_job_that_slurm_requeued_is_called_so(
     slurm("sinfo", "echo n1 allocated; echo n2 allocated")
     slurm("squeue", f"echo '{former}|{state}|None|n[1-2]|'")
     assert job._former_fault() == reason
+
+
+TAKEN = "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2026-01-01 DUE TO PREEMPTION ***"
+
+
+def test_a_place_that_was_taken_without_notice_is_called_so(job: _Job, slurm: Install):
+    """By Slurm's line in the log of the last start, or by the accounting."""
+    slurm("sinfo", "echo n1 allocated; echo n2 allocated")
+    first = start_attempt(job.folder, job_id="7", hosts=("n1", "n2"), world_size=2)
+    log = batch_log(job.folder, "7")
+    log.parent.mkdir()
+    log.write_text(f"supervisor: attempt 1 from step 0 on n[1-2]\n{TAKEN}\n")
+    assert job._former_fault() == "preempted without notice"
+    end_attempt(job.folder, first, "preempted without notice", None)
+    start_attempt(job.folder, job_id="7", hosts=("n1", "n2"), world_size=2)
+    with log.open("a") as more:
+        more.write("supervisor: attempt 2 from step 0 on n[1-2]\n")
+    assert job._former_fault() == "requeued"
+    slurm("sacct", "printf '7|PREEMPTED|None|n1|\\n7|REQUEUED|None|n1|\\n7|RUNNING|None|n1|\\n'")
+    assert job._former_fault() == "requeued"
+    slurm("sacct", "printf '7|REQUEUED|None|n1|\\n7|PREEMPTED|None|n1|\\n7|RUNNING|None|n1|\\n'")
+    assert job._former_fault() == "preempted without notice"
 
 
 def test_an_allocation_that_lives_and_is_too_small_is_the_users_to_mend(

@@ -43,6 +43,27 @@ def test_the_same_run_may_start_again_and_change_where_it_runs(run, synthetic_sh
     assert load_run(TrainRun, run.folder / "run.yaml") == changed
 
 
+def test_an_edit_of_the_settings_by_hand_is_said_once_with_what_it_was(run, capsys):
+    prepare_run_folder(run)
+    assert capsys.readouterr().err == ""
+    file = run.folder / "run.yaml"
+    text = file.read_text()
+    file.write_text(text.replace(f"lr: {run.optim.lr}", "lr: 0.5") + "# a remark\n")
+    assert file.read_text().count("lr: 0.5") == 1
+    edited = load_run(TrainRun, file)
+    prepare_run_folder(edited)
+    said = capsys.readouterr().err
+    assert said == (
+        f"note: {file} was edited since the last start, which counts from now on: "
+        f"optim.lr: {run.optim.lr} -> 0.5\n"
+    )
+    prepare_run_folder(edited)
+    assert capsys.readouterr().err == ""
+    (run.folder / "started.yaml").unlink()  # as in a folder of an earlier version
+    prepare_run_folder(edited)
+    assert capsys.readouterr().err == ""
+
+
 def test_what_a_run_begins_from_must_be_there_until_it_has_a_checkpoint(
     trained, synthetic_shards, tmp_path
 ):

@@ -23,7 +23,11 @@ ENDED = frozenset(
 waits: as for a moment in SIGNALING while it is told of its time limit."""
 WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"})
 _SQUEUE = "%i|%T|%r|%N|%S"
-_SACCT = "JobID,State,Reason,NodeList,Start"
+_TABLE = (
+    *("--noheader", "--parsable2", "--allocations"),
+    "--format=JobID,State,Reason,NodeList,Start",
+)
+"""Of sacct."""
 _NOTHING = ("None", "N/A", "Unknown", "(null)", "None assigned")
 
 
@@ -78,6 +82,22 @@ def read_job(job_id: str) -> SlurmJob | None:
     return next((job for job in elements if job.is_active), elements[-1])
 
 
+def ended_as(job_id: str) -> str | None:
+    """Slurm's word for the end of a job's last start, also where it was requeued since.
+
+    None where the accounting does not tell. Never raises.
+    """
+    if shutil.which("sacct") is None:
+        return None
+    try:
+        text = run_command("sacct", "--duplicates", *_TABLE, f"--jobs={job_id}", timeout_s=5.0)
+    except SlurmError:
+        return None
+    states = [_parse_row(line).state for line in text.splitlines() if line.count("|") >= 4]
+    ends = [state for state in states if state in ENDED or state == "REQUEUED"]
+    return ends[-1] if ends else None
+
+
 def parse_job(text: str) -> SlurmJob:
     """Read a line of `scontrol show job --oneliner`."""
     fields = dict(word.split("=", 1) for word in text.split() if "=" in word)
@@ -119,8 +139,7 @@ class JobQueue:
         """Ask the accounting, which remembers what the controller has forgotten."""
         if not job_ids or shutil.which("sacct") is None:
             return {}
-        table = ["--noheader", "--parsable2", "--allocations", f"--format={_SACCT}"]
-        return self._ask("sacct", *table, f"--jobs={','.join(job_ids)}")
+        return self._ask("sacct", *_TABLE, f"--jobs={','.join(job_ids)}")
 
     def _ask(self, *command: str) -> dict[str, SlurmJob]:
         try:

@@ -27,7 +27,7 @@ class Ending:
     noticed: bool
     """The job was told to save: its time or its place ends."""
     preempted: bool
-    """The reason of the notice is a job of higher priority, not the time limit."""
+    """A job of higher priority takes the place; else the reason of a notice is the time limit."""
     blamed_host: str | None = None
     """The host on which a rank hung."""
 
@@ -43,7 +43,9 @@ class Ending:
         if self.noticed:
             return "preempted" if self.preempted else "time limit"
         if self.requeued:
-            return "preempted" if self.preempted else "requeued"
+            return "preempted without notice" if self.preempted else "requeued"
+        if self.preempted:  # Slurm ended the ranks, and leaves the job some time
+            return "preempted"
         return "failed" if self.exit_code is None else reason_of(self.exit_code)
 
 

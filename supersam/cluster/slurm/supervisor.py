@@ -21,6 +21,7 @@ from supersam.cluster.slurm import srun
 from supersam.cluster.slurm.avoided_hosts import hosts_to_avoid, merge_hosts
 from supersam.cluster.slurm.hang_monitor import HangMonitor
 from supersam.cluster.slurm.jobs import JobQueue, SlurmJob, read_job
+from supersam.cluster.slurm.preemption import was_preempted
 from supersam.cluster.slurm.release_requeue import submit_release
 from supersam.cluster.slurm.restart_policy import (
     Action,
@@ -45,6 +46,7 @@ from supersam.runs.attempts import (
     read_attempts,
     start_attempt,
 )
+from supersam.runs.edits import keep_settings, tell_edits
 from supersam.runtime.process import keep_others_from_writing
 from supersam.runtime.waiting import growing_pauses, wait_until
 
@@ -100,6 +102,8 @@ class _Job:
     def execute(self) -> int:
         """Attempt the run until it is finished or another allocation has to go on."""
         (self.folder / LOGS).mkdir(exist_ok=True)
+        tell_edits(self.folder)  # made while the job was in the queue, or ran
+        keep_settings(self.folder)
         hosts = slurm.retry_slurm(lambda: slurm.job_hosts(self.id))
         if not hosts:
             return self._leave_requeued()
@@ -131,7 +135,7 @@ class _Job:
                 killed_by=self._former_fault(),
             )
             logger.info("attempt %d from step %d on %s", started.attempt, started.step, hosts)
-            ending = self._inspect(self._run_ranks(started, hosts), hosts)
+            ending = self._inspect(started, self._run_ranks(started, hosts), hosts)
             end_attempt(self.folder, started, ending.reason, ending.exit_code)
             action = self._decide(started, ending)
             if action == "exit":
@@ -159,7 +163,11 @@ class _Job:
             job = JobQueue().jobs([former]).get(former)
             return reason_of_state(None if job is None else job.state)
         hosts = sorted(set(events[-1].hosts)) if events else []
-        return "node failure" if slurm.retry_slurm(lambda: slurm.lost_hosts(hosts)) else "requeued"
+        if slurm.retry_slurm(lambda: slurm.lost_hosts(hosts)):
+            return "node failure"
+        if events and was_preempted(self.folder, self.id, attempt=events[-1].attempt):
+            return "preempted without notice"
+        return "requeued"
 
     def _choose_hosts(self) -> list[str]:
         """Choose the hosts for the ranks: as many as are here, wanted, legal and not blamed."""
@@ -215,7 +223,7 @@ class _Job:
         done = saved_step(self.folder) >= self.run.last_step
         return code if code != 0 or done else None
 
-    def _inspect(self, code: int | None, hosts: list[str]) -> Ending:
+    def _inspect(self, started: AttemptEvent, code: int | None, hosts: list[str]) -> Ending:
         job = slurm.retry_slurm(lambda: read_job(self.id))
         requeued = job is not None and job.restarts > self.restarts
         blamed = read_hang_report(self.folder) if code == STALLED else None
@@ -227,11 +235,13 @@ class _Job:
             if code != 0
             else (),
             noticed=self.notice,
-            preempted=job is not None and self._is_preempted(job),
+            preempted=job is not None and self._is_preempted(job, started.attempt),
             blamed_host=None if blamed is None else blamed.host,
         )
 
-    def _is_preempted(self, job: SlurmJob) -> bool:
+    def _is_preempted(self, job: SlurmJob, attempt: int) -> bool:
+        if job.restarts > self.restarts and not self.notice:
+            return was_preempted(self.folder, self.id, attempt=attempt)
         early = job.time_left_s > self.run.cluster.signal_delay_s + 60
         return job.preempted or (self.notice and early)  # Slurm may not say who needs the place
 
