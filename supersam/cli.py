@@ -15,7 +15,7 @@ from supersam import __version__
 from supersam.config import exit_code, parse_cli
 from supersam.config.commands import COMMANDS, write_completion
 from supersam.config.errors import print_error
-from supersam.runtime.process import ends_with_reader
+from supersam.runtime.process import ends_with_reader, outlive_readers
 
 
 def main(name: str | None = None) -> NoReturn:
@@ -24,6 +24,7 @@ def main(name: str | None = None) -> NoReturn:
     Without `name`, the first word is the command.
     """
     sys.excepthook = excuse_interrupt
+    outlive_readers()
     words = sys.argv[1:]
     if name is not None:
         sys.exit(run_command(name, words, prog=f"launch/{name}.py"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import io
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from typing import Any
 
 import psutil
 
@@ -121,6 +123,50 @@ def ends_with_reader() -> Iterator[None]:
         if sys.stdout is not None:  # it is where the command was started with `>&-`
             sys.stdout.flush()
         signal.signal(signal.SIGPIPE, before)
+
+
+class _Unbroken(io.FileIO):
+    """A stream that leads nowhere once nobody reads it."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            _lead_nowhere(self.fileno())
+            return len(data)
+
+
+def outlive_readers() -> None:
+    """Let work go on, and end as it would have, when nobody reads what it prints on.
+
+    That is so behind `| head`, where a print would raise BrokenPipeError. Streams that were closed
+    from the start (`>&-`) lead nowhere too: a file opened later would else take their number.
+    """
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is not getattr(sys, f"__{name}__"):  # the caller's own
+            continue
+        if stream is None:
+            _lead_nowhere(number)
+        else:
+            stream.flush()
+        buffered = io.BufferedWriter(_Unbroken(number, "w", closefd=False))
+        unbroken = io.TextIOWrapper(
+            buffered,
+            encoding=getattr(stream, "encoding", "utf-8"),
+            errors=getattr(stream, "errors", "backslashreplace"),
+            line_buffering=getattr(stream, "line_buffering", True),
+            write_through=getattr(stream, "write_through", False),
+        )
+        setattr(sys, name, unbroken)
+
+
+def _lead_nowhere(number: int) -> None:
+    """Connect the file descriptor `number` with /dev/null."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    if nowhere != number:
+        os.dup2(nowhere, number)
+        os.close(nowhere)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from supersam import __version__
 from supersam.cli import main
 from supersam.config.commands import COMMANDS
 from supersam.config.shipped import DEMO
+from supersam.data.shards import ShardReader
 from tests.paths import ROOT
 
 LAUNCH_FILES = sorted((ROOT / "launch").glob("*.py"))
@@ -127,3 +128,43 @@ def test_bash_completes_commands_and_their_flags(tmp_path):
     """
     done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["--why", "train"], done.stderr
+
+
+def unread(*words: object) -> tuple[int, str]:
+    """Exit code and stderr of `supersam WORDS` where nobody reads stdout."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "supersam", *map(str, words)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        process.stdout.close()
+        errors = process.stderr.read()
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_that_nobody_reads_on_ends_without_a_word(name):
+    assert unread(name, "--help") == (-signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize("words", [(), ("--version",), ("train", "--version"), ("config",)])
+def test_a_word_that_nobody_reads_is_no_fault(words):
+    code, errors = unread(*words)
+    assert (code in (0, -signal.SIGPIPE), errors) == (True, "")
+
+
+@pytest.mark.parametrize("redirection", ["| true", ">&-", ">&- 2>&-", "2>&1 | true"])
+def test_work_goes_on_to_its_end_where_nobody_reads_what_it_prints(tmp_path, redirection):
+    """A file that is opened later must not take the number of a closed stream."""
+    out = tmp_path / "out"
+    words = f"shard --source synthetic --synthetic.images 2 --out {out}"
+    shell = f"set -o pipefail; {sys.executable} -m supersam {words} {redirection}"
+    done = subprocess.run(
+        ["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+    assert ShardReader(out).num_images == 2
