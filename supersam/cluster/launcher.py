@@ -51,7 +51,8 @@ def submit(run: RankedRun) -> int:
         if where == "slurm":
             with slurm_errors_to_user(), _worthless_removed(run):
                 return _run_on_slurm(run)
-        tasks = 1 if where == "inline" else run.cluster.tasks_per_node or 1
+        _drop_foreign_ranks()
+        tasks = _num_ranks(run, where)
         require_legal_world(run, tasks)
         with _worthless_removed(run):
             prepare_ranked_run(run)
@@ -96,12 +97,18 @@ def _worthless_removed(run: RankedRun) -> Iterator[None]:
 
 
 def _run_here(run: RankedRun, where: str, tasks: int) -> int:
-    _drop_foreign_ranks()
     if where == "inline" and os.environ.get("RANK", "0") != "0":  # rank 0 holds it for all
         return run_inline(run)
     heartbeat_s = run.watchdog.heartbeat_s if isinstance(run, TrainRun) else _HEARTBEAT_S
     with claimed(run.folder, heartbeat_s=heartbeat_s):
         return _run_claimed(run, where, tasks)
+
+
+def _num_ranks(run: RankedRun, where: str) -> int:
+    """Count the ranks: those of torchrun, which this process is one of, or those to start."""
+    if where == "inline":
+        return int(os.environ.get("WORLD_SIZE", 1))
+    return run.cluster.tasks_per_node or 1
 
 
 def _drop_foreign_ranks() -> None:
@@ -123,7 +130,7 @@ def _run_claimed(run: RankedRun, where: str, tasks: int) -> int:
     if where == "local":
         return _recorded(run.folder, tasks, lambda: run_local(run.folder, tasks=tasks))
     keep_crash_log(task_log(run.folder, 0))
-    return _recorded(run.folder, 1, lambda: run_inline(run))
+    return _recorded(run.folder, tasks, lambda: run_inline(run))
 
 
 def resolve_cluster(run: RankedRun) -> str:
@@ -182,7 +189,8 @@ def _recorded(folder: Path, tasks: int, execute: Callable[[], int]) -> int:
     """Execute the run, and record its start and its end."""
     (folder / CANCEL_FILE).unlink(missing_ok=True)
     host = socket.gethostname()
-    started = start_attempt(folder, hosts=[host] * tasks, world_size=tasks)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", tasks))  # torchrun may have ranks elsewhere
+    started = start_attempt(folder, hosts=[host] * here, world_size=tasks)
     os.environ[ATTEMPT_VARIABLE] = str(started.attempt)
     code = FAILURE
     try:

@@ -98,8 +98,14 @@ def check_run(run: TrainRun) -> list[str]:
     """List findings about the folder, its disk and the shards; each begins with ok or error."""
     shards = [_check_shards(path) for path in (*run.data.train, *run.data.val)]
     found = [_check_folder(run), _check_space(run), *shards]
-    if all(finding.startswith("ok: ") for finding in shards):  # else it would say the same
-        found.append(_check_start(run))
+    if all(finding.startswith("ok: ") for finding in shards):
+        return [*found, _check_start(run)]
+    from supersam.runs.folder import require_weights  # of the start, the shards are not all
+
+    try:
+        require_weights(run)
+    except UserError as fault:
+        found.append(f"error: {fault}")
     return found
 
 

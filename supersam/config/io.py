@@ -110,6 +110,14 @@ _NULL = re.compile(r"(^|=)null$")
 """YAML's word for nothing, alone or after `--flag=`; on a command line it means the same."""
 
 
+_HOME = re.compile(r"(^|=)~(?=/)")
+"""Of a path: a shell expands it at the beginning of a word alone, and YAML does nowhere."""
+
+
+def _home(found: re.Match[str]) -> str:
+    return found[1] + str(Path.home())
+
+
 class _RunLoader(yaml.SafeLoader):
     """Safe YAML in which the same key twice is an error, and `off` is a word: `when: off`.
 
@@ -124,6 +132,11 @@ class _RunLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+def _construct_text(loader: _RunLoader, node: yaml.ScalarNode) -> str:
+    return _HOME.sub(_home, str(loader.construct_scalar(node)))
+
+
+_RunLoader.add_constructor("tag:yaml.org,2002:str", _construct_text)
 _RunLoader.yaml_implicit_resolvers = {
     letter: [pair for pair in pairs if pair[0] != _BOOL or letter in "tTfF"]
     for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -142,7 +155,7 @@ def _split_config(words: list[str]) -> tuple[list[Path], list[str]]:
         elif word.startswith("--config="):
             paths.append(find_config(word.split("=", 1)[1]))
         else:
-            rest.append(_NULL.sub(r"\1None", word))
+            rest.append(_HOME.sub(_home, _NULL.sub(r"\1None", word)))
     return paths, rest
 
 

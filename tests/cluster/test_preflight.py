@@ -146,3 +146,21 @@ def test_a_dry_run_opens_the_checkpoint_and_compares_its_sizes(
     assert (said in lines) == (depth == 4)
     refused = [line for line in lines if "does not fit this model: 14 unexpected" in line]
     assert len(refused) == (depth == 5)
+
+
+def test_a_dry_run_names_every_path_that_is_missing(tmp_path: Path):
+    values = {
+        "data": {"train": [str(tmp_path / "no_train")], "val": [str(tmp_path / "no_val")]},
+        "model": {"checkpoint": str(tmp_path / "no.pth")},
+        "run": tmp_path / "run",
+    }
+    run = TrainRun.model_validate(values)
+    errors = [line for line in check_run(run) if line.startswith("error: ")]
+    assert len(errors) == 3
+    for error, name in zip(errors, ("no_train", "no_val", "no.pth"), strict=True):
+        assert name in error
+    teacher = TrainRun.model_validate(
+        {"data": values["data"], "loss": {"teacher": tmp_path / "no_teacher"}, "run": run.folder}
+    )
+    assert f"error: --loss.teacher {tmp_path}/no_teacher does not exist" in check_run(teacher)
+    assert not run.folder.exists()

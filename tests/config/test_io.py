@@ -274,3 +274,11 @@ assert not heavy, heavy
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("--config") >= len(LAUNCH)
+
+
+def test_home_is_what_a_shell_makes_of_it_in_files_and_behind_a_flags_sign(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    values = {**SYNTHETIC, "model": {"checkpoint": "~/sam.pth"}}
+    run = parse("--config", write(tmp_path / "run.yaml", values), "--loss.teacher=~/teacher.pth")
+    assert run.model.checkpoint == tmp_path / "sam.pth"
+    assert run.loss.teacher == tmp_path / "teacher.pth"

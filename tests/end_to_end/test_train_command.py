@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from supersam.config import SourceConfig, SyntheticConfig, TrainRun, load_run
 from supersam.data.convert import convert
 from supersam.data.shards import ShardReader
+from supersam.runs.attempts import read_attempts
 from supersam.runs.checkpoint_io import CheckpointManager
 from supersam.runtime.distributed import World
 from tests.next_commands import read_next
@@ -171,6 +172,20 @@ def test_sets_mixed_by_weight_are_seen_in_those_shares(config, tmp_path):
     seen = [i for text in logs for line in text.splitlines() for i in json.loads(line)["ids"]]
     assert len(logs) == 2
     assert [sum(i in ids for i in seen) for ids in known] == [24, 8]  # of 8 steps of 4 images
+
+
+def test_ranks_of_torchrun_are_one_run_that_knows_how_many_they_are(config, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    words = command("--config", config, "--run", tmp_path / "run", "--optim.steps", 1)[1:]
+    done = subprocess.run(
+        [*torchrun, *words], cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    start, end = read_attempts(tmp_path / "run")
+    assert (start.world_size, len(start.hosts)) == (2, 2)
+    assert (end.reason, end.step) == ("finished", 1)
+    logs = [p.read_text() for p in (tmp_path / "run/logs").glob("sample_ids-*.jsonl")]
+    assert len(logs) == 2
 
 
 def test_a_reader_that_leaves_ends_a_dry_run_without_a_word(config, tmp_path):
