@@ -11,13 +11,14 @@ import torch
 
 from benchmarks import gpu
 from tests.paths import ROOT
+from tests.patience import PATIENCE_S
 
 
 def benchmark(name, *words, env=None):
     """Run a benchmark as a user does."""
     return subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", *words],
-        cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=280,
+        cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=PATIENCE_S,
     )  # fmt: skip
 
 

@@ -15,9 +15,8 @@ from supersam.runs.attempts import AttemptEvent, read_attempts
 from tests.cluster import light_rank
 from tests.cluster.handle import DevCluster, wait_for
 from tests.cluster.tiny_run import TINY, status
+from tests.patience import PATIENCE_S
 
-PATIENCE_S = 600.0
-"""For what takes seconds: it is spent only where something is broken."""
 ENDLESS = 1_000_000
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.handle import COMMAND, RUN_ROOT, DevCluster, devcluster_command, wait_for
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.cluster
 
@@ -164,7 +165,7 @@ def test_a_preempted_job_is_signalled_at_once_and_requeued(
     with subprocess.Popen(urgent, env=devcluster.env, stdout=subprocess.PIPE, text=True) as winner:
         wait_for(lambda: "signalled" in output.read_text(), 10, what="the signal")
         assert devcluster.job(job_id)["JobState"] == "RUNNING"  # it has time to save
-        hosts, _ = winner.communicate(timeout=60)
+        hosts, _ = winner.communicate(timeout=PATIENCE_S)
     assert sorted(hosts.split()) == devcluster.hosts
     job = devcluster.job(job_id)
     assert (job["JobState"], job["Restarts"]) == ("PENDING", "1")
@@ -280,7 +281,7 @@ def test_a_daemon_that_fails_is_named_with_its_log() -> None:
         ["unshare", "--mount", "sh", "-c", hide, "sh", *up],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 1
@@ -295,7 +296,7 @@ def test_missing_packages_are_named_with_the_command_that_installs_them() -> Non
         ["unshare", "--mount", "sh", "-c", hide, "sh", sys.executable, COMMAND, "up"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 2
@@ -309,7 +310,11 @@ def test_without_root_up_says_so() -> None:
     nobody = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
     python = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
     done = subprocess.run(
-        [*nobody, python, COMMAND, "up"], capture_output=True, text=True, timeout=30, check=False
+        [*nobody, python, COMMAND, "up"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     assert done.returncode == 2
     assert "namespaces need root; use sudo" in done.stderr

@@ -13,6 +13,7 @@ import pytest
 from supersam.health.records import read_heartbeats
 from tests.cluster.tiny_run import ENDLESS, Training, why
 from tests.paths import ROOT
+from tests.patience import PATIENCE_S
 
 CRASH = """\
 import sys
@@ -37,7 +38,7 @@ def test_a_crash_is_in_the_log_and_on_the_terminal(tmp_path: Path, fault: str, e
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode != 0

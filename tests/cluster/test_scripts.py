@@ -15,6 +15,7 @@ from supersam.cluster.follow_up_process import main
 from supersam.cluster.launcher import submit
 from supersam.cluster.slurm.script import sbatch_text
 from supersam.config import TrainCluster, TrainRun
+from tests.patience import PATIENCE_S
 
 NASTY = ["$(touch hit)", "`touch hit`", "'; touch hit; '", '"; touch hit; "', "a b", "$HOME", "*"]
 
@@ -26,7 +27,13 @@ def run_of(folder: Path, **cluster: object) -> TrainRun:
 
 def execute(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["bash"], input=script, cwd=folder, capture_output=True, text=True, timeout=30, check=False
+        ["bash"],
+        input=script,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
 
 

@@ -16,6 +16,7 @@ import yaml
 
 from supersam.health.records import RankHeartbeat, read_heartbeats
 from tests.paths import ROOT
+from tests.patience import PATIENCE_S
 
 TINY: dict[str, Any] = {
     "model": {
@@ -41,7 +42,6 @@ TINY: dict[str, Any] = {
     "checkpoint": {"every_steps": 2, "validate_every_steps": 4, "overlay_images": 0},
     "watchdog": {"heartbeat_s": 0.5, "stall_s": 60, "stall_steps": 5},
 }
-START_S = 280
 ENDLESS = ("--optim.steps", "100000", "--checkpoint.every-steps", "100000",
            "--checkpoint.validate-every-steps", "100000")  # fmt: skip
 """Steps and nothing else: whatever happens to a rank happens while it trains."""
@@ -80,14 +80,14 @@ class Training:
 
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
         """Poll; fail the test with what the run printed."""
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + PATIENCE_S
         while not condition():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.process.kill()
                 pytest.fail(f"{what} was never reached: {self.process.communicate()[1][-3000:]}")
             time.sleep(0.1)
 
-    def end(self, timeout_s: float = START_S) -> int:
+    def end(self, timeout_s: float = PATIENCE_S) -> int:
         """The exit code, once the run has ended."""
         self.process.communicate(timeout=timeout_s)
         return self.process.returncode
@@ -100,7 +100,7 @@ def status(*words: str | Path, env: dict[str, str] | None = None) -> subprocess.
         env={**(env or os.environ), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
 

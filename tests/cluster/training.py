@@ -18,6 +18,7 @@ from supersam.runs.attempts import AttemptEvent, read_attempts
 from supersam.runs.checkpoint_io import read_weights
 from supersam.runs.checkpoints import verify
 from tests.cluster.handle import PROJECT, wait_for
+from tests.patience import PATIENCE_S
 
 STEPS = 20
 BATCH = 8
@@ -43,7 +44,6 @@ CONFIG = {
 # As if submitted from inside another job: what would bind ours to its cores, nodes and step.
 QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(PROJECT)}
 SLURM = ("--time", "1:00:00", "--signal-delay-s", "60", "--wait")
-PATIENCE_S = 900  # a busy machine imports torch slowly
 ENDLESS = ("--optim.steps", "100000", "--checkpoint.every-steps", "20")
 ENCLOSING = {
     **{"SLURM_JOB_ID": "1", "SLURM_NTASKS": "7", "SLURM_NNODES": "5", "SLURM_CPU_BIND": "none"},

@@ -17,6 +17,7 @@ from supersam.data.sources import list_items, read_samples
 from supersam.data.verify import verify_shards
 from tests.data.folders import make_sa1b
 from tests.paths import ROOT
+from tests.patience import PATIENCE_S
 
 SHARD_BYTES = 30_000
 
@@ -180,7 +181,7 @@ def test_a_killed_conversion_is_refused_then_finished(tmp_path, generated, how, 
     )
     wait_for(lambda: any(out.glob("shard-*.json")) and any(out.glob(".shard-000001.h5.tmp.*")))
     process.send_signal(how)
-    process.wait(timeout=60)
+    process.wait(timeout=PATIENCE_S)
     wait_for(lambda: not group_lives(process.pid))  # the workers end with their parent
     with pytest.raises(ShardFolderError, match="is unfinished"):
         ShardReader(out)

@@ -11,13 +11,11 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing import get_context
 from typing import Any
 
 from supersam.cluster.rendezvous import free_port
-
-TIMEOUT_S = 280
-PRELOADED = ["deepspeed", "supersam.training.session", "supersam.evaluation", "pytest"]
+from tests.commands import server
+from tests.patience import PATIENCE_S
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list[int]:
@@ -26,8 +24,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list
     The environment of each names its place, as a launcher would. The function is one of a module,
     and what a test changed in its own process is not changed in theirs.
     """
-    context = get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = server()
     port = free_port("127.0.0.1")
     ranks = [
         context.Process(target=_as_rank, args=(rank, world_size, port, function, args))
@@ -36,7 +33,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(TIMEOUT_S)
+        process.join(PATIENCE_S)
     for process in ranks:
         if process.is_alive():
             process.kill()

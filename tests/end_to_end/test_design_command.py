@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,22 +14,15 @@ from supersam.config import TrainRun, load_run
 from supersam.model import extract_subnet, load_sam
 from supersam.space import read_space, resolve_shape
 from supersam.training.session import build_supernet
+from tests.commands import launch
 from tests.conftest import TINY
 from tests.next_commands import read_next
-from tests.paths import ROOT
 from tests.training.runs import TINY_RUN
 
 pytestmark = pytest.mark.slow
 
 FLAGS = ("--calibration.images", "6", "--calibration.batch", "2", "--threads", "1")
 FLAGS += ("--limits.width-multiple", "32", "--limits.max-miou-drop", "1.0", "--device", "cpu")
-
-
-def launch(script: str, *words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / "launch" / script, *words]
-    return subprocess.run(
-        [*map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=280, check=False
-    )
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +38,7 @@ def designed(checkpoint, synthetic_shards, tmp_path_factory) -> Path:
     """The folder of a design by one process."""
     folder = tmp_path_factory.mktemp("designs")
     done = launch(
-        "design.py", "--data", synthetic_shards, "--checkpoint", checkpoint, *FLAGS, "--json",
+        "design", "--data", synthetic_shards, "--checkpoint", checkpoint, *FLAGS, "--json",
         cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -78,7 +69,7 @@ def test_a_training_starts_from_the_reordered_weights_in_the_designed_space(
     values = {**values, "data": {**values["data"], "train": [str(synthetic_shards)]}}
     config.write_text(yaml.safe_dump({**values, "optim": {**values["optim"], "steps": 1}}))
     words = ("--config", config, "--config", "space-design/train.yaml", "--run", "run")
-    done = launch("train.py", *words, cwd=designed)
+    done = launch("train", *words, cwd=designed)
     assert done.returncode == 0, done.stderr
     assert (designed / "run" / "space.yaml").read_text() == (designed / "space.yaml").read_text()
     run = load_run(TrainRun, designed / "run" / "run.yaml")
@@ -99,7 +90,7 @@ def test_a_training_starts_from_the_reordered_weights_in_the_designed_space(
 
 def test_a_second_design_measures_nothing_again(designed, checkpoint, synthetic_shards):
     done = launch(
-        "design.py", "--data", synthetic_shards, "--checkpoint", checkpoint, *FLAGS,
+        "design", "--data", synthetic_shards, "--checkpoint", checkpoint, *FLAGS,
         "--limits.widths", "2", cwd=designed,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -127,7 +118,7 @@ def test_a_design_of_other_weights_or_images_is_not_overwritten(
         (("--out", "mine.yaml"), "mine.yaml exists and no design made it; choose another --out"),
     ):
         given = ("--data", synthetic_shards, "--checkpoint", checkpoint, *FLAGS, *words)
-        done = launch("design.py", *given, cwd=designed)
+        done = launch("design", *given, cwd=designed)
         assert done.returncode == 2, done.stderr
         assert expected in done.stderr
     assert {p: p.read_bytes() for p in designed.rglob("*") if p.is_file()} == before
@@ -135,7 +126,7 @@ def test_a_design_of_other_weights_or_images_is_not_overwritten(
 
 def test_two_ranks_design_what_one_does(designed, checkpoint, synthetic_shards):
     done = launch(
-        "design.py", "--data", synthetic_shards, "--checkpoint", checkpoint, *FLAGS,
+        "design", "--data", synthetic_shards, "--checkpoint", checkpoint, *FLAGS,
         "--tasks-per-node", "2", "--out", "two.yaml", cwd=designed,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -164,7 +155,7 @@ def test_mistakes_end_in_one_message_and_code_2(
     checkpoint, synthetic_shards, tmp_path, words, expected
 ):
     given = ("--data", synthetic_shards, "--checkpoint", checkpoint, *FLAGS)
-    done = launch("design.py", *given, *words, cwd=tmp_path)
+    done = launch("design", *given, *words, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
@@ -174,7 +165,7 @@ def test_mistakes_end_in_one_message_and_code_2(
 def test_a_file_that_is_no_model_is_named_as_such(synthetic_shards, tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
     done = launch(
-        "design.py", "--data", synthetic_shards, "--checkpoint", "other.pth", *FLAGS, cwd=tmp_path
+        "design", "--data", synthetic_shards, "--checkpoint", "other.pth", *FLAGS, cwd=tmp_path
     )
     assert done.returncode == 2
     assert "not a segment-anything model" in done.stderr

@@ -20,14 +20,15 @@ from supersam.data.shards import ShardReader
 from supersam.runs.attempts import read_attempts
 from supersam.runs.checkpoint_io import CheckpointManager
 from supersam.runtime.distributed import World
+from tests import commands
 from tests.next_commands import read_next
 from tests.paths import ROOT
+from tests.patience import PATIENCE_S
 from tests.training.runs import TINY_RUN
 
 pytestmark = pytest.mark.slow
 
 STEPS = 20
-WAIT_S = 200
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +54,7 @@ def command(*words: object) -> list[str]:
 
 
 def launch(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*words), cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S, check=False
-    )
+    return commands.launch("train", *words)
 
 
 @pytest.fixture(scope="module")
@@ -135,12 +134,12 @@ def test_ctrl_c_saves_two_ranks_and_one_goes_on_with_the_same_losses(config, fin
         text=True,
         start_new_session=True,  # Ctrl-C reaches the launcher and its ranks at once
     )
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + PATIENCE_S
     while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=WAIT_S)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert errors.count("stopping after this step; Ctrl-C again to quit now") == 1
@@ -198,7 +197,7 @@ def test_a_reader_that_leaves_ends_a_dry_run_without_a_word(config, tmp_path):
     )
     assert process.stdout is not None
     process.stdout.close()
-    _, errors = process.communicate(timeout=WAIT_S)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, errors) == (-signal.SIGPIPE, "")
 
 

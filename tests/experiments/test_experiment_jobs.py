@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiments.jobs import START_FAILED, Job, run_jobs
+from tests.patience import PATIENCE_S
 
 WAIT = "import time; time.sleep(600)"
 STOPPABLE = "import signal, sys; signal.signal(15, lambda *_: sys.exit(143)); "
@@ -105,7 +106,7 @@ def test_at_the_deadline_a_job_ends_with_its_children(tmp_path, leap):
     assert run([job], tmp_path, seconds=1000.0) == [["parent"]]
     assert job.exit_code != 0
     stat = Path(f"/proc/{file.read_text()}/stat")
-    patience = time.monotonic() + 120  # a busy machine takes a while to deliver SIGKILL
+    patience = time.monotonic() + PATIENCE_S  # a busy machine takes a while to deliver SIGKILL
     while (state := process_state(stat)) not in ("gone", "Z", "X") and time.monotonic() < patience:
         time.sleep(0.1)
     assert state in ("gone", "Z", "X")

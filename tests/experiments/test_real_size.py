@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import pytest
 from supersam.config import SourceConfig, SyntheticConfig, parse_cli
 from supersam.config.commands import COMMANDS
 from supersam.data.convert import convert
+from tests.commands import launch
 from tests.paths import ROOT
 
 PAGE = (ROOT / "docs" / "real_size.md").read_text(encoding="utf-8")
@@ -46,11 +45,8 @@ def test_the_training_of_the_page_is_described_with_its_script_and_its_memory(tm
     place = words.index("--model.checkpoint")
     del words[place : place + 2]  # the official weights are not here
     words += ["--model.depth", "2", "--model.global-layers", "1"]  # quicker to predict
-    words[0] = str(ROOT / words[0])
     words = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
-    done = subprocess.run(
-        [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = launch("train", *words[1:], cwd=tmp_path)
     assert "#SBATCH --nodes=8" in done.stdout, done.stderr
     assert "#SBATCH --gpus-per-node=8" in done.stdout
     assert "GiB" in done.stdout

@@ -1,8 +1,6 @@
 """launch/export.py: its folder, its numbers, and what it refuses."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -21,9 +19,9 @@ from supersam.runs.supernet import load_supernet
 from supersam.runs.weights import find_weights
 from supersam.runtime.distributed import World
 from supersam.space import SubnetSpec, read_space, resolve_shape
+from tests.commands import launch
 from tests.export.runs import export_of
 from tests.next_commands import read_next
-from tests.paths import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -182,14 +180,7 @@ def test_fine_tuning_trains_the_subnet_alone_and_is_written_down(trained, space,
     """In a run of its own, which an export of it finds finished, and whose subnet is its only."""
     words = ["--run", trained.folder, "--subnet", "smallest", "--out", tmp_path / "tuned"]
     words += ["--finetune-steps", "2", "--images", "2", "--device", "cpu"]
-    done = subprocess.run(  # DeepSpeed has one world a process
-        [sys.executable, "launch/export.py", *map(str, words)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    done = launch("export", *words)  # DeepSpeed has one world per process
     assert done.returncode == 0, done.stderr
     card = card_of(tmp_path / "tuned")
     assert card["identity"]["finetune_steps"] == 2

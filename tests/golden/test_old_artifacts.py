@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,8 @@ import pytest
 import yaml
 
 from supersam.space import EncoderShape, read_space
+from tests import commands
 from tests.golden.make import DESIGN, SEARCH, masks, written_by
-from tests.paths import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -40,10 +38,7 @@ def unpack(tmp_path, monkeypatch):
 
 def launch(command: str, *words: str) -> str:
     """What a command prints on stdout."""
-    done = subprocess.run(
-        [sys.executable, ROOT / "launch" / f"{command}.py", *words],
-        capture_output=True, text=True, timeout=1000, check=False,
-    )  # fmt: skip
+    done = commands.launch(command, *words, cwd=Path.cwd())
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -14,6 +14,7 @@ from supersam.health.heartbeat import SUPERSEDED, Heartbeat
 from supersam.health.records import ATTEMPT_VARIABLE, is_attempt_over, read_heartbeats
 from supersam.health.watchdog import HangReport, read_hang_report, record_hang
 from supersam.runs.attempts import end_attempt, start_attempt
+from tests.patience import PATIENCE_S
 
 # Its main thread waits, as in a collective with ranks that are gone.
 RANK = """\
@@ -46,7 +47,7 @@ def test_a_rank_whose_attempt_is_over_ends_its_process(tmp_path: Path) -> None:
         assert rank.stdout.readline() == "begun\n"
         assert rank.poll() is None
         start_attempt(tmp_path, job_id="7", hosts=["n2"], world_size=1)
-        assert rank.wait(timeout=90) == SUPERSEDED
+        assert rank.wait(timeout=PATIENCE_S) == SUPERSEDED
     finally:
         rank.kill()
         rank.wait()

@@ -12,6 +12,7 @@ import pytest
 from supersam.config import SearchRun
 from supersam.search import tuner
 from tests.paths import ROOT
+from tests.patience import PATIENCE_S
 from tests.search.tiny_search import make_run
 
 
@@ -23,7 +24,7 @@ def ends(run, shards, tmp_path_factory) -> dict[str, str]:
     command = [sys.executable, "-m", "tests.search.failing_searches"]
     done = subprocess.run(
         [*command, *map(str, (run.folder, diverged.folder, folder))],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=1000,
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])

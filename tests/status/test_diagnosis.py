@@ -19,6 +19,7 @@ from supersam.health.watchdog import HangReport
 from supersam.runs.attempts import AttemptEvent, end_attempt, start_attempt
 from supersam.status.diagnosis import explain
 from supersam.status.run import RunRecord, read_record
+from tests.patience import PATIENCE_S
 
 HOST = socket.gethostname()
 # A rank with a real heartbeat and without the weight of torch; `work` comes from the test.
@@ -50,7 +51,7 @@ def run_ranks(folder: Path, *works: str) -> None:
         for rank, work in enumerate(works)
     ]
     for rank in ranks:
-        rank.wait(timeout=120)
+        rank.wait(timeout=PATIENCE_S)
 
 
 def why(folder: Path) -> tuple[str, str]:

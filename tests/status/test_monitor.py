@@ -22,11 +22,10 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from supersam.status.tensorboard import host_name, link_boards, user_name
 from tests.paths import ROOT
+from tests.patience import PATIENCE_S
 
-START_S = 150
 
-
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = START_S) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {timeout_s:g} s"
@@ -78,7 +77,7 @@ def served(
     process = start("--logdir", tmp_path)
     try:
         assert process.stdout is not None
-        assert select.select([process.stdout], [], [], START_S)[0], "it never said a word"
+        assert select.select([process.stdout], [], [], PATIENCE_S)[0], "it never said a word"
         said = "".join(process.stdout.readline() for _ in range(4))
         tunnel = re.search(r"ssh -N -L (\d+):localhost:\1 \S+@(\S+)", said)
         assert tunnel is not None
@@ -98,7 +97,7 @@ def test_it_serves_on_loopback_and_ends_with_ctrl_c(served, tmp_path: Path) -> N
     assert "?pinnedCards=%5B%7B%22plugin%22:" in said
     assert listening_addresses(port) == {"127.0.0.1"}
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     assert "Traceback" not in errors
     wait_until(lambda: listening_addresses(port) == set(), "the port is free", 30)
@@ -147,7 +146,7 @@ def listening_addresses(port: int) -> set[str]:
 
 def test_what_a_user_gets_wrong_is_one_line(tmp_path: Path) -> None:
     absent = start("--logdir", tmp_path / "absent")
-    _, errors = absent.communicate(timeout=START_S)
+    _, errors = absent.communicate(timeout=PATIENCE_S)
     expected = (
         f"error: --logdir {tmp_path / 'absent'} is not a folder; name a run's folder, or runs"
     )
@@ -155,6 +154,6 @@ def test_what_a_user_gets_wrong_is_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         taken = start("--logdir", tmp_path, "--port", str(port))
-        _, errors = taken.communicate(timeout=START_S)
+        _, errors = taken.communicate(timeout=PATIENCE_S)
     assert taken.returncode == 2
     assert f"port {port} cannot be used (Address already in use)" in errors

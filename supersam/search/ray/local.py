@@ -16,6 +16,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 from supersam.config import UserError
 from supersam.runtime.scratch import scratch_folder
 from supersam.search.ray.address import OBJECT_STORE_BYTES, ray_environment, require_short
@@ -23,6 +25,7 @@ from supersam.search.ray.address import OBJECT_STORE_BYTES, ray_environment, req
 _PREFIX = "ss-"
 _SAYS, _FAILS = "ray at ", "no ray: "
 _END_S = 20.0
+_STARTS = 4
 REMEDY = (
     "where other work keeps the cores or the memory, the same command goes on later; "
     "--cluster inline searches without Ray"
@@ -80,15 +83,7 @@ def main() -> int:
 
     with scratch_folder(_PREFIX) as folder:
         try:
-            ray.init(
-                address="local",
-                num_cpus=int(sys.argv[1]),
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=str(folder),
-            )
+            _start(int(sys.argv[1]), folder)
             print(f"{_SAYS}{ray.get_runtime_context().gcs_address}", flush=True)
             sys.stdin.read()
         except Exception as fault:  # Ray has no one kind for what keeps it from starting
@@ -97,6 +92,29 @@ def main() -> int:
         finally:
             ray.shutdown()
     return 0
+
+
+def _start(cpus: int, folder: Path) -> None:
+    """Start Ray, again where this machine is so busy that it took longer than Ray waits (30 s)."""
+    import ray
+
+    for attempt in range(_STARTS):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(folder),
+            )
+            return
+        except Exception as fault:  # Ray has no kind of its own for it
+            if attempt + 1 == _STARTS or "timed out during startup" not in str(fault):
+                raise
+            for process in psutil.Process().children(recursive=True):
+                process.kill()  # Ray leaves the parts of a failed start running
 
 
 if __name__ == "__main__":
