@@ -177,7 +177,12 @@ def test_ranks_of_torchrun_are_one_run_that_knows_how_many_they_are(config, tmp_
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     words = command("--config", config, "--run", tmp_path / "run", "--optim.steps", 1)[1:]
     done = subprocess.run(
-        [*torchrun, *words], cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S, check=False
+        [*torchrun, *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     start, end = read_attempts(tmp_path / "run")
