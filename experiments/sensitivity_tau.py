@@ -18,7 +18,7 @@ from experiments.trained import HeldOut, Journal, calibration_of, load_trained, 
 from supersam.config.design import ScanConfig
 from supersam.design import scan_sensitivity
 from supersam.design.cache import EffectCache
-from supersam.design.sensitivity import cache_content, without
+from supersam.design.sensitivity import cache_content
 
 RESAMPLES = 2000
 
@@ -42,10 +42,11 @@ def main():
     rng = np.random.default_rng(args.seed)
     sets = draw_sets(rng, shape.depth, args.sets, largest=args.max_layers)
     rows = []
+    whole = supernet.space.largest()
     for removed in [(), *sets]:
         measured = journal.get(
             f"{args.seed} {list(removed)}",
-            lambda removed=removed: held_out.score(supernet, without(supernet, removed)),
+            lambda removed=removed: held_out.score(supernet, whole.without(*removed)),
         )
         rows.append(
             {

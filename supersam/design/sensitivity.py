@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from supersam.evaluation import mask_iou
 from supersam.model import SamSupernet
 from supersam.runtime.bootstrap import mean_interval
 from supersam.runtime.distributed import World, gather_objects
-from supersam.space import EncoderShape, SubnetSpec
+from supersam.space import EncoderShape
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class RemovalMeter:
     def _score(self, removed: tuple[int, ...], index: int) -> _BatchScore:
         batch = self._batches[index].to(self._supernet.pixel_mean.device)
         reference = self._reference(index, batch)
-        with self._supernet.activated(without(self._supernet, removed)):
+        with self._supernet.activated(self._supernet.space.largest().without(*removed)):
             embedding = self._supernet.encode(batch.images, batch.sizes)
             masks = self._supernet.decode_single(embedding, batch.points, batch.labels)
         iou = mask_iou(masks > 0, batch.masks > 127)[batch.valid]
@@ -175,18 +175,6 @@ def scan_sensitivity(
 def cache_content(supernet: SamSupernet, calibration: Sequence[Batch]) -> str:
     """Digest all that a measurement depends on besides the layers: weights, calibration set."""
     return f"1 {digest_weights(supernet)} {digest_batches(calibration)}"
-
-
-def without(supernet: SamSupernet, removed: Sequence[int]) -> SubnetSpec:
-    """Return the largest subnet without some layers."""
-    full = supernet.space.largest()
-    kept = [layer for layer in full.layers if layer not in removed]
-    return replace(
-        full,
-        layers=tuple(kept),
-        mlp_widths=tuple(full.mlp_widths[layer] for layer in kept),
-        heads=tuple(full.heads[layer] for layer in kept),
-    )
 
 
 @dataclass(frozen=True)

@@ -162,17 +162,8 @@ class SearchPlan:
     def _request(
         self, spec: SubnetSpec, stage: Stage, name: str, place: int, *, final: bool
     ) -> EvalRequest:
-        protocol = dict(self._protocol(final=final))
-        if name == PRETRAINED:
-            protocol["weights"] = "before training"
-        return EvalRequest(
-            key=trial_key(spec, protocol),
-            spec=spec,
-            stage="final" if final else stage,
-            searcher=name,
-            batch=-1,
-            index=place,
-        )
+        protocol = self._protocol(final=final)
+        return _request(spec, protocol, "final" if final else stage, name, (-1, place))
 
     def _protocol(self, *, final: bool = False) -> Mapping[str, Any]:
         inputs = self._inputs
@@ -233,17 +224,28 @@ class FinalPlan:
         return {name: self._journal[r.key] for name, r in wanted if r.key in self._journal}
 
     def _request(self, trial: Trial) -> EvalRequest:
-        protocol = dict(self._protocol)
-        if trial.searcher == PRETRAINED:
-            protocol["weights"] = "before training"
-        return EvalRequest(
-            key=trial_key(trial.spec, protocol),
-            spec=trial.spec,
-            stage="measured",
-            searcher=trial.searcher,
-            batch=trial.batch,
-            index=trial.index,
-        )
+        place = trial.batch, trial.index
+        return _request(trial.spec, self._protocol, "measured", trial.searcher, place)
+
+
+def _request(
+    spec: SubnetSpec,
+    protocol: Mapping[str, Any],
+    stage: Stage,
+    searcher: str,
+    place: tuple[int, int],
+) -> EvalRequest:
+    """place: batch, and place in it. The pretrained subnet has the weights before training."""
+    if searcher == PRETRAINED:
+        protocol = {**protocol, "weights": "before training"}
+    return EvalRequest(
+        key=trial_key(spec, protocol),
+        spec=spec,
+        stage=stage,
+        searcher=searcher,
+        batch=place[0],
+        index=place[1],
+    )
 
 
 def _missing_chunks(requests: Iterable[EvalRequest], journal: Journal, size: int) -> list[Chunk]:

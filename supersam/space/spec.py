@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,28 @@ class SubnetSpec:
             heads=(shape.num_heads,) * shape.depth,
             embed_dim=shape.embed_dim,
         )
+
+    def without(self, *removed: int) -> SubnetSpec:
+        """Return this subnet without some of its layers."""
+        kept = [place for place, layer in enumerate(self.layers) if layer not in removed]
+        return replace(
+            self,
+            layers=tuple(self.layers[place] for place in kept),
+            mlp_widths=tuple(self.mlp_widths[place] for place in kept),
+            heads=tuple(self.heads[place] for place in kept),
+        )
+
+    def with_width(self, layer: int, mlp_width: int) -> SubnetSpec:
+        """Return this subnet with another MLP width in one of its layers."""
+        return replace(self, mlp_widths=self._with(self.mlp_widths, layer, mlp_width))
+
+    def with_heads(self, layer: int, heads: int) -> SubnetSpec:
+        """Return this subnet with another number of heads in one of its layers."""
+        return replace(self, heads=self._with(self.heads, layer, heads))
+
+    def _with(self, values: tuple[int, ...], layer: int, value: int) -> tuple[int, ...]:
+        place = self.layers.index(layer)
+        return (*values[:place], value, *values[place + 1 :])
 
     def misfit(self, shape: EncoderShape) -> str | None:
         """Why this subnet is not a slice of an encoder of this shape; None where it is."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from supersam.config.design import ScanConfig
 from supersam.design import RemovalMeter, Sensitivity, scan_sensitivity
 from supersam.design.cache import EffectCache, RemovalEffect
-from supersam.design.sensitivity import cache_content, without
+from supersam.design.sensitivity import cache_content
 from supersam.evaluation import mask_iou
 from tests.design.calibration_sets import tiny_calibration
 
@@ -34,7 +34,7 @@ def test_damage_is_the_iou_and_the_distance_of_the_supernet_without_the_layers(
     for batch in calibration:
         with torch.no_grad():
             whole = supernet(batch.images, batch.sizes, batch.points, batch.labels)
-            with supernet.activated(without(supernet, (0, 2))):
+            with supernet.activated(supernet.space.largest().without(0, 2)):
                 less = supernet(batch.images, batch.sizes, batch.points, batch.labels)
         iou = mask_iou(less.masks[:, :, 0] > 0, batch.masks > 127)
         ious += iou[batch.valid].tolist()

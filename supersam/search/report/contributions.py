@@ -89,31 +89,15 @@ def _changes(space: SearchSpace) -> Iterator[tuple[str, str, SubnetSpec]]:
     """(dimension, change, the largest subnet with that change)."""
     whole = space.largest()
     for layer in space.removable:
-        kept = [i for i in range(space.shape.depth) if i != layer]
-        yield (
-            f"layer {layer}",
-            "removed",
-            SubnetSpec(
-                layers=tuple(kept),
-                mlp_widths=tuple(whole.mlp_widths[i] for i in kept),
-                heads=tuple(whole.heads[i] for i in kept),
-                embed_dim=whole.embed_dim,
-            ),
-        )
+        yield f"layer {layer}", "removed", whole.without(layer)
     for layer, choices in enumerate(space.mlp_widths):
         if choices[0] < whole.mlp_widths[layer]:
-            widths = _with(whole.mlp_widths, layer, choices[0])
             change = f"{whole.mlp_widths[layer]} to {choices[0]}"
-            yield f"MLP of layer {layer}", change, replace(whole, mlp_widths=widths)
+            yield f"MLP of layer {layer}", change, whole.with_width(layer, choices[0])
     for layer, choices in enumerate(space.heads):
         if choices[0] < whole.heads[layer]:
-            heads = _with(whole.heads, layer, choices[0])
             change = f"{whole.heads[layer]} to {choices[0]}"
-            yield f"heads of layer {layer}", change, replace(whole, heads=heads)
+            yield f"heads of layer {layer}", change, whole.with_heads(layer, choices[0])
     if space.embed_dims[0] < whole.embed_dim:
         change = f"{whole.embed_dim} to {space.embed_dims[0]}"
         yield "residual width", change, replace(whole, embed_dim=space.embed_dims[0])
-
-
-def _with(values: tuple[int, ...], index: int, value: int) -> tuple[int, ...]:
-    return (*values[:index], value, *values[index + 1 :])

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -108,35 +107,17 @@ def greedy_path(space: SearchSpace, known: Sensitivities) -> list[SubnetSpec]:
 
 def _smaller(spec: SubnetSpec, space: SearchSpace) -> Iterator[SubnetSpec]:
     """`spec` with one width at its next smaller choice, or one layer gone."""
-    for place, layer in enumerate(spec.layers):
-        for name, choices in (("mlp_widths", space.mlp_widths), ("heads", space.heads)):
-            values = getattr(spec, name)
-            at = choices[layer].index(values[place])
-            if at > 0:
-                yield _changed(spec, name, _with(values, place, choices[layer][at - 1]))
+    for layer, width, heads in zip(spec.layers, spec.mlp_widths, spec.heads, strict=True):
+        widths, counts = space.mlp_widths[layer], space.heads[layer]
+        if width > widths[0]:
+            yield spec.with_width(layer, widths[widths.index(width) - 1])
+        if heads > counts[0]:
+            yield spec.with_heads(layer, counts[counts.index(heads) - 1])
         if layer in space.removable:
-            yield SubnetSpec(
-                _without(spec.layers, place),
-                _without(spec.mlp_widths, place),
-                _without(spec.heads, place),
-                spec.embed_dim,
-            )
+            yield spec.without(layer)
     at = space.embed_dims.index(spec.embed_dim)
     if at > 0:
         yield replace(spec, embed_dim=space.embed_dims[at - 1])
-
-
-def _changed(spec: SubnetSpec, name: str, values: tuple[int, ...]) -> SubnetSpec:
-    change: dict[str, Any] = {name: values}
-    return replace(spec, **change)
-
-
-def _with(values: tuple[int, ...], place: int, value: int) -> tuple[int, ...]:
-    return (*values[:place], value, *values[place + 1 :])
-
-
-def _without(values: tuple[int, ...], place: int) -> tuple[int, ...]:
-    return (*values[:place], *values[place + 1 :])
 
 
 def spread(path: Sequence[SubnetSpec], space: SearchSpace) -> list[SubnetSpec]:
