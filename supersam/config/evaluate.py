@@ -15,8 +15,8 @@ PROMPTS: tuple[PromptWord, ...] = ("point", "box")
 """Prompts of an evaluation, the headline first: a box gives most of the answer away."""
 
 
-class EvaluateRun(Section):
-    """Metrics of one subnet on held-out images."""
+class SubnetOfRun(Section):
+    """A subnet of a trained run, and what computes with it."""
 
     run: Path
     """Folder of a training run."""
@@ -24,10 +24,19 @@ class EvaluateRun(Section):
     """largest, smallest, medium, a JSON file of a subnet, or a subnet of a search's front:
     SEARCH#best (highest mIoU), SEARCH#knee, SEARCH#cheapest (fewest FLOPs), SEARCH#0 (its first),
     where SEARCH is the search's folder or its pareto.json."""
-    data: tuple[Path, ...] = ()
-    """Folders of held-out shards; empty takes the run's validation sets."""
     checkpoint: str = "last"
     """last, best, initial (the weights before training), or a step number."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU where there is one."""
+    threads: int = Field(0, ge=0)
+    """CPU threads. 0: what OMP_NUM_THREADS or SLURM_CPUS_PER_TASK says, else one for each core."""
+
+
+class EvaluateRun(SubnetOfRun):
+    """Metrics of one subnet on held-out images."""
+
+    data: tuple[Path, ...] = ()
+    """Folders of held-out shards; empty takes the run's validation sets."""
     prompt: tuple[Literal["point", "box", "both"], ...] = ("point", "box")
     """Prompts to evaluate with: point, box, or both."""
     against: str | None = None
@@ -42,10 +51,6 @@ class EvaluateRun(Section):
     workers: int | None = Field(None, ge=0, le=64)
     """Processes that decode images ahead; 0 decodes in the main process, null takes one fewer than
     there are cores, at most 4."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes a GPU where there is one."""
-    threads: int = Field(0, ge=0)
-    """CPU threads. 0: what OMP_NUM_THREADS or SLURM_CPUS_PER_TASK says, else one for each core."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")
     """Print the result as one JSON object on stdout."""
 

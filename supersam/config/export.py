@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from pydantic import Field, PositiveInt, model_validator
 
-from supersam.config.sections import Section
+from supersam.config.evaluate import SubnetOfRun
 
 
-class ExportRun(Section):
+class ExportRun(SubnetOfRun):
     """One subnet of a trained run as a folder that segment-anything alone can use."""
 
-    run: Path
-    """Folder of a training run."""
-    subnet: str = "largest"
-    """largest, smallest, medium, a JSON file of a subnet, or a subnet of a search's front:
-    SEARCH#best (highest mIoU), SEARCH#knee, SEARCH#cheapest (fewest FLOPs), SEARCH#0 (its first),
-    where SEARCH is the search's folder or its pareto.json."""
     out: Path
     """Folder to write; absent, empty, or this very export."""
-    checkpoint: str = "last"
-    """last, best, initial (the weights before training), or a step number."""
     onnx: bool = False
     """Also write encoder.onnx and decoder.onnx, and compare their masks with PyTorch's."""
     finetune_steps: int = Field(0, ge=0)
@@ -37,10 +29,6 @@ class ExportRun(Section):
     """Evaluate on this many images, spread evenly over the set; null (--images None) takes all."""
     license: str | None = None
     """Licence of the weights, an identifier such as apache-2.0, for the model card."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes a GPU where there is one."""
-    threads: int = Field(0, ge=0)
-    """CPU threads. 0: what OMP_NUM_THREADS or SLURM_CPUS_PER_TASK says, else one for each core."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, alias="json")
     """Print the card as one JSON object on stdout."""
 
