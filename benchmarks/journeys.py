@@ -7,7 +7,8 @@ Runs the command on Slurm (a real one, as SLURM_CONF says, or slurm/devcluster),
 processes under sys.setprofile. On the path are the functions that are on the stack when a process
 submits or starts the next one, and when the goal is reached: `train_step`, or a trial's evaluation
 and its line of the journal. A climb is a call there from a lower floor to a higher one; the floors
-are those of pyproject.toml. Beside the path are files whose functions the path calls before that.
+are those of pyproject.toml. Beside the path are files whose functions the path calls before that,
+climbs among them.
 --nodes 0 stays in this process. --tree walks another checkout of this project, --goal FILE:FUNCTION
 names its goals where they are called otherwise. Prints the path and, last, one line of JSON; with
 --gate, more files than the aim exit with 1.
@@ -97,7 +98,13 @@ def summary(args, traces, stacks):
         shown.add(text)
     files = sorted({file for file, _ in path})
     calls = {(*caller, called) for trace in traces for caller, called in trace["calls"]}
-    beside = sorted({called for *caller, called in calls if tuple(caller) in path} - set(files))
+    calls = {call for call in calls if call[:2] in path}
+    beside = sorted({called for _, _, called in calls} - set(files))
+    climbs |= {
+        f"{file}:{function} -> {called}"
+        for file, function, called in calls
+        if floor(floors, called) > floor(floors, file) and called not in files
+    }
     print(f"on the path: {' '.join(files)}\nbeside it: {' '.join(beside)}")
     print("climbs:", *sorted(climbs), sep="\n  ")
     return {"journey": args.journey, "nodes": args.nodes, "files": len(files),
@@ -150,6 +157,8 @@ class Trace:
             if caller is not None:
                 self.calls.add((self.name(caller), called[0]))
             if called in self.goals:
+                self.goals.remove(called)
+                self.is_done = not self.goals
                 self.keep(frame, f"goal {called[0]}:{called[1]}", goal=True)
         elif frame.f_code.co_name == "__init__" and frame.f_code.co_filename.endswith(
             "/subprocess.py"
@@ -169,7 +178,6 @@ class Trace:
         when = os.times().elapsed
         self.stacks.append({"what": what, "goal": goal, "when": when, "frames": frames[::-1]})
         self.write()
-        self.is_done = goal
 
     def write(self):
         values = {"stacks": self.stacks, "calls": sorted(self.calls)}
