@@ -29,6 +29,7 @@ def main() -> int:
         form=FORMS[args.form],
         seeds=args.seeds,
         checkpoint=args.checkpoint,
+        threads=args.at_once,
         options=tuple(shlex.split(args.train_options)),
     )
     split_nuclei(plan.data / "nuclei_sa1b", plan.out / "nuclei", select=args.select)

@@ -32,12 +32,22 @@ class Form:
     """Subnets that the search evaluates."""
     drawings: int
     """Generated images of the pretraining."""
+    tile_px: int = 128
+    """Side of the tiles into which the target's images are cut, pixels."""
+    crop_px: tuple[int, int] = (96, 160)
+    """Sides of the random crops of the target's training images, pixels."""
+    pretrain_crop_px: tuple[int, int] = (120, 320)
+    """The same for the pretraining."""
+    pretrain_weights: tuple[int, int, int, int] = (6, 2, 1, 1)
+    """Shares of photographs, drawings, streets and membranes in the pretraining."""
     batch: int = 4
     """Images of a step."""
     prompts: int = 8
     """Objects, and so prompts, of an image."""
     validate_images: int = 40
     """Images of a validation during training."""
+    search_images: int | None = None
+    """Images or tiles on which the search evaluates a subnet, spread evenly; None takes all."""
     score_images: int | None = None
     """Test images or tiles that the report looks at, spread evenly; None takes all."""
     random_subnets: int = 8
@@ -78,17 +88,24 @@ FORMS = {
         score_images=12,
         random_subnets=2,
     ),
-    # The smallest that is worth reading: objects of the target at their own size.
+    # The smallest that is worth reading. The input is half as large, so the target is looked at
+    # through tiles half as large: a nucleus covers as many patches as in the full form.
     "small": Form(
         image_size=128,
+        tile_px=64,
+        crop_px=(48, 80),
+        pretrain_crop_px=(64, 192),
+        pretrain_weights=(2, 5, 1, 2),
         window_size=4,
-        pretrain_steps=1200,
-        whole_steps=400,
-        sandwich_steps=240,
-        tune_steps=80,
-        trials=48,
+        pretrain_steps=600,
+        whole_steps=300,
+        sandwich_steps=180,
+        tune_steps=60,
+        trials=32,
         drawings=1000,
-        random_subnets=4,
+        search_images=160,
+        score_images=400,
+        random_subnets=3,
     ),
     # The experiment.
     "full": Form(

@@ -16,14 +16,15 @@ from experiments.claim.subnets import random_of_size
 from supersam.config.files import SPACE_FILE
 from supersam.data.dataset import EvalDataset
 from supersam.data.loader import build_eval_loader
+from supersam.data.prompts import with_boxes
 from supersam.data.shards import open_held_out
 from supersam.evaluation import (
     Predictor,
     SamModelPredictor,
     SubnetPredictor,
-    evaluate,
     learn_priors,
 )
+from supersam.evaluation.evaluator import as_stored, evaluate_all
 from supersam.export import load_subnet
 from supersam.model import load_sam
 from supersam.runs.supernet import load_supernet
@@ -133,11 +134,18 @@ class HeldOut:
             return Scores(**{field.name: table[field.name] for field in fields(Scores)})
 
     def _measure(self, predictor: Predictor, side: int) -> dict[str, NDArray]:
+        dataset = EvalDataset(self._readers, side=side, prompt="point")
+        loader = build_eval_loader(dataset, World.single(), limit=self._plan.form.score_images)
+        results = evaluate_all(
+            [predictor],
+            loader,
+            prompts=(as_stored, with_boxes),
+            boundary=False,
+            priors=self._priors,
+        )
         table = {}
-        for prompt in PROMPTS:
-            dataset = EvalDataset(self._readers, side=side, prompt=prompt)
-            loader = build_eval_loader(dataset, World.single(), limit=self._plan.form.score_images)
-            objects = evaluate(predictor, loader, boundary=False, priors=self._priors).objects
+        for prompt, (result,) in zip(PROMPTS, results, strict=True):
+            objects = result.objects
             table |= {"group": objects.group, prompt: objects.iou_single}
             table[f"prior_{prompt}"] = objects.prior_iou
         return table
@@ -145,10 +153,10 @@ class HeldOut:
     def _predictor(self, arm: Arm) -> tuple[Predictor, int]:
         if arm.folder.is_file():
             sam = load_sam_file(arm.folder)
-            return SamModelPredictor(sam), sam.image_encoder.img_size
+            return SamModelPredictor(sam, keep_embedding=True), sam.image_encoder.img_size
         if (arm.folder / "model.safetensors").is_file():
             sam = load_subnet(arm.folder)
-            return SamModelPredictor(sam), sam.image_encoder.img_size
+            return SamModelPredictor(sam, keep_embedding=True), sam.image_encoder.img_size
         spec = None if arm.spec is None else SubnetSpec.read(arm.spec)
         return self._subnet(arm.folder, spec)
 
@@ -157,7 +165,7 @@ class HeldOut:
         space = read_space(folder / SPACE_FILE, resolve_shape(run.model))
         supernet = load_supernet(run, space, find_weights(run, "last"))
         spec = space.largest() if spec is None else spec
-        return SubnetPredictor(supernet, spec), space.shape.image_size
+        return SubnetPredictor(supernet, spec, keep_embedding=True), space.shape.image_size
 
 
 def load_sam_file(path: Path):

@@ -39,6 +39,8 @@ class Plan:
     seeds: int = 1
     checkpoint: Path | None = None
     """Pretrained weights; None pretrains a model first."""
+    threads: int = 1
+    """Of the pretraining, beside which nothing else can run; every other stage has one."""
     options: Sequence[str] = field(default_factory=tuple)
     """Further flags of every training, such as --nodes 2 --wait."""
 
@@ -75,8 +77,9 @@ def _shards(plan: Plan) -> Iterator[Stage]:
     nuclei = str(plan.out / "nuclei")
     sa1b = ("--source", "sa1b", "--root")
     yield stage("nuclei-train", *sa1b, nuclei, "--split", "train")
-    yield stage("nuclei-select", *sa1b, nuclei, "--split", "select", "--tile-px", "128")
-    yield stage("nuclei-test", *sa1b, nuclei, "--split", "test", "--tile-px", "128")
+    tiles = ("--tile-px", str(plan.form.tile_px))
+    yield stage("nuclei-select", *sa1b, nuclei, "--split", "select", *tiles)
+    yield stage("nuclei-test", *sa1b, nuclei, "--split", "test", *tiles)
     if plan.checkpoint is not None:
         return
     natural = str(plan.data / "natural_sa1b")
@@ -97,9 +100,10 @@ def _pretrain(plan: Plan) -> Stage:
     words = [
         *_training(plan, "pretrained", steps=steps, lr=8e-4, seed=0),
         *("--data.train", *(str(plan.shards(name)) for name in names)),
-        *("--data.train-weights", "6", "2", "1", "1"),
+        *("--data.train-weights", *map(str, plan.form.pretrain_weights)),
         *("--data.val", str(plan.shards("natural-val"))),
-        *("--data.augment.crop-px", "120", "320"),
+        *("--data.augment.crop-px", *map(str, plan.form.pretrain_crop_px)),
+        *("--engine.threads", str(plan.threads)),
         *("--sandwich.largest-only-steps", str(steps)),
     ]
     return Stage(
@@ -219,7 +223,9 @@ def _target(plan: Plan) -> Words:
     return [
         *("--data.train", str(plan.shards("nuclei-train"))),
         *("--data.val", str(plan.shards("nuclei-select"))),
-        *("--data.augment.crop-px", "96", "160"),
+        *("--data.augment.crop-px", *map(str, plan.form.crop_px)),
+        # The pretrained model has left empty masks behind; dice alone finds the outline best.
+        *("--loss.mask", "dice"),
     ]
 
 
@@ -280,7 +286,8 @@ def _search(plan: Plan, seed: int) -> Words:
         *("--run", str(plan.run(f"supernet-{seed}")), "--trials", str(plan.form.trials)),
         *("--data", str(plan.shards("nuclei-select")), "--seed", str(seed), "--threads", "1"),
         *("--searcher", "nsga2", "--objectives", "miou", "params_m", "--cluster", "inline"),
-        *("--protocol.prompt", "point", "--protocol.images", "null"),
+        *("--protocol.prompt", "point"),
+        *("--protocol.images", str(plan.form.search_images or "null")),
     ]
 
 
