@@ -48,6 +48,8 @@ SPEC = "spec.json"
 CARD_JSON, CARD = "card.json", "README.md"
 """Where it comes from and how good it is, for machines and for people."""
 ENCODER_ONNX, DECODER_ONNX = "encoder.onnx", "decoder.onnx"
+ENCODER_INT8_ONNX = "encoder_int8.onnx"
+"""The image encoder in eight bits, in the place of `encoder.onnx`."""
 
 NORM_EPS = 1e-6  # as segment-anything builds its encoders
 

@@ -18,6 +18,16 @@ class ExportRun(SubnetOfRun):
     """Folder to write; absent, empty, or this very export."""
     onnx: bool = False
     """Also write encoder.onnx and decoder.onnx, and compare their masks with PyTorch's."""
+    int8: bool = False
+    """Also write encoder_int8.onnx, the image encoder in eight bits, and measure what it loses and
+    gains; needs --onnx and held-out images."""
+    int8_max_loss: float = Field(0.02, ge=0, le=1)
+    """Refuse the export where eight bits lose more than this of the mIoU with a point or a box."""
+    int8_data: tuple[Path, ...] = ()
+    """Folders of shards whose images show the ranges of the activations, and none of which the
+    evaluation looks at; empty takes the run's training sets."""
+    int8_images: PositiveInt = 32
+    """Images of those to look at, spread evenly, cropped as in training."""
     finetune_steps: int = Field(0, ge=0)
     """Train the subnet alone for this many steps first, on the run's data."""
     finetune_lr: float | None = Field(None, gt=0)
@@ -39,4 +49,12 @@ class ExportRun(SubnetOfRun):
                 f"--finetune-lr {self.finetune_lr:g} is for a fine-tuning; say how long: "
                 "--finetune-steps N"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _int8_has_onnx(self) -> ExportRun:
+        if self.int8 and not self.onnx:
+            raise ValueError("--int8 quantises the encoder's ONNX file; add --onnx")
+        if self.int8_data and not self.int8:
+            raise ValueError("--int8-data is for eight bits; add --int8")
         return self

@@ -13,24 +13,17 @@ from typing import Any
 from segment_anything.modeling import Sam
 
 from supersam.config import ExportRun
-from supersam.config.evaluate import PROMPTS
 from supersam.data.sample import EvalImage
 from supersam.data.shards import ShardReader
-from supersam.evaluation import (
-    Difference,
-    EvalResult,
-    Predictor,
-    SamModelPredictor,
-    SubnetPredictor,
-    learn_priors,
-)
-from supersam.evaluation.evaluator import score_prompts
+from supersam.evaluation import SamModelPredictor, SubnetPredictor
 from supersam.evaluation.latency import describe_latency
-from supersam.evaluation.result import subtract
+from supersam.export.accuracy import measure_accuracy
 from supersam.export.check import check_images, max_difference
 from supersam.export.finetune import finetune, prepare_finetune
+from supersam.export.int8 import describe_int8, note_in_config, quantize_export
 from supersam.export.model_card import ModelCard, card_text
 from supersam.export.onnx import Parity, export_onnx
+from supersam.export.onnx_predictor import OnnxPredictor
 from supersam.export.plan import ExportPlan, is_there, plan_export
 from supersam.export.writer import export_subnet
 from supersam.model import SamSupernet
@@ -38,7 +31,6 @@ from supersam.runs.provenance import (
     describe_start,
     describe_training_data,
     git_commit,
-    training_folders,
     versions,
 )
 from supersam.runs.supernet import load_supernet
@@ -50,7 +42,7 @@ from supersam.runtime.logging import setup_logging
 from supersam.runtime.next_command import next_line
 from supersam.runtime.table import count
 from supersam.space import subnet_cost
-from supersam.standalone import CARD, CARD_JSON
+from supersam.standalone import CARD, CARD_JSON, ENCODER_INT8_ONNX
 from supersam.training.trainer import InterruptedRunError
 
 logger = logging.getLogger(__name__)
@@ -85,15 +77,25 @@ def _trained_supernet(plan: ExportPlan) -> SamSupernet:
 
 
 def _complete(plan: ExportPlan, supernet: SamSupernet, folder: Path, sam: Sam) -> dict[str, Any]:
-    """Compare, evaluate and measure; write the ONNX files and the card. Returns the card."""
-    sam = sam.to(supernet.pixel_mean.device)
+    """Compare, evaluate and measure; write the ONNX files and the card. Returns the card.
+
+    Raises UserError where eight bits lose more than the limit.
+    """
+    device = supernet.pixel_mean.device
+    sam = sam.to(device)
     readers = [ShardReader(path) for path in plan.data]
     images = check_images(readers, plan.space.shape.image_size)
     ours = SamModelPredictor(sam, keep_embedding=True)
-    theirs = SubnetPredictor(supernet, plan.spec)
-    difference = max_difference(ours, theirs, images)
+    difference = max_difference(ours, SubnetPredictor(supernet, plan.spec), images)
     logger.info("differs from the supernet by at most %g in a mask logit", difference)
-    metrics, differences = _evaluate(plan, ours, supernet, readers)
+    onnx = _write_onnx(sam, folder, images).to_dict() if plan.run.onnx else None
+    encoder = quantize_export(plan, sam, folder) if plan.run.int8 else None
+    sam.to(device)  # the ONNX files were written and compared on the CPU
+    quantized = None if encoder is None else OnnxPredictor(folder, ENCODER_INT8_ONNX)
+    accuracy = measure_accuracy(plan, ours, supernet, readers, int8=quantized)
+    int8 = None if encoder is None else describe_int8(plan, encoder, accuracy)
+    if int8 is not None:
+        note_in_config(folder, int8)
     card = ModelCard(
         name=f"{plan.train_run.name}-{plan.spec.key()}",
         identity=plan.identity,
@@ -111,11 +113,12 @@ def _complete(plan: ExportPlan, supernet: SamSupernet, folder: Path, sam: Sam) -
         selection_images=plan.selection_images,
         seen_in_training=plan.seen.detail if plan.seen is not None and plan.seen.seen else None,
         not_compared=plan.seen.detail if plan.seen and plan.seen.seen is None else None,
-        metrics={prompt: result.as_dict() for prompt, result in metrics.items()},
-        less_largest={prompt: asdict(found) for prompt, found in differences.items()},
+        metrics={prompt: result.as_dict() for prompt, result in accuracy.metrics.items()},
+        less_largest={prompt: asdict(found) for prompt, found in accuracy.less_largest.items()},
         max_difference_from_supernet=difference,
         latency=describe_latency(sam),
-        onnx=_write_onnx(sam, folder, images).to_dict() if plan.run.onnx else None,
+        onnx=onnx,
+        int8=int8,
         versions={**versions(), "git": git_commit()},
     )
     write_bytes(folder / CARD, card_text(card).encode())
@@ -127,43 +130,6 @@ def _decay(plan: ExportPlan) -> float | None:
     is_trained = plan.source.manifest is not None or plan.run.finetune_steps > 0
     decay = plan.train_run.optim.ema
     return decay if is_trained and decay > 0 else None
-
-
-def _evaluate(
-    plan: ExportPlan, ours: Predictor, supernet: SamSupernet, readers: list[ShardReader]
-) -> tuple[dict[str, EvalResult], dict[str, Difference]]:
-    """Score the exported model by prompt, and compare it with the largest subnet.
-
-    Both are empty without evaluation data. The largest subnet is left out where it is the exported
-    one, or where another subnet was trained alone.
-    """
-    if not readers:
-        return {}, {}
-    total = sum(reader.num_images for reader in readers)
-    looked_at = total if plan.images is None else plan.images
-    logger.info(
-        "evaluating it on %s of %s; --images N takes another number, --images None all",
-        f"{looked_at:,}",
-        count(total, "image"),
-    )
-    predictors, largest = [ours], plan.space.largest()
-    alone = plan.run.finetune_steps > 0 or plan.train_run.sandwich.only is not None
-    if plan.spec != largest and not alone:
-        predictors.append(SubnetPredictor(supernet, largest, keep_embedding=True))
-    scored = score_prompts(
-        predictors,
-        readers,
-        PROMPTS,
-        side=plan.space.shape.image_size,
-        limit=plan.images,
-        workers=None,
-        priors=learn_priors(training_folders(plan.train_run)),
-    )
-    results = {prompt: found[0] for prompt, found in scored.items()}
-    for prompt, result in results.items():
-        logger.info("%s: mIoU %.4f", prompt, result.miou)
-    pairs = {prompt: found for prompt, found in scored.items() if len(found) > 1}
-    return results, {prompt: subtract(*found) for prompt, found in pairs.items()}
 
 
 def _write_onnx(sam: Sam, folder: Path, images: list[EvalImage]) -> Parity:

@@ -85,8 +85,7 @@ def export_onnx(sam: Sam, folder: Path, images: Sequence[EvalImage]) -> Parity:
     Raises ParityError where they differ by more than the tolerances.
     """
     sam = sam.cpu()
-    _write_encoder(sam, folder / ENCODER_ONNX)
-    _write_decoder(sam, folder / DECODER_ONNX)
+    write_onnx(sam, folder)
     parity = compare(sam, folder, images)
     if not parity.holds:
         raise ParityError(
@@ -96,6 +95,12 @@ def export_onnx(sam: Sam, folder: Path, images: Sequence[EvalImage]) -> Parity:
             f"embedding {parity.max_embedding_error:.2g}"
         )
     return parity
+
+
+def write_onnx(sam: Sam, folder: Path) -> None:
+    """Write `encoder.onnx` and `decoder.onnx` of `sam`, which is on the CPU."""
+    _write_encoder(sam, folder / ENCODER_ONNX)
+    _write_decoder(sam, folder / DECODER_ONNX)
 
 
 def compare(sam: Sam, folder: Path, images: Sequence[EvalImage]) -> Parity:

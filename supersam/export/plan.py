@@ -18,7 +18,7 @@ from supersam.export.model_card import Identity
 from supersam.export.onnx import require_onnx
 from supersam.export.writer import damaged_files, require_free
 from supersam.runs.folder import validation_folders
-from supersam.runs.provenance import weights_id
+from supersam.runs.provenance import training_folders, weights_id
 from supersam.runs.seen_data import SeenData, seen_in_training
 from supersam.runs.subnet_reference import Selection, find_subnet, selection_of
 from supersam.runs.weights import WeightSource, find_weights, read_run
@@ -49,6 +49,17 @@ class ExportPlan:
     seen: SeenData | None
     """What training saw of them; None where there are none."""
     identity: Identity
+    calibration: tuple[Path, ...] = ()
+    """Folders of the shards that show the ranges of activations; empty without --int8."""
+
+    @property
+    def int8_settings(self) -> dict[str, Any]:
+        """What the eight bits of this export depend on, as plain values."""
+        return {
+            "data": _resolved(self.calibration),
+            "images": self.run.int8_images,
+            "max_loss": self.run.int8_max_loss,
+        }
 
 
 def plan_export(run: ExportRun) -> ExportPlan:
@@ -71,6 +82,7 @@ def plan_export(run: ExportRun) -> ExportPlan:
     data = tuple(run.data or final or validation_folders(train_run))
     readers = open_held_out(data)  # now, not after a fine-tuning
     total = sum(reader.num_images for reader in readers)
+    calibration = _calibration(run, train_run, readers) if run.int8 else ()
     return ExportPlan(
         run=run,
         train_run=train_run,
@@ -83,7 +95,28 @@ def plan_export(run: ExportRun) -> ExportPlan:
         selection_images=0 if selection is None else _selected_on(selection, readers),
         seen=_seen(train_run, source, data),
         identity=_identity(run, train_run, source, spec),
+        calibration=calibration,
     )
+
+
+def _calibration(
+    run: ExportRun, train_run: TrainRun, evaluated: Sequence[ShardReader]
+) -> tuple[Path, ...]:
+    """Find the shards that show the ranges of activations, none of them evaluated."""
+    if not evaluated:
+        raise UserError(
+            "--int8 measures what eight bits lose, and the run has no held-out images; name some: "
+            "--data DIR"
+        )
+    folders = tuple(run.int8_data or training_folders(train_run))
+    shared = shared_sources(evaluated, [ShardReader(folder) for folder in folders])
+    if shared.images > 0:
+        raise UserError(
+            f"{shared.images} of the images to evaluate are, {shared.how}, also in "
+            f"{', '.join(map(str, folders))}, from which --int8 takes the ranges of activations; "
+            "name other shards for one of the two: --int8-data DIR or --data DIR"
+        )
+    return folders
 
 
 def is_there(plan: ExportPlan) -> bool:
@@ -96,7 +129,7 @@ def is_there(plan: ExportPlan) -> bool:
         require_free(out)
         return False
     try:
-        before = _of_card(json.loads((out / CARD_JSON).read_text(encoding="utf-8")))
+        before = _of_card(plan, json.loads((out / CARD_JSON).read_text(encoding="utf-8")))
         damaged = damaged_files(out)
     except (OSError, ValueError, KeyError) as fault:
         raise UserError(f"{out} holds a damaged export ({fault}); choose another --out") from None
@@ -118,15 +151,19 @@ def is_there(plan: ExportPlan) -> bool:
     return True
 
 
-def _of_card(card: Mapping[str, Any]) -> dict[str, Any]:
+def _of_card(plan: ExportPlan, card: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the export that a card describes, named as in `_of_plan`."""
     data = map(Path, card["evaluation_data"])
     settings = {"license": card["license"], "images": card["evaluation_images"]}
+    if plan.run.int8:
+        settings["int8"] = (card.get("int8") or {}).get("settings")
     return {**card["identity"], **settings, "data": _resolved(data)}
 
 
 def _of_plan(plan: ExportPlan) -> dict[str, Any]:
-    settings = {"license": plan.run.license, "images": plan.images}
+    settings: dict[str, Any] = {"license": plan.run.license, "images": plan.images}
+    if plan.run.int8:
+        settings["int8"] = plan.int8_settings
     return {**asdict(plan.identity), **settings, "data": _resolved(plan.data)}
 
 
