@@ -141,16 +141,21 @@ def _wait_until_served(server: subprocess.Popen[bytes], port: int) -> None:
 
 
 def _instructions(logdir: Path, port: int) -> str:
-    pinned = json.dumps([{"plugin": "scalars", "tag": tag} for tag in _SHOWN_FIRST])
-    query = urllib.parse.urlencode({"pinnedCards": pinned}, safe=":,")
     address = f"http://localhost:{port}/"
     login = shlex.quote(f"{user_name()}@{host_name()}")
     return (
         f"TensorBoard of {logdir} at {address}\n"
         f"from your own computer:  ssh -N -L {port}:localhost:{port} {login}\n"
         f"then open {address} there; Ctrl-C ends it\n"
-        f"with validation on top: {address}?{query}#timeseries"
+        f"with validation on top: {address}?{pinned_query()}#timeseries"
     )
+
+
+def pinned_query() -> str:
+    """Return the part of TensorBoard's address that puts the validation above the other curves."""
+    cards = [{"plugin": "scalars", "tag": tag} for tag in _SHOWN_FIRST]
+    pinned = json.dumps(cards, separators=(",", ":"))
+    return urllib.parse.urlencode({"pinnedCards": pinned}, safe=":,")
 
 
 def user_name() -> str:
