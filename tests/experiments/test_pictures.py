@@ -1,4 +1,4 @@
-"""The pictures of the documentation: drawn from a search's folder, small enough for a repository."""
+"""The pictures of the documentation, drawn from a search's folder, and screenshots."""
 
 from __future__ import annotations
 
