@@ -127,9 +127,9 @@ def _complete(plan: ExportPlan, supernet: SamSupernet, folder: Path, sam: Sam) -
 
 def _decay(plan: ExportPlan) -> float | None:
     """Return the decay of the weights' moving average; None where they are not averaged."""
-    is_trained = plan.source.manifest is not None or plan.run.finetune_steps > 0
-    decay = plan.train_run.optim.ema
-    return decay if is_trained and decay > 0 else None
+    decay, manifest = plan.train_run.optim.ema, plan.source.manifest
+    is_kept = manifest is not None and manifest.has_average
+    return decay if decay > 0 and (is_kept or plan.run.finetune_steps > 0) else None
 
 
 def _write_onnx(sam: Sam, folder: Path, images: list[EvalImage]) -> Parity:

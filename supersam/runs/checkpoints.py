@@ -55,6 +55,11 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     """Of this software and of torch."""
 
+    @property
+    def has_average(self) -> bool:
+        """Whether the checkpoint holds a moving average of the weights."""
+        return any(name.startswith("average-") for name in self.files)
+
 
 class SavedCheckpoints:
     """The finished checkpoints of one run folder."""

@@ -1,12 +1,13 @@
 """launch/export.py: its folder, its numbers, and what it refuses."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 
-from supersam.config import UserError
+from supersam.config import UserError, dump_run
 from supersam.data.dataset import EvalDataset
 from supersam.data.loader import build_eval_loader
 from supersam.data.shards import ShardReader
@@ -15,6 +16,7 @@ from supersam.export import load_subnet
 from supersam.export.command import run_export
 from supersam.export.model_card import ModelCard
 from supersam.runs.checkpoint_io import CheckpointManager, read_weights
+from supersam.runs.checkpoints import TrainState
 from supersam.runs.supernet import load_supernet
 from supersam.runs.weights import find_weights
 from supersam.runtime.distributed import World
@@ -258,3 +260,33 @@ def test_a_share_of_the_images_is_looked_at_by_default(trained, exported):
     before = content(exported)
     assert run_export(export_of(trained, exported, images=None)) == 0
     assert content(exported) == before
+
+
+def test_a_share_is_said_with_how_to_take_all(trained, tmp_path, capsys):
+    assert run_export(export_of(trained, tmp_path / "few", images=2)) == 0
+    said = capsys.readouterr()
+    assert "on 2 images, spread evenly; --images None takes all" in said.out
+    assert "evaluating it on 2 of " in said.err
+
+
+@pytest.mark.parametrize("is_averaged", [False, True])
+def test_a_card_says_where_the_weights_are_averaged(trained, space, tmp_path, is_averaged):
+    optim = trained.optim.model_copy(update={"ema": 0.99})
+    run = trained.model_copy(update={"run": tmp_path / "run", "optim": optim})
+    shutil.copytree(trained.folder, run.folder, ignore=shutil.ignore_patterns("step-*"))
+    (run.folder / "run.yaml").write_text(dump_run(run))
+    supernet = load_supernet(trained, space, find_weights(trained, "last"))
+    CheckpointManager(run.folder, run.checkpoint, World.single()).save(
+        supernet,
+        iter(()),
+        TrainState(step=3),
+        average=dict(supernet.named_parameters()) if is_averaged else {},
+        order={},
+        data=[],
+        versions={},
+    )
+    out = tmp_path / "out"
+    assert run_export(export_of(run, out, images=1)) == 0
+    assert card_of(out)["averaged"] == (0.99 if is_averaged else None)
+    told = "moving average of the weights, decay 0.99" in (out / "README.md").read_text()
+    assert told == is_averaged
