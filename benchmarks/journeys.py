@@ -32,6 +32,8 @@ GOALS = {
     "train": ["training/trainer.py:train_step"],
     "search": ["search/evaluator.py:evaluate", "search/journal.py:append"],
 }
+OWN = r"^launch/|supersam|submitit|default_worker"
+"""In a word of each command line whose process may run this project's code."""
 MOST_FILES = {"train": 22, "search": 18}
 TINY = {
     "model": {"name": "tiny", "embed_dim": 32, "depth": 2, "num_heads": 2, "global_layers": [1],
@@ -188,13 +190,14 @@ class Trace:
 
 def be_python(folder, python, tree, goals, *words):
     """Do what `python WORDS` does, under the profiler; processes that it starts do the same."""
-    trace = Trace(folder, tree, goals)
-    atexit.register(trace.write)
     sys.executable, words = python, list(words)
     while words[0].startswith("-") and words[0] not in ("-m", "-c"):
         words = words[2:] if words[0] in ("-X", "-W") else words[1:]
-    threading.setprofile(trace.see)
-    sys.setprofile(trace.see)
+    if any(re.search(OWN, word) for word in words):  # Ray's own processes are slow enough
+        trace = Trace(folder, tree, goals)
+        atexit.register(trace.write)
+        threading.setprofile(trace.see)
+        sys.setprofile(trace.see)
     if words[0] == "-c":
         sys.argv, sys.path[0] = ["-c", *words[2:]], ""
         exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
