@@ -2,9 +2,10 @@
 
 python -m experiments.pictures --search runs/nuclei_supernet/results/search
 
-Writes to --out: masks.png (a strip: prompts, annotation, three subnets), front.svg, and, where a
-Chromium is found, report-desktop.png, report-phone.png, report-dark.png and tensorboard.png. The
-search must have its report (launch/report.py). Nothing of the search's folder is changed.
+Writes to --out: subnets.svg (three subnets of ViT-B, without any search), and with --search:
+masks.png (a strip: prompts, annotation, three subnets), front.svg, and, where a Chromium is found,
+report-desktop.png, report-phone.png, report-dark.png and tensorboard.png. The search must have its
+report (launch/report.py). Nothing of the search's folder is changed.
 """
 
 import argparse
@@ -23,9 +24,13 @@ from PIL import Image
 from supersam.cluster.rendezvous import free_port
 from supersam.config import SearchRun, load_run
 from supersam.config.files import FIGURES, REPORT_FILE, SEARCH_YAML
+from supersam.search.report.drawing import draw_subnet
+from supersam.search.report.parts import render_drawing
+from supersam.space import SHAPES, published_space, subnet_cost
 from supersam.status.tensorboard import link_boards, pinned_query
 
 STRIP_PX = 1000
+SPACE_PX = 24
 COLOURS = 128
 """Of a picture's palette: screenshots stay below 150 KB."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -35,6 +40,14 @@ HOST = "127.0.0.1"
 def main() -> None:
     args = parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    draw_subnets(args.out / "subnets.svg")
+    if args.search is not None:
+        draw_search(args)
+    for path in sorted(args.out.iterdir()):
+        print(f"{path}: {path.stat().st_size / 1024:.0f} KiB")
+
+
+def draw_search(args: argparse.Namespace) -> None:
     draw_strip(args.search / FIGURES / "masks.png", args.out / "masks.png")
     shutil.copyfile(args.search / FIGURES / "front.svg", args.out / "front.svg")
     browser = args.browser or next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -47,13 +60,11 @@ def main() -> None:
     shoot(browser, page, args.out / "report-dark.png", (1280, 900), dark=True)
     with serve_boards(args.logdir or load_run(SearchRun, args.search / SEARCH_YAML).run) as board:
         shoot(browser, board, args.out / "tensorboard.png", (1280, 900), wait_s=args.wait_s)
-    for path in sorted(args.out.iterdir()):
-        print(f"{path}: {path.stat().st_size / 1024:.0f} KiB")
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--search", type=Path, required=True, help="folder of a finished search")
+    parser.add_argument("--search", type=Path, help="folder of a finished search")
     parser.add_argument("--logdir", type=Path, help="curves to show; by default the run's")
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     parser.add_argument("--browser", help="a Chromium")
@@ -61,6 +72,22 @@ def parse_args() -> argparse.Namespace:
         "--wait-s", type=float, default=60.0, help="for TensorBoard to draw; of virtual time"
     )
     return parser.parse_args()
+
+
+def draw_subnets(path: Path) -> None:
+    """The largest, the medium and the smallest subnet of ViT-B's published space, side by side."""
+    shape = SHAPES["vit_b"]
+    space, parts, x = published_space(shape), [], 0
+    for name in ("largest", "medium", "smallest"):
+        spec = getattr(space, name)()
+        drawing = draw_subnet(spec, shape, name=name)
+        title = f"{name}: {subnet_cost(spec, shape).params_m:.1f} M parameters"
+        parts.append(f'<text x="{x + 4}" y="16" font-size="14">{title}</text>')
+        parts.append(render_drawing(drawing).replace("<svg ", f'<svg x="{x}" y="24" ', 1))
+        x += drawing.width + SPACE_PX
+    size = f"{x - SPACE_PX} {drawing.height + 24}"
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" fill="#64748b" '
+    path.write_text("\n".join([f'{head}font-family="sans-serif">', *parts, "</svg>\n"]))
 
 
 def draw_strip(source: Path, path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from experiments import pictures
+from tests.paths import ROOT
 
 
 @pytest.fixture
@@ -33,6 +34,12 @@ def test_without_a_browser_the_figures_are_drawn_and_it_is_said(
     assert "no screenshots" in capsys.readouterr().out
     assert (tmp_path / "images" / "front.svg").read_text() == "<svg/>"
     assert Image.open(tmp_path / "images" / "masks.png").size == (960, 288)
+
+
+def test_the_picture_of_subnets_in_the_docs_is_what_the_script_draws(tmp_path):
+    pictures.draw_subnets(tmp_path / "subnets.svg")
+    kept = ROOT / "docs" / "images" / "subnets.svg"
+    assert (tmp_path / "subnets.svg").read_text() == kept.read_text()
 
 
 @pytest.mark.skipif(

@@ -16,7 +16,7 @@ from supersam.model import load_sam  # noqa: E402 - after the skips
 from supersam.space import EncoderShape  # noqa: E402 - after the skips
 from supersam.standalone import DECODER_ONNX, ENCODER_ONNX  # noqa: E402 - after the skips
 
-SHAPE = EncoderShape(64, 2, 2, (1,), image_size=1024)
+SHAPE = EncoderShape(64, 2, 2, (), image_size=1024)
 """The classes take 1024 pixels; the rest is as small as it can be."""
 
 
@@ -44,16 +44,15 @@ def test_the_classes_open_the_files_and_find_the_predictors_masks(sam, theirs, s
     np.testing.assert_allclose(
         embedding["image_embedding"], predictor.features.numpy(), rtol=0, atol=1e-3
     )
-    for mark, prompt in (
-        ({"type": "point", "data": [120, 90], "label": 1}, {"point_coords": [[120, 90]]}),
-        ({"type": "rectangle", "data": [40, 30, 200, 180]}, {"box": [40, 30, 200, 180]}),
-    ):
-        found = theirs.predict_masks(embedding, [mark])[0]
-        prompt = {name: np.array(value, float) for name, value in prompt.items()}
-        labels = {"point_labels": np.array([1])} if "point_coords" in prompt else {}
-        single, _, _ = predictor.predict(**prompt, **labels, multimask_output=False)
-        several, _, _ = predictor.predict(**prompt, **labels, multimask_output=True)
-        expected = np.concatenate([single, several])
-        assert found.shape == expected.shape
-        assert ((found > sam.mask_threshold) == expected).mean() > 0.999
-        assert 0 < expected.mean() < 1
+    marks = [
+        {"type": "point", "data": [120, 90], "label": 1},
+        {"type": "point", "data": [30, 200], "label": 0},
+    ]
+    found = theirs.predict_masks(embedding, marks)[0]
+    points, labels = np.array([[120.0, 90.0], [30.0, 200.0]]), np.array([1, 0])
+    single, _, _ = predictor.predict(points, labels, multimask_output=False)
+    several, _, _ = predictor.predict(points, labels, multimask_output=True)
+    expected = np.concatenate([single, several])
+    assert found.shape == expected.shape
+    assert ((found > sam.mask_threshold) == expected).mean() > 0.999
+    assert 0 < expected.mean() < 1
