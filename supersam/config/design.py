@@ -132,6 +132,8 @@ class DesignRun(Section):
     """The search space; evidence, figures and reordered weights go to a folder beside it."""
     model: str | None = None
     """vit_t, vit_s, vit_b, vit_l or vit_h, to insist on; null takes what the checkpoint holds."""
+    image_size: PositiveInt | None = None
+    """Side of the square input, pixels, a multiple of 16; null takes the checkpoint's own."""
     calibration: CalibrationConfig = CalibrationConfig()
     importance: ImportanceConfig = ImportanceConfig()
     scan: ScanConfig = ScanConfig()

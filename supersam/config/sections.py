@@ -60,7 +60,8 @@ class ModelConfig(Section):
     """Weights to start from: a file in the format of `sam_vit_b_01ec64.pth`, or the folder of
     another run of the same model or of one of its checkpoints; null draws random ones."""
     image_size: PositiveInt | None = None
-    """Side of the square input, pixels; null takes the named model's."""
+    """Side of the square input, pixels, a multiple of 16; null takes the named model's. Where a
+    `checkpoint` was made for another size, its positions are interpolated."""
     embed_dim: PositiveInt | None = None
     """Channels of the residual stream; null takes the named model's."""
     depth: PositiveInt | None = None

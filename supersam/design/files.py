@@ -91,6 +91,11 @@ def _require_same_start(run: DesignRun) -> None:
     if not before.is_file():
         raise UserError(f"{run.out} exists and no design made it; choose another --out FILE")
     saved = load_run(DesignRun, before)
+    if saved.image_size != run.image_size:
+        raise UserError(
+            f"{run.out} is a design with --image-size {saved.image_size}, and now --image-size "
+            f"{run.image_size} was asked for; choose another --out FILE"
+        )
     for name, old, new in (
         ("checkpoint", [saved.checkpoint], [run.checkpoint]),
         ("data", saved.data, run.data),

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -24,12 +24,12 @@ from supersam.design.scores import embedding_loss
 from supersam.design.sensitivity import cache_content
 from supersam.model import Prediction, SamSupernet
 from supersam.model.losses import subnet_loss
-from supersam.runs.supernet import load_model
+from supersam.runs.supernet import load_model, resized
 from supersam.runtime.device import choose_device
 from supersam.runtime.distributed import World, barrier, close_world, init_world, share_cores
 from supersam.runtime.logging import setup_logging
 from supersam.runtime.table import count, duration
-from supersam.space import SHAPES, describe_shape
+from supersam.space import SHAPES, EncoderShape, describe_shape
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -72,20 +72,26 @@ def design(run: DesignRun) -> None:
 
 def load_start(run: DesignRun) -> Start:
     """Load the weights that `run.checkpoint` names as a supernet, and what is known of them."""
-    supernet, trained = load_model(run.checkpoint)
+    supernet, trained = load_model(run.checkpoint, image_size=run.image_size)
     if trained is None:
         start = Start(supernet, describe_shape(supernet.space.shape), None)
     else:
-        start = Start(supernet, trained.model, trained.data.augment.crop_px)
+        model = resized(trained.model, run.image_size)
+        start = Start(supernet, model, trained.data.augment.crop_px)
     found = start.supernet.space.shape
     if run.model is not None and run.model not in SHAPES:
         raise UserError(f"--model {run.model!r} is not one of {', '.join(SHAPES)}; or leave it out")
-    if run.model is not None and SHAPES[run.model] != found:
+    if run.model is not None and _shape_named(run.model, run.image_size) != found:
         raise UserError(
             f"checkpoint {run.checkpoint} holds {_words(start.model)}, and --model {run.model} was "
             "asked for; name its file, or leave --model out"
         )
     return start
+
+
+def _shape_named(name: str, image_size: int | None) -> EncoderShape:
+    shape = SHAPES[name]
+    return shape if image_size is None else replace(shape, image_size=image_size)
 
 
 def gather_evidence(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from supersam.config import UserError
 from supersam.model.checkpoint_file import read_checkpoint
 from supersam.model.initialize import initialize
+from supersam.model.input_size import fit_positions
 from supersam.space import SHAPES, EncoderShape
 from supersam.space.shape import NECK_CHANNELS, PATCH_PX
 from supersam.standalone import NORM_EPS, build_mask_decoder, build_prompt_encoder
@@ -26,7 +27,8 @@ def load_sam(model: str | EncoderShape, checkpoint: Path | None = None, *, seed:
 
     Args:
         model: a name in `SHAPES` (vit_t, vit_s, vit_b, vit_l, vit_h) or the sizes themselves.
-        checkpoint: weights as `read_checkpoint` reads them; None draws random ones.
+        checkpoint: weights as `read_checkpoint` reads them, of any input size (`fit_positions`);
+            None draws random ones.
         seed: seeds the random weights; the global random state is left alone.
 
     Raises:
@@ -43,7 +45,7 @@ def load_sam(model: str | EncoderShape, checkpoint: Path | None = None, *, seed:
         if state is None:
             initialize(sam)
     if state is not None:
-        _load_state(sam, state, checkpoint)
+        sam.load_state_dict(_fitted(sam, model, state, checkpoint))
     return sam.eval()
 
 
@@ -109,16 +111,14 @@ def require_fitting(shape: EncoderShape, checkpoint: Path) -> None:
     """Raise UserError, as `load_sam` would, where the file does not hold a model of `shape`."""
     with torch.device("meta"):
         sam = build_sam(shape)
-    _require_same_names(sam, read_checkpoint(checkpoint), checkpoint)
+    _fitted(sam, shape, read_checkpoint(checkpoint), checkpoint)
 
 
-def _load_state(sam: Sam, state: dict[str, Tensor], path: Path | None) -> None:
-    _require_same_names(sam, state, path)
-    sam.load_state_dict(state)
-
-
-def _require_same_names(sam: Sam, state: dict[str, Tensor], path: Path | None) -> None:
-    wanted = sam.state_dict()
+def _fitted(
+    sam: Sam, shape: EncoderShape, saved: dict[str, Tensor], path: Path | None
+) -> dict[str, Tensor]:
+    """`saved` at the input size of `sam`. Raises UserError where it is of another model."""
+    wanted, state = sam.state_dict(), fit_positions(saved, shape, path)
     faults = {
         "missing": [name for name in wanted if name not in state],
         "unexpected": [name for name in state if name not in wanted],
@@ -132,8 +132,9 @@ def _require_same_names(sam: Sam, state: dict[str, Tensor], path: Path | None) -
         details = "; ".join(f"{len(v)} {k}: {_few(v)}" for k, v in faults.items() if v)
         raise UserError(
             f"checkpoint {path} does not fit this model: {details}. The file looks like: "
-            f"{infer_model(state)}"
+            f"{infer_model(saved)}"
         )
+    return state
 
 
 def _few(names: Iterable[Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from supersam.config.files import (
@@ -145,8 +146,8 @@ def require_weights(run: TrainRun) -> None:
         start if not (start / CHECKPOINT_MANIFEST).is_file() else start.parent.parent
     ) / RUN_FILE
     if start.is_dir() and other.is_file():
-        shape = resolve_shape(load_run(TrainRun, other).model)
-        if shape != resolve_shape(run.model):
+        theirs, ours = resolve_shape(load_run(TrainRun, other).model), resolve_shape(run.model)
+        if replace(theirs, image_size=ours.image_size) != ours:
             raise UserError(
                 f"--model.checkpoint {start} trained a model of other sizes; see {other}"
             )
