@@ -10,7 +10,7 @@ from pathlib import Path
 
 from supersam.config.files import LOGS
 from supersam.health.records import Fault, RankHeartbeat
-from supersam.runtime.table import duration
+from supersam.runtime.table import count, duration
 from supersam.status.logs import Finding, cause_of, find_signs, is_echo
 from supersam.status.run import RunRecord
 
@@ -76,7 +76,7 @@ def _silent_job(record: RunRecord) -> str:
 
 def _kept(record: RunRecord) -> str:
     lost = record.step - record.saved_step
-    again = f", {lost} step(s) will be taken again" if lost > 0 else ""
+    again = f", {count(lost, 'step')} will be taken again" if lost > 0 else ""
     return f"; saved at step {record.saved_step}{again}"
 
 

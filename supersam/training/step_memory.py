@@ -34,6 +34,7 @@ from supersam.model.kernels.operator import fused_attention
 from supersam.model.losses import subnet_loss
 from supersam.model.sam import build_sam
 from supersam.runtime.device import computes_bf16
+from supersam.runtime.table import count
 from supersam.space import EncoderShape, build_space, resolve_shape
 from supersam.training.engine import freeze_untrained, trainable_parameters
 
@@ -227,6 +228,6 @@ def describe_memory(memory: StepMemory, images: int) -> str:
     gib = 2**30
     return (
         f"memory of a rank: {memory.total / gib:.2f} GiB; weights {memory.weights / gib:.2f}, "
-        f"optimizer state {memory.optimizer / gib:.2f}, gradients and activations of {images} "
-        f"image(s) at once {memory.step / gib:.2f}"
+        f"optimizer state {memory.optimizer / gib:.2f}, gradients and activations of "
+        f"{count(images, 'image')} at once {memory.step / gib:.2f}"
     )

@@ -88,6 +88,21 @@ def test_python_dash_m_is_the_same_door():
     assert done.stdout == f"supersam {__version__}\n"
 
 
+def test_an_interrupt_while_the_command_line_is_imported_leaves_one_word():
+    script = (
+        "import builtins, sys\n"
+        "def stopped(name, *rest, real=builtins.__import__):\n"
+        "    if name == 'pydantic': raise KeyboardInterrupt\n"
+        "    return real(name, *rest)\n"
+        "builtins.__import__ = stopped\n"
+        "from supersam.cli import main\n"
+        "main()"
+    )
+    words = [sys.executable, "-c", script, "config"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "stopped\n")
+
+
 def test_a_command_that_is_interrupted_leaves_one_word_and_no_traceback():
     script = (
         "from supersam.cli import *; sys.excepthook = excuse_interrupt; raise KeyboardInterrupt"

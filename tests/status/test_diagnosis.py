@@ -123,7 +123,7 @@ def test_a_mistake_keeps_its_own_words(tmp_path: Path) -> None:
 
 def test_a_second_ctrl_c_is_told_with_the_steps_that_it_costs(tmp_path: Path) -> None:
     run_ranks(tmp_path, "raise KeyboardInterrupt")
-    said = "stopped at once by a second Ctrl-C at step 3; saved at step 2, 1 step(s) will be"
+    said = "stopped at once by a second Ctrl-C at step 3; saved at step 2, 1 step will be"
     assert why(tmp_path) == ("stopped", f"{said} taken again")
 
 
@@ -131,7 +131,7 @@ def test_success_and_a_stop_on_request_are_no_failures(tmp_path: Path) -> None:
     run_ranks(tmp_path, "heartbeat.end_step(10)")
     assert why(tmp_path) == ("finished", "finished: 10 steps")
     run_ranks(tmp_path, "heartbeat.enter('stopped')")
-    said = "stopped on request at step 3; saved at step 2, 1 step(s) will be taken again"
+    said = "stopped on request at step 3; saved at step 2, 1 step will be taken again"
     assert why(tmp_path) == ("stopped", said)
     started = start_attempt(tmp_path, job_id="7", hosts=["n1"], world_size=1)
     end_attempt(tmp_path, started, "cancelled", 143)  # as after a scancel

@@ -81,4 +81,4 @@ def test_weights_and_optimizer_state_are_the_parameters(tiny_space):
     assert alone.weights == of_four.weights == pytest.approx(4 * parameters, rel=0.01)
     assert alone.optimizer == pytest.approx(12 * parameters, rel=0.02)
     assert of_four.optimizer == pytest.approx(alone.optimizer / 4, rel=1e-3)
-    assert "of 1 image(s) at once" in describe_memory(alone, 1)
+    assert "of 1 image at once" in describe_memory(alone, 1)
