@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,7 +20,7 @@ from supersam.runtime.process import ends_with_reader, no_gc_while_importing
 from supersam.runtime.table import aligned, count
 from supersam.search.final_score import FinalScore
 from supersam.search.folder import check_folder
-from supersam.search.front import SearchResult, front_entries
+from supersam.search.front import SearchResult, best, cheapest, front_entries, knee
 from supersam.search.inputs import SearchInputs, find_inputs, require_searchable
 from supersam.search.journal import Trial
 from supersam.search.prefix import generation_bytes
@@ -142,25 +144,47 @@ def _kept(search: SearchRun, inputs: SearchInputs) -> str:
 
 
 def format_front(result: SearchResult, objectives: tuple[str, ...]) -> str:
-    """An aligned table of the references and the front."""
+    """An aligned table of the references and the front, its lines named as SEARCH#N names them."""
     names = list(dict.fromkeys(("miou", *objectives, "params_m", "flops_g")))
     scores = result.comparisons()
-    header = ["subnet", *names, "95 % interval"]
-    header += ["on final data", "95 % interval", "less largest", "95 %"] if scores else []
+    header = ["subnet", *(_UNITS[name][0] for name in names), "95 % interval"]
+    header += ["final mIoU", "95 % interval", "less largest", "95 %"] if scores else []
     rows: list[tuple[str, Trial, FinalScore | None]] = [
         (name, trial, None) for name, trial in result.references.items()
     ]
-    rows += [(t.spec.key(), t, scores.get(t.spec.key())) for t in result.front]
+    named = _place_names(result.front)
+    rows += [(named[i], t, scores.get(t.spec.key())) for i, t in enumerate(result.front)]
     lines = [header]
     lines += [[name, *_cells(t, names), *(_final_cells(s) if s else [])] for name, t, s in rows]
     lines = [[*line, *[""] * (len(header) - len(line))] for line in lines]
     ending = f"{count(result.num_trials, 'trial')}, {result.folder}"
-    return "\n".join([aligned(lines), *_final_words(result), ending])
+    words = [textwrap.fill(line, width=100) for line in _final_words(result)]
+    return "\n".join([aligned(lines, right=range(1, len(header))), *words, ending])
+
+
+_UNITS = {
+    "miou": ("mIoU", ".4f"),
+    "params_m": ("M parameters", ".2f"),
+    "flops_g": ("GFLOPs", ".2f"),
+    "latency_ms": ("ms", ".2f"),
+    "peak_mem_mib": ("MiB", ".1f"),
+}
+"""Heading and form of each metric in a table."""
+
+
+def _place_names(front: Sequence[Trial]) -> list[str]:
+    """`#0`, `#1 knee`, ...: what `--subnet SEARCH#...` takes."""
+    if not front:
+        return []
+    names, trials = [f"#{place}" for place in range(len(front))], list(front)
+    for name, pick in (("cheapest", cheapest), ("knee", knee), ("best", best)):
+        names[trials.index(pick(trials))] += f" {name}"
+    return names
 
 
 def _cells(trial: Trial, names: list[str]) -> list[str]:
     metrics = trial.metrics
-    cells = [f"{metrics[name]:.4f}" if name in metrics else "-" for name in names]
+    cells = [format(metrics[n], _UNITS[n][1]) if n in metrics else "-" for n in names]
     found = (metrics["miou_lo"], metrics["miou_hi"]) if "miou_lo" in metrics else None
     return [*cells, _interval(found)]
 

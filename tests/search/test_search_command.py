@@ -14,13 +14,15 @@ from supersam.config import UserError
 from supersam.config.files import SWEEP_JSON
 from supersam.runtime.signals import stop_requested
 from supersam.search import read_journal
-from supersam.search.command import run_search_here
+from supersam.search.command import format_front, run_search_here
 from supersam.search.evaluator import SubnetEvaluator
 from supersam.search.folder import prepare_folder
+from supersam.search.front import SearchResult
 from supersam.search.inputs import find_inputs
 from supersam.search.session import run_search
 from supersam.search.sweep import expand
 from tests.search.tiny_search import search, tiny_search
+from tests.search.trials import make_trial
 
 
 def test_a_complete_search_is_not_submitted(run, undisturbed, monkeypatch, capsys):
@@ -126,3 +128,31 @@ def test_a_signal_before_the_search_begins_is_not_lost(run, tmp_path, closed_for
     assert result.stopped_by == signal.SIGUSR2
     assert read_journal(tmp_path / "s" / "journal.jsonl") == []
     assert search(run, tmp_path / "s").finished
+
+
+def test_the_table_names_lines_as_a_subnet_is_asked_for_and_has_units(tmp_path):
+    sizes = ((0.40, 2.0, 1.0), (0.52, 3.0, 1.5), (0.55, 8.0, 4.0))
+    front = tuple(
+        make_trial(number, miou=miou, params_m=params, flops_g=flops, miou_lo=0.1, miou_hi=0.9)
+        for number, (miou, params, flops) in enumerate(sizes)
+    )
+    result = SearchResult(
+        tmp_path, front, references={"largest": front[2]}, num_trials=1, finished=True
+    )
+    lines = format_front(result, ("miou", "params_m", "latency_ms")).splitlines()
+    assert lines[0].split("  ")[-1] == "95 % interval"
+    assert ["subnet", *lines[0].split()[1:6]] == [
+        "subnet",
+        "mIoU",
+        "M",
+        "parameters",
+        "ms",
+        "GFLOPs",
+    ]
+    assert [line[:11].rstrip() for line in lines[1:5]] == [
+        "largest", "#0 cheapest", "#1 knee", "#2 best",
+    ]  # fmt: skip
+    assert "0.5200" in lines[3]
+    assert "3.00" in lines[3]
+    assert lines[-1] == f"1 trial, {tmp_path}"
+    assert max(map(len, lines[:-1])) <= 100
