@@ -25,7 +25,7 @@ from supersam.cluster.rendezvous import RANK_VARIABLES
 from supersam.cluster.slurm.commands import require_slurm, slurm_errors_to_user
 from supersam.config import TrainRun, UserError
 from supersam.config.errors import USAGE_ERROR, print_error
-from supersam.config.files import CANCEL_FILE, JOB_FILE, TENSORBOARD
+from supersam.config.files import CANCEL_FILE, DESIGN_CACHE, JOB_FILE, TENSORBOARD
 from supersam.health.records import ATTEMPT_VARIABLE, saved_step
 from supersam.runs.attempts import end_attempt, reason_of, start_attempt
 from supersam.runs.claim import FolderInUseError, claimed, require_unclaimed
@@ -73,6 +73,8 @@ def submit(run: RankedRun) -> int:
 
 
 _HEARTBEAT_S = 10.0  # of a design
+_OF_WORK = (TENSORBOARD, DESIGN_CACHE, JOB_FILE)
+"""Where one of them is, there is something to keep."""
 
 
 class _ToldError(UserError):
@@ -81,17 +83,17 @@ class _ToldError(UserError):
 
 @contextlib.contextmanager
 def _worthless_removed(run: RankedRun) -> Iterator[None]:
-    """Remove the folder of a new training that a user's mistake ends before its first step.
+    """Remove the folder of a new training or design that a user's mistake ends before it begins.
 
-    The mended command is then no other run in the same folder.
+    The mended command then meets no other run in the same folder.
     """
-    is_new = isinstance(run, TrainRun) and not run.folder.exists()
+    is_new = not run.folder.exists()
     try:
         yield
     except FolderInUseError:
         raise
     except UserError:
-        if is_new and not any((run.folder / name).exists() for name in (TENSORBOARD, JOB_FILE)):
+        if is_new and not any((run.folder / name).exists() for name in _OF_WORK):
             shutil.rmtree(run.folder, ignore_errors=True)
         raise
 

@@ -17,11 +17,12 @@ from supersam.cluster.ranked_run import RankedRun, execute_ranked_run, load_rank
 from supersam.cluster.rendezvous import join_step
 from supersam.config import UserError
 from supersam.config.errors import print_error
-from supersam.runtime.process import no_gc_while_importing
+from supersam.runtime.process import no_gc_while_importing, outlive_readers
 
 
 def main(folder: Path) -> int:
     """Execute the prepared run of `folder`. Returns the exit code."""
+    outlive_readers()
     started_by_slurm = "RANK" not in os.environ
     on_terminal = os.environ.get("RANK") == "0"
     if on_terminal:

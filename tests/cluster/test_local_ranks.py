@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from supersam.health.records import read_heartbeats
+from supersam.config import TrainRun, load_run
+from supersam.health.records import read_heartbeats, saved_step
+from supersam.runs.checkpoint_io import CheckpointManager
+from supersam.runtime.distributed import World
 from tests.cluster.tiny_run import ENDLESS, Training, why
 from tests.paths import ROOT
 from tests.patience import PATIENCE_S
@@ -116,3 +119,25 @@ def test_what_follows_a_training_here_is_done_here(tmp_path: Path):
     run = Training(tmp_path / "run", *then, tasks=2)
     assert run.end() == 0
     assert len(list((run.folder / "results").glob("evaluate-*-step-000004.json"))) == 1
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_local_ranks_at_once_and_loses_nothing_saved(tmp_path: Path):
+    often = ("--checkpoint.every-steps", "2", "--checkpoint.keep-last", "2")
+    run = Training(tmp_path / "run", *ENDLESS, *often, tasks=2)
+    try:
+        run.wait_for_step(3)
+        pids = [run.process.pid, *(beat.pid for beat in read_heartbeats(run.folder))]
+        saved = saved_step(run.folder)
+        for _ in range(2):  # a terminal sends it to all of them
+            for pid in pids:
+                os.kill(pid, signal.SIGINT)
+    finally:
+        run.process.terminate()
+    assert run.end() in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+    assert saved >= 2
+    asked = load_run(TrainRun, run.folder / "run.yaml")
+    found = CheckpointManager(run.folder, asked.checkpoint, World.single()).latest()
+    assert found is not None
+    assert found[1].state.step >= saved
+    assert not [path for path in run.folder.glob("checkpoints/*") if ".tmp." in path.name]

@@ -1,13 +1,16 @@
 """RemovalEffect is found and named, and nothing but the damaged record is lost."""
 
+import re
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from supersam.config import ShardRun, exit_code
+from supersam.config import ShardRun, UserError, exit_code
 from supersam.data.command import run_shard
+from supersam.data.manifest import read_manifest
 from supersam.data.shards import BadRecordError, ShardFolderError, ShardReader
 from supersam.data.verify import verify_shards
 from tests.data.samples import write_shards
@@ -179,3 +182,12 @@ def test_a_folder_without_anything_of_a_set_is_a_users_mistake(tmp_path, capsys)
         assert message.startswith("error: ")
         assert str(folder) in message
         assert told in message
+
+
+def test_a_relative_folder_is_told_with_the_place_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = f"no folder shards/val in {tmp_path}; run the command in the folder from which"
+    with pytest.raises(UserError, match=re.escape(place)):
+        read_manifest(Path("shards/val"))
+    with pytest.raises(UserError, match=f"no folder {tmp_path}/shards; convert a source into it"):
+        read_manifest(tmp_path / "shards")

@@ -104,6 +104,17 @@ def test_a_second_design_measures_nothing_again(designed, checkpoint, synthetic_
     assert all(len(c) <= 2 for c in read_space(designed / "space.yaml", TINY).mlp_widths)
 
 
+def test_weights_that_diverged_are_named_and_leave_nothing(checkpoint, synthetic_shards, tmp_path):
+    weights = torch.load(checkpoint)
+    weights["image_encoder.blocks.1.mlp.lin1.weight"][0, 0] = torch.nan
+    torch.save(weights, tmp_path / "nan.pth")
+    words = ("--data", synthetic_shards, "--checkpoint", "nan.pth", *FLAGS)
+    done = launch("design.py", *words, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "image_encoder.blocks.1.mlp.lin1.weight are NaN" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["nan.pth"]
+
+
 def test_a_design_of_other_weights_or_images_is_not_overwritten(
     designed, checkpoint, synthetic_shards, held_out_shards, tmp_path
 ):
