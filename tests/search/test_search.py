@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 
 import numpy as np
@@ -14,7 +15,7 @@ from supersam.search import Trial, pareto_front, read_journal
 from supersam.search.folder import prepare_folder, read_record
 from supersam.search.inputs import find_inputs
 from supersam.search.searchers.base import Searcher
-from supersam.search.searchers.baselines import RandomSearcher
+from supersam.search.searchers.baselines import ExhaustiveSearcher, RandomSearcher
 from supersam.search.searchers.evolution import RegularizedSearcher
 from tests.search.closed_form import dying
 from tests.search.tiny_search import make_run, search, tiny_search
@@ -204,18 +205,36 @@ def test_what_an_earlier_version_proposed_is_kept_and_the_search_goes_on(
     assert read_record(first.folder)["format"] == 1
 
 
-@pytest.mark.parametrize("searcher", ["nsga2"])
+@pytest.mark.parametrize("searcher", ["nsga2", "predictor", "optuna", "exhaustive"])
 def test_a_restart_asks_for_nothing_that_the_journal_holds_whole(
-    run, tmp_path, monkeypatch, searcher
+    run, tmp_path, monkeypatch, closed_form, searcher
 ):
     whole = search(run, tmp_path / "whole", searcher=searcher, trials=24)
     first = search(run, tmp_path / "s", searcher=searcher, trials=20)
     held = [t for t in read_journal(first.folder / "journal.jsonl") if t.batch >= 0]
     complete = [b for b in range(5) if sum(t.batch == b for t in held) == 4]
     asked = []
-    ask = Searcher.ask
-    monkeypatch.setattr(Searcher, "ask", lambda self, n: asked.append(n) or ask(self, n))
+    kind = ExhaustiveSearcher if searcher == "exhaustive" else Searcher
+    ask = kind.ask
+    monkeypatch.setattr(kind, "ask", lambda self, n: asked.append(n) or ask(self, n))
     longer = search(run, first.folder, searcher=searcher, trials=24)
     assert len(complete) >= 3
     assert len(asked) == 6 - len(complete)
     assert numbers(longer.front) == numbers(whole.front)
+
+
+def test_a_full_disk_loses_no_trial_that_was_kept(run, tmp_path, closed_form):
+    whole = search(run, tmp_path / "whole")
+    size = (whole.folder / "journal.jsonl").stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size * 2 // 3, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            search(run, tmp_path / "s")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    kept = {trial.key for trial in read_journal(tmp_path / "s" / "journal.jsonl")}
+    assert 2 < len(kept) < len(read_journal(whole.folder / "journal.jsonl"))
+    again = search(run, tmp_path / "s")
+    assert numbers(again.front) == numbers(whole.front)
+    assert kept < {trial.key for trial in read_journal(again.folder / "journal.jsonl")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, combinations, islice, product
 
 from supersam.config import UserError
@@ -22,8 +22,6 @@ class RandomSearcher(Searcher):
 class ExhaustiveSearcher(Searcher):
     """All subnets, one after another: the truth in a space small enough."""
 
-    _can_replay = False
-
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         count = problem.space.num_subnets()
@@ -37,6 +35,10 @@ class ExhaustiveSearcher(Searcher):
     def ask(self, count: int) -> list[SubnetSpec]:
         """The next feasible ones."""
         return list(islice(filter(self.problem.is_feasible, self._left), count))
+
+    def replay(self, specs: Sequence[SubnetSpec]) -> bool:
+        """Go on behind the last of them."""
+        return any(spec == specs[-1] for spec in self._left)
 
     def _propose(self, rng: Rng) -> SubnetSpec:
         raise AssertionError("nothing is drawn")

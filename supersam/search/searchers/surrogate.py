@@ -22,8 +22,6 @@ _EXPLORE = 0.2
 class PredictorSearcher(Searcher):
     """NSGA-II whose children are judged by a predictor; the best of many are evaluated."""
 
-    _can_replay = False
-
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         self._known: list[Trial] = []
