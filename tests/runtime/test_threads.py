@@ -37,6 +37,7 @@ def test_threads_follow_the_environment(environment, world_size, expected):
 )
 def test_a_busy_machine_is_told_once_what_helps(monkeypatch, caplog, threads, load, is_told):
     logger = logging.getLogger("supersam.runtime.distributed")
+    monkeypatch.setattr(logger, "propagate", False)  # to the same handler once more
     logger.addHandler(caplog.handler)
     monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
     try:
