@@ -54,7 +54,7 @@ def launch(
     return subprocess.CompletedProcess(arguments, process.exitcode, *printed)
 
 
-def server():  # type: ignore[no-untyped-def]
+def server():
     """The context whose processes the fork server begins; it ends with the tests."""
     set_forkserver_preload(PRELOADED)
     return get_context("forkserver")

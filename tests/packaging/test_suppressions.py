@@ -8,7 +8,7 @@ from tests.paths import ROOT
 
 FOLDERS = ("supersam", "tests", "benchmarks", "experiments", "launch", "slurm")
 SUPPRESSION = re.compile(r"#\s*(noqa|type:\s*ignore)(.*)")
-WITH_REASON = re.compile(r"(: [A-Z]+[0-9]+ - \w|\[[a-z-]+\]  # \w)")
+WITH_REASON = re.compile(r"(: [A-Z]+[0-9]+\W+\w|\[[a-z-]+\]  # \w)")
 
 
 def test_every_suppression_names_a_rule_and_a_reason():
