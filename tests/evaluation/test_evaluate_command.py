@@ -135,7 +135,8 @@ def test_both_prompts_are_what_each_alone_gives(run, capsys):
 def test_the_table_ends_with_what_must_be_known(run, capsys):
     assert run_evaluate(evaluation_of(run, images=4)) == 0
     out = capsys.readouterr().out
-    assert max(map(len, out.splitlines())) <= 100
+    *lines, _, _ = out.splitlines()  # then two with paths, which are as long as they are
+    assert max(map(len, lines)) <= 100
     words = " ".join(out.split())
     assert "The objects come from only 4 clips, stacks or images" in words
     assert "With a box this subnet scores" in words
