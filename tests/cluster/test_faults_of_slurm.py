@@ -107,10 +107,10 @@ def test_a_requeue_while_the_supervisor_starts_is_no_fault_of_the_users(
     assert [event.reason for event in run.events("end")] in ([], ["requeued"])
 
 
-def test_a_place_taken_without_notice_is_recorded_so(
+def test_a_place_taken_at_once_is_called_preempted_after_the_controller_forgot_it(
     devcluster: DevCluster, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Slurm tells nobody before, and its controller forgets why with the requeue."""
+    """Without a grace time the signal of this cluster comes with the end, and may come too late."""
     run = LightRun(devcluster, folder, monkeypatch, nodes=2)
     devcluster.run(["scontrol", "update", "PartitionName=batch", "GraceTime=0"])
     try:
@@ -125,13 +125,11 @@ def test_a_place_taken_without_notice_is_recorded_so(
         run.wait_for_step(20, attempt=2)
     finally:
         devcluster.run(["scontrol", "update", "PartitionName=batch", "GraceTime=20"])
-    assert end.reason == "preempted without notice"
+    assert end.reason in ("preempted", "preempted without notice")
     again = run.events("start")[1]
     assert again.restart_count == 1
-    assert (
-        "; preempted without notice once and resumed at step 10"
-        in why(folder, devcluster.env)["text"]
-    )
+    said = why(folder, devcluster.env)["text"]
+    assert f"; {end.reason} once and resumed at step 10" in said
     run.cancel(attempts=2)
 
 
