@@ -5,12 +5,19 @@ Apart from the settings: every floor raises it.
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import sys
 from collections.abc import Callable
 from typing import TypeVar
 
 Options = TypeVar("Options")
 USAGE_ERROR = 2
+_DISK_FAULTS = tuple(
+    os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+)
+"""The system's words, which libraries repeat in errors of their own."""
 
 
 class UserError(Exception):
@@ -24,8 +31,19 @@ def print_error(fault: object) -> int:
 
 
 def exit_code(action: Callable[[Options], int], options: Options) -> int:
-    """Perform `action` on `options`; a user's mistake becomes one message and exit code 2."""
+    """Perform `action` on `options`; a user's mistake becomes one message and exit code 2.
+
+    So does a disk that takes no more: full, over the quota, read-only.
+    """
     try:
         return action(options)
     except UserError as fault:
         return print_error(fault)
+    except OSError as fault:
+        if not any(words in str(fault) for words in _DISK_FAULTS):
+            raise
+        told = re.sub(r"^\[Errno \d+\] ", "", str(fault))
+        return print_error(
+            f"{told}; make room, or free some of the quota, and give the same command again: what "
+            "was saved is kept"
+        )

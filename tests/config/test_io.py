@@ -23,6 +23,7 @@ from supersam.config import (
 )
 from supersam.config.choices import known_flags
 from supersam.config.commands import COMMANDS
+from supersam.config.errors import exit_code
 from supersam.config.shipped import find_config, shipped_configs
 from tests.paths import ROOT
 
@@ -282,3 +283,33 @@ def test_home_is_what_a_shell_makes_of_it_in_files_and_behind_a_flags_sign(tmp_p
     run = parse("--config", write(tmp_path / "run.yaml", values), "--loss.teacher=~/teacher.pth")
     assert run.model.checkpoint == tmp_path / "sam.pth"
     assert run.loss.teacher == tmp_path / "teacher.pth"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OSError(28, "No space left on device", "out/journal.jsonl"),
+        OSError(122, "Disk quota exceeded", "out/journal.jsonl"),
+        OSError(30, "Read-only file system", "out/journal.jsonl"),
+        OSError("checkpoint out/journal.jsonl could not be written: No space left on device"),
+    ],
+)
+def test_a_disk_that_takes_no_more_is_one_message(fault, capsys):
+    def fail(_: object) -> int:
+        raise fault
+
+    assert exit_code(fail, None) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert "out/journal.jsonl" in said
+    assert "Errno" not in said
+    assert "make room" in said
+
+
+def test_another_fault_of_the_system_is_not_the_users():
+    def fail(_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        exit_code(fail, None)
