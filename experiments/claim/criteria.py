@@ -1,5 +1,9 @@
 """What the experiment must show, written down before its first run, and the verdicts.
 
+G   The pretrained model is promptable: with a point on photographs of its own kind it is above the
+    best disc around the point, which never looks at the image (lower bound above 0). Where it is
+    not, the others say nothing: models that answer from the prompt alone do not need an encoder,
+    and any subnet of theirs is as good.
 S1  Every subnet beats the pretrained model without fine-tuning: the lower bound of the paired
     difference is above +0.05. Necessary, and easy.
 S2  The subnet at -50 % is not worse than the whole fine-tuned model by more than 0.02: the lower
@@ -9,8 +13,8 @@ S3  At each size the subnet is at least equal to pruning, distilling and tuning 
     not below 0), with less computation in sum.
 S4  At -70 % the prioritized supernet is above the one in random order: lower bound above 0.
 
-All are judged on the point prompt, on whole objects of images that nothing was trained or selected
-on, with differences paired by object and resampled by source image over all seeds.
+S1 to S4 are judged on the point prompt, on whole objects of images that nothing was trained or
+selected on; all with differences paired by object and resampled by source image over all seeds.
 """
 
 from __future__ import annotations
@@ -52,13 +56,21 @@ def subnet(size: float) -> str:
     return f"subnet -{size:.0%}".replace("%", " %")
 
 
-def judge(differences: dict[tuple[str, str], Difference], hours: dict[str, float]) -> list[Verdict]:
+def judge(
+    differences: dict[tuple[str, str], Difference],
+    hours: dict[str, float],
+    gate: Difference | None = None,
+) -> list[Verdict]:
     """The verdicts.
 
     differences: first arm less second, by their names; those that were not run are absent.
     hours: CPU or GPU hours of `one supernet` and of `separate trainings`.
+    gate: the pretrained model less the prior on photographs; None for given weights, which are
+        taken to be promptable.
     """
+    promptable = "wanted: lower bound above +0.00; pretrained less prior on photographs"
     return [
+        Verdict("G", None if gate is None else gate.low > 0, f"{promptable} {gate or 'not run'}"),
         _all_above("S1", [(subnet(size), "pretrained") for size in SIZES], S1_MARGIN, differences),
         _all_above("S2", [(subnet(0.5), "whole")], S2_MARGIN, differences),
         _not_below("S3", differences, hours),

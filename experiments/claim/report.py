@@ -20,6 +20,8 @@ from supersam.runtime.atomic import write_bytes, write_json
 
 matplotlib.use("Agg")
 PRIOR = "prior without the image"
+SHOWN_GREY = ("pretrained", "whole")
+"""Arms that are also scored without the image: the difference is what they see."""
 Table = dict[str, dict[int, Scores]]
 """Scores by arm and seed."""
 
@@ -30,6 +32,8 @@ def write_report(plan: Plan) -> list[Verdict]:
     table: Table = defaultdict(dict)
     for arm in arms(plan):
         table[arm.name][arm.seed] = images.score(arm)
+        if arm.name in SHOWN_GREY:
+            table[f"{arm.name}, image hidden"][arm.seed] = images.score_hidden(arm)
     if not table:
         raise SystemExit(f"error: no model is trained yet; see {plan.out / 'logs'}")
     table[PRIOR][0] = next(iter(table["pretrained"].values())).prior
@@ -40,7 +44,10 @@ def write_report(plan: Plan) -> list[Verdict]:
                 table[f"random {subnet(size)}"][seed] = _mean_scores(drawn)
     differences = _differences(table)
     hours = _hours(plan)
-    verdicts = judge({pair: found["point"] for pair, found in differences.items()}, hours)
+    gate = _gate(plan)
+    verdicts = judge(
+        {pair: found["point"] for pair, found in differences.items()}, hours, gate and gate[1]
+    )
     rows = [_row(name, by_seed) for name, by_seed in table.items()]
     write_json(
         plan.out / "results.json",
@@ -51,7 +58,7 @@ def write_report(plan: Plan) -> list[Verdict]:
                 for (first, second), found in differences.items()
             ],
             "verdicts": [asdict(verdict) for verdict in verdicts],
-            "gate": _gate(plan),
+            "gate": gate and gate[0],
             "hours": hours,
             "stages": stage_costs(plan),
             "form": asdict(plan.form),
@@ -62,13 +69,17 @@ def write_report(plan: Plan) -> list[Verdict]:
     return verdicts
 
 
-def _gate(plan: Plan) -> list[dict[str, object]] | None:
-    """The pretrained model on photographs beside the priors; None for given weights."""
+def _gate(plan: Plan) -> tuple[list[dict[str, object]], Difference] | None:
+    """The pretrained model on photographs beside the priors, and the difference with a point.
+
+    None for given weights.
+    """
     if plan.checkpoint is not None:
         return None
     photographs = HeldOut(plan, images="natural-val", priors="natural-train")
     scores = photographs.score(Arm("pretrained", 0, plan.pretrained))
-    return [_row("pretrained", {0: scores}), _row(PRIOR, {0: scores.prior})]
+    rows = [_row("pretrained", {0: scores}), _row(PRIOR, {0: scores.prior})]
+    return rows, paired({0: scores}, {0: scores.prior}, "point")
 
 
 def _mean_scores(scores: list[Scores]) -> Scores:
@@ -97,6 +108,7 @@ def _differences(table: Table) -> dict[tuple[str, str], dict[str, Difference]]:
         others += [f"random {subnet(size)}"]
         for first in (subnet(size), f"{subnet(size)}, tuned"):
             pairs += [(first, other) for other in others]
+    pairs += [(name, f"{name}, image hidden") for name in SHOWN_GREY]
     return {
         (first, second): {p: paired(table[first], table[second], p) for p in ("point", "box")}
         for first, second in pairs

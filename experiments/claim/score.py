@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from experiments.claim.forms import SIZES
 from experiments.claim.stages import Plan, chosen, control_name, export_name
@@ -99,6 +100,19 @@ class Scores:
         return replace(self, point=self.prior_point, box=self.prior_box)
 
 
+class HiddenImage:
+    """A predictor that is shown grey instead of the image: what the prompt alone tells a model."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+
+    def predict(
+        self, images: Tensor, sizes: Tensor, points: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Answer as the predictor does to images without content."""
+        return self._predictor.predict(torch.full_like(images, 128), sizes, points, labels)
+
+
 class HeldOut:
     """Held-out objects, and what arms score on them; kept in a folder below `scores/`."""
 
@@ -111,6 +125,15 @@ class HeldOut:
     def score(self, arm: Arm) -> Scores:
         """The scores of an arm; computed once."""
         return self._kept(arm.key, lambda: self._predictor(arm))
+
+    def score_hidden(self, arm: Arm) -> Scores:
+        """The same where the arm is shown grey instead of the images."""
+
+        def build() -> tuple[Predictor, int]:
+            predictor, side = self._predictor(arm)
+            return HiddenImage(predictor), side
+
+        return self._kept(f"{arm.key}-hidden", build)
 
     def score_random(self, seed: int, size: float) -> list[Scores]:
         """The scores of random subnets of a size, of the same supernet."""

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
 from experiments.claim import criteria
 from experiments.claim.criteria import Difference, judge, subnet
 from experiments.claim.forms import FORMS, SIZES
 from experiments.claim.report import paired
-from experiments.claim.score import Scores
+from experiments.claim.score import HiddenImage, Scores
 from experiments.claim.split import split_nuclei
 from experiments.claim.stages import Plan, whole_params_m
 from experiments.claim.subnets import best_within, pruned
@@ -66,15 +67,21 @@ def difference(mean, half=0.01):
 
 def test_a_criterion_holds_only_where_its_whole_interval_does():
     pairs = {(subnet(size), "pretrained"): difference(0.1) for size in SIZES}
-    assert judge(pairs, {})[0].holds is True
+    assert judge(pairs, {})[1].holds is True
     pairs[subnet(0.7), "pretrained"] = difference(0.055)  # lower bound +0.045
-    assert judge(pairs, {})[0].holds is False
+    assert judge(pairs, {})[1].holds is False
+
+
+def test_a_pretrained_model_that_only_reads_the_prompt_does_not_pass_the_gate():
+    assert judge({}, {}, difference(0.02))[0].holds is True
+    assert judge({}, {}, difference(0.005))[0].holds is False  # lower bound -0.005
+    assert judge({}, {})[0].holds is None
 
 
 def test_what_was_not_run_is_not_judged():
     verdicts = judge({(subnet(0.3), "pretrained"): difference(0.1)}, {})
-    assert [verdict.holds for verdict in verdicts] == [None] * 4
-    assert "not run" in verdicts[0].words
+    assert [verdict.holds for verdict in verdicts] == [None] * 5
+    assert "not run" in verdicts[1].words
 
 
 def test_equal_models_that_cost_more_do_not_meet_s3():
@@ -84,9 +91,9 @@ def test_equal_models_that_cost_more_do_not_meet_s3():
         for kind in ("prune and tune", "uniform")
     }
     cheap = {"one supernet": 1.0, "separate trainings": 2.0}
-    assert judge(pairs, cheap)[2].holds is True
-    assert judge(pairs, {"one supernet": 2.0, "separate trainings": 1.0})[2].holds is False
-    assert judge(pairs, {})[2].holds is None
+    assert judge(pairs, cheap)[3].holds is True
+    assert judge(pairs, {"one supernet": 2.0, "separate trainings": 1.0})[3].holds is False
+    assert judge(pairs, {})[3].holds is None
 
 
 def test_the_margins_are_those_that_were_written_before_the_first_run():
@@ -135,3 +142,15 @@ def test_every_real_image_is_in_one_part(tmp_path):
         part: len(list((tmp_path / part).glob("*.jpg"))) for part in ("train", "select", "test")
     }
     assert count == {"train": 280, "select": 40, "test": 60}
+
+
+def test_a_hidden_image_leaves_the_prompt_alone():
+    class Echo:
+        def predict(self, images, sizes, points, labels):
+            return images.float().mean(), points
+
+    images = torch.randint(0, 255, (1, 3, 8, 8), dtype=torch.uint8)
+    points = torch.rand(1, 1, 1, 2)
+    seen, kept = HiddenImage(Echo()).predict(images, torch.tensor([[8, 8]]), points, points)
+    assert seen == 128
+    assert kept is points
