@@ -88,15 +88,17 @@ FORMS = {
         score_images=12,
         random_subnets=2,
     ),
-    # The smallest that is worth reading. The input is half as large, so the target is looked at
-    # through tiles half as large: a nucleus covers as many patches as in the full form.
+    # The smallest that may be worth reading: nuclei at four times their size, as a model from random
+    # weights sees nothing for a long time where an object is smaller than a patch
+    # (docs/results.md). By arithmetic about an hour on two cores with bfloat16 instructions
+    # (1.7 CPU s for a sandwich step) and four to five on others; not run to its end yet.
     "small": Form(
-        image_size=128,
+        image_size=256,
+        window_size=8,
         tile_px=64,
         crop_px=(48, 80),
         pretrain_crop_px=(64, 192),
         pretrain_weights=(2, 5, 1, 2),
-        window_size=4,
         pretrain_steps=600,
         whole_steps=300,
         sandwich_steps=180,
@@ -104,7 +106,7 @@ FORMS = {
         trials=32,
         drawings=1000,
         search_images=160,
-        score_images=400,
+        score_images=300,
         random_subnets=3,
     ),
     # The experiment.
