@@ -88,8 +88,8 @@ FORMS = {
         score_images=12,
         random_subnets=2,
     ),
-    # The smallest that may be worth reading: nuclei at four times their size, as a model from random
-    # weights sees nothing for a long time where an object is smaller than a patch
+    # The smallest that may be worth reading: nuclei at four times their size, as a model from
+    # random weights sees nothing for a long time where an object is smaller than a patch
     # (docs/results.md). By arithmetic about an hour on two cores with bfloat16 instructions
     # (1.7 CPU s for a sandwich step) and four to five on others; not run to its end yet.
     "small": Form(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from supersam.config import DesignRun, TrainRun, read_yaml
 from supersam.config.files import DESIGN_CONFIG, RUN_FILE, SUBNET_FILE, TENSORBOARD
+from supersam.config.shipped import shipped_configs
 from supersam.runtime.next_command import command, export_folder, next_line
 
 
@@ -35,6 +36,7 @@ def _end_of_design(run: DesignRun) -> str:
         settings: tuple[object, ...] = ("--config", of_weights, "--config", config)
     else:
         model = read_yaml(config)["model"]["name"]
-        settings = ("--config", model, "--config", config, "--data.train", *run.data)
+        known = ("--config", model) if model in shipped_configs() else ()
+        settings = (*known, "--config", config, "--data.train", *run.data)
     name = run.out.parent.name or run.out.stem
     return next_line("train", *settings, "--run", f"runs/{name}-supernet")

@@ -209,8 +209,10 @@ def test_only_the_masks_asked_for_are_decoded(large, monkeypatch):
 
 
 def test_brightness_changes_the_image_and_not_the_padding(large):
-    plain = train_set(large)[0, 0, 0].image
-    toned = train_set(large, augment=AS_IT_IS.model_copy(update={"brightness": 0.5}))[0, 0, 0].image
+    plain = train_set(large)[0, 0, 0].images
+    toned = train_set(large, augment=AS_IT_IS.model_copy(update={"brightness": 0.5}))[
+        0, 0, 0
+    ].images
     height = round(120 * SIDE / 200)
     assert (plain[:, :height] != toned[:, :height]).mean() > 0.5
     assert not toned[:, height:].any()

@@ -109,7 +109,7 @@ def test_weights_that_diverged_are_named_and_leave_nothing(checkpoint, synthetic
     weights["image_encoder.blocks.1.mlp.lin1.weight"][0, 0] = torch.nan
     torch.save(weights, tmp_path / "nan.pth")
     words = ("--data", synthetic_shards, "--checkpoint", "nan.pth", *FLAGS)
-    done = launch("design.py", *words, cwd=tmp_path)
+    done = launch("design", *words, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "image_encoder.blocks.1.mlp.lin1.weight are NaN" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["nan.pth"]

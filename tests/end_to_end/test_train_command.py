@@ -177,7 +177,7 @@ def test_ranks_of_torchrun_are_one_run_that_knows_how_many_they_are(config, tmp_
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     words = command("--config", config, "--run", tmp_path / "run", "--optim.steps", 1)[1:]
     done = subprocess.run(
-        [*torchrun, *words],
+        [*torchrun, "--", *words],  # else torchrun takes --run for an option of its own
         cwd=ROOT,
         capture_output=True,
         text=True,
