@@ -10,8 +10,11 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
+from pathlib import Path
 
 from supersam.cluster.slurm.commands import SlurmError, run_command
+from supersam.config.files import batch_log
+from supersam.runtime.tail import read_tail
 
 ENDED = frozenset(
     {
@@ -28,6 +31,7 @@ _TABLE = (
     "--format=JobID,State,Reason,NodeList,Start",
 )
 """Of sacct."""
+_TAKEN = "DUE TO PREEMPTION ***"
 _NOTHING = ("None", "N/A", "Unknown", "(null)", "None assigned")
 
 
@@ -96,6 +100,17 @@ def ended_as(job_id: str) -> str | None:
     states = [_parse_row(line).state for line in text.splitlines() if line.count("|") >= 4]
     ends = [state for state in states if state in ENDED or state == "REQUEUED"]
     return ends[-1] if ends else None
+
+
+def was_preempted(folder: Path, job_id: str, *, attempt: int) -> bool:
+    """Whether Slurm ended the job in that attempt, its last one, for a job of higher priority.
+
+    The controller forgets it with the requeue; Slurm's line in the batch log and the accounting
+    stay.
+    """
+    log = read_tail(batch_log(folder, job_id))
+    said = log.rpartition(f"attempt {attempt} from step")[2]  # the log holds all starts of the job
+    return _TAKEN in said or ended_as(job_id) == "PREEMPTED"
 
 
 def parse_job(text: str) -> SlurmJob:

@@ -20,8 +20,7 @@ from supersam.cluster.slurm import commands as slurm
 from supersam.cluster.slurm import srun
 from supersam.cluster.slurm.avoided_hosts import hosts_to_avoid, merge_hosts
 from supersam.cluster.slurm.hang_monitor import HangMonitor
-from supersam.cluster.slurm.jobs import JobQueue, SlurmJob, read_job
-from supersam.cluster.slurm.preemption import was_preempted
+from supersam.cluster.slurm.jobs import JobQueue, SlurmJob, read_job, was_preempted
 from supersam.cluster.slurm.release_requeue import submit_release
 from supersam.cluster.slurm.restart_policy import (
     Action,
