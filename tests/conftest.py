@@ -8,6 +8,7 @@ if not os.path.exists("/dev/nvidiactl"):
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,12 @@ def tiny_space() -> SearchSpace:
         width_multiple=32,
     )
     return build_space(config, TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_resolutions(tiny_space: SearchSpace) -> SearchSpace:
+    """The same, and three input sizes: the least is one window, the largest the model's own."""
+    return replace(tiny_space, resolutions=(48, 64, 80))
 
 
 @pytest.fixture(scope="session")

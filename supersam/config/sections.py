@@ -83,7 +83,7 @@ class SpaceConfig(Section):
     """The search space: which dimensions of the encoder are elastic, and how far."""
 
     file: Path | None = None
-    """A `space.yaml`; replaces everything below."""
+    """A `space.yaml`; replaces everything below but `resolutions`."""
     preset: Literal["elastic", "published", "wide"] = "elastic"
     """`elastic`: by the rules below; `published`: the space of arXiv 2501.08504, down to -60 % of
     ViT-B's parameters; `wide`: its removable layers, and every width down to a quarter: -91 % of
@@ -108,6 +108,10 @@ class SpaceConfig(Section):
     """Residual widths as shares of the full width."""
     width_multiple: PositiveInt = 64
     """MLP and residual widths are rounded to a multiple of this, for fast matrix kernels."""
+    resolutions: tuple[PositiveInt, ...] = ()
+    """Sides of the square input, pixels, that subnets may have, in any space: multiples of 16, none
+    larger than the model's `image_size`, at which images are loaded and the largest subnet works.
+    None keeps that size for all, or what a `file` says."""
 
 
 class OptimConfig(Section):

@@ -15,7 +15,7 @@ from typing import Any
 from supersam.config import EvaluateRun, TrainRun, UserError
 from supersam.config.files import RESULTS, SPACE_FILE
 from supersam.data.shards import ShardReader, open_held_out
-from supersam.evaluation.evaluator import Predictor, score_prompts
+from supersam.evaluation.evaluator import Predictor, score_by_side, score_prompts
 from supersam.evaluation.predictor import SubnetPredictor
 from supersam.evaluation.priors import Priors, learn_priors
 from supersam.evaluation.result import EvalResult, subtract
@@ -128,17 +128,22 @@ def _score(
     run: EvaluateRun, inputs: _Inputs, predictors: Sequence[Predictor], priors: Priors | None
 ) -> dict[str, list[EvalResult]]:
     """Return by prompt the result of each predictor."""
-    return score_prompts(
-        predictors,
-        inputs.readers,
-        run.prompts,
-        side=inputs.space.shape.image_size,
-        limit=run.images,
-        workers=run.workers,
-        cut_objects=run.cut_objects,
-        boundary=run.boundary,
-        priors=priors,
-    )
+
+    def score(some: Sequence[Predictor], side: int) -> dict[str, list[EvalResult]]:
+        return score_prompts(
+            some,
+            inputs.readers,
+            run.prompts,
+            side=side,
+            limit=run.images,
+            workers=run.workers,
+            cut_objects=run.cut_objects,
+            boundary=run.boundary,
+            priors=priors,
+        )
+
+    specs = [inputs.spec] if inputs.reference is None else [inputs.spec, inputs.reference]
+    return score_by_side(predictors, [inputs.space.input_px(spec) for spec in specs], score)
 
 
 def _describe(
@@ -205,9 +210,11 @@ def _print(
     if run.json_:
         print(json.dumps(record), flush=True)
         return
+    px = record["subnet"].get("resolution")
     print(
         f"{run.subnet} at step {record['step']}: {record['params_m']:.2f} M parameters, "
-        f"{record['flops_g']:.2f} GFLOPs per image with one prompt"
+        f"{record['flops_g']:.2f} GFLOPs per image"
+        f"{'' if px is None else f' of {px} px'} with one prompt"
     )
     print(format_table(results, differences or None, reference=run.against or ""))
     for line in remarks(results):

@@ -329,3 +329,28 @@ def score_prompts(
     views = [as_stored, *(with_boxes for _ in others)]
     scored = evaluate_all(predictors, images, prompts=views, boundary=boundary, priors=priors)
     return dict(zip(prompts, scored, strict=True))
+
+
+def score_by_side(
+    predictors: Sequence[Predictor],
+    sides: Sequence[int],
+    score: Callable[[Sequence[Predictor], int], dict[str, list[EvalResult]]],
+) -> dict[str, list[EvalResult]]:
+    """Score predictors of several input sizes, each on images that are loaded at its own.
+
+    Args:
+        predictors: one or more.
+        sides: of the input of each of them, pixels.
+        score: `score_prompts` of some predictors with that `side`.
+
+    Returns as `score_prompts`.
+    """
+    found: dict[str, dict[int, EvalResult]] = {}
+    for side in dict.fromkeys(sides):
+        places = [place for place, each in enumerate(sides) if each == side]
+        for prompt, results in score([predictors[place] for place in places], side).items():
+            found.setdefault(prompt, {}).update(zip(places, results, strict=True))
+    return {
+        prompt: [results[place] for place in range(len(predictors))]
+        for prompt, results in found.items()
+    }

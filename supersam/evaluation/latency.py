@@ -39,7 +39,7 @@ def measure_latency(
     return predictor_latency(
         SubnetPredictor(supernet, spec, bf16=bf16),
         config,
-        side=supernet.space.shape.image_size,
+        side=supernet.space.input_px(spec),
         device=supernet.pixel_mean.device,
     )
 
@@ -72,7 +72,7 @@ def measure_peak_memory(supernet: SamSupernet, spec: SubnetSpec, *, bf16: bool) 
     PyTorch's record of allocations, since the process keeps memory that is freed.
     """
     predictor, device = SubnetPredictor(supernet, spec, bf16=bf16), supernet.pixel_mean.device
-    run = _forward(predictor, 1, side=supernet.space.shape.image_size, device=device)
+    run = _forward(predictor, 1, side=supernet.space.input_px(spec), device=device)
     weights = 4 * subnet_cost(spec, supernet.space.shape).params
     peak = _cuda_peak if device.type == "cuda" else _cpu_peak
     return (weights + peak(run)) / _MIB

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from supersam.model import SamSupernet, normalize_images
 from supersam.model.decoder import decode_masks, embed_prompts
+from supersam.model.input_size import resize_images, scale_points
 from supersam.space import SubnetSpec
 
 
@@ -31,7 +32,10 @@ class _LastEmbedding:
 
 
 class SubnetPredictor:
-    """Runs `spec` on the device of `supernet`, in evaluation mode and without gradients."""
+    """Runs `spec` on the device of `supernet`, in evaluation mode and without gradients.
+
+    Images of another size than its resolution are scaled to it, and prompts with them.
+    """
 
     def __init__(
         self,
@@ -44,6 +48,7 @@ class SubnetPredictor:
         """keep_embedding: encode images of consecutive calls once; the weights must not change."""
         self._supernet = supernet
         self._spec = spec
+        self._side = supernet.space.input_px(spec)
         self._bf16 = bf16
         self._last = _LastEmbedding(keep=keep_embedding)
 
@@ -58,7 +63,10 @@ class SubnetPredictor:
             self._supernet.activated(self._spec),
             torch.autocast(device.type, torch.bfloat16, enabled=self._bf16),
         ):
-            embedding = self._last.of(images, lambda: self._supernet.encode(images, sizes))
+            embedding = self._last.of(
+                images, lambda: self._supernet.encode(*resize_images(images, sizes, self._side))
+            )
+            points = scale_points(points, images.shape[-1], self._side)
             return self._supernet.decode(embedding, points, labels)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from supersam.config.evaluate import PROMPTS
@@ -14,7 +15,7 @@ from supersam.evaluation import (
     SubnetPredictor,
     learn_priors,
 )
-from supersam.evaluation.evaluator import score_prompts
+from supersam.evaluation.evaluator import score_by_side, score_prompts
 from supersam.evaluation.result import subtract
 from supersam.export.plan import ExportPlan
 from supersam.model import SamSupernet
@@ -65,15 +66,16 @@ def measure_accuracy(
     largest = plan.space.largest()
     if plan.spec != largest and not alone:
         others["largest"] = SubnetPredictor(supernet, largest, keep_embedding=True)
-    scored = score_prompts(
-        [ours, *others.values()],
-        readers,
-        PROMPTS,
-        side=plan.space.shape.image_size,
-        limit=plan.images,
-        workers=None,
-        priors=learn_priors(training_folders(plan.train_run)),
-    )
+    priors = learn_priors(training_folders(plan.train_run))
+
+    def score(some: Sequence[Predictor], side: int) -> dict[str, list[EvalResult]]:
+        return score_prompts(
+            some, readers, PROMPTS, side=side, limit=plan.images, workers=None, priors=priors
+        )
+
+    specs = [largest if name == "largest" else plan.spec for name in ("ours", *others)]
+    sides = [plan.space.input_px(spec) for spec in specs]
+    scored = score_by_side([ours, *others.values()], sides, score)
     found = [
         {prompt: results[place] for prompt, results in scored.items()}
         for place in range(1 + len(others))

@@ -84,7 +84,7 @@ def _complete(plan: ExportPlan, supernet: SamSupernet, folder: Path, sam: Sam) -
     device = supernet.pixel_mean.device
     sam = sam.to(device)
     readers = [ShardReader(path) for path in plan.data]
-    images = check_images(readers, plan.space.shape.image_size)
+    images = check_images(readers, plan.space.input_px(plan.spec))
     ours = SamModelPredictor(sam, keep_embedding=True)
     difference = max_difference(ours, SubnetPredictor(supernet, plan.spec), images)
     logger.info("differs from the supernet by at most %g in a mask logit", difference)

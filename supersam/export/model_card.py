@@ -138,7 +138,8 @@ def _summary(card: ModelCard) -> str:
     return (
         f"A Segment Anything model with {card.cost.params_m:.2f} M parameters: a subnet of the "
         f"supernet `{card.identity.run}`, {len(spec.layers)} of {card.shape['depth']} encoder "
-        f"layers, {spec.embed_dim} channels."
+        f"layers, {spec.embed_dim} channels"
+        + ("." if spec.resolution is None else f", for images of {spec.resolution} px.")
     )
 
 
@@ -226,6 +227,8 @@ def _costs(card: ModelCard) -> str:
     latency = card.latency
     rows = [["", ""], ["---", "---"]]
     rows += [["parameters", f"{card.cost.params:,} (image encoder {card.cost.encoder_params:,})"]]
+    if card.spec.resolution is not None:
+        rows += [["input", f"{card.spec.resolution} px; the supernet's {card.shape['image_size']}"]]
     rows += [["FLOPs", f"{card.cost.flops_g:.2f} G per image with one prompt"]]
     rows += [
         [

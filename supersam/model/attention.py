@@ -33,6 +33,10 @@ class WindowGeometry:
         self.side = window or grid
         self.pad = -grid % window if window else 0
 
+    def at(self, grid: int) -> WindowGeometry:
+        """Return the same windows of a grid of another side."""
+        return self if grid == self.grid else WindowGeometry(grid, self.window)
+
     def partition(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """(B, g, g, c) -> (B * windows, side, side, c); padded below and right.
 

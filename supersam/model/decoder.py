@@ -21,13 +21,16 @@ _SINGLE = 1
 """Place of the single mask's token, after that of the quality."""
 
 
-def embed_prompts(encoder: PromptEncoder, points: Tensor, labels: Tensor) -> Tensor:
+def embed_prompts(
+    encoder: PromptEncoder, points: Tensor, labels: Tensor, *, side: int | None = None
+) -> Tensor:
     """Embed point and box prompts, mixed in one batch, as tokens.
 
     Args:
         encoder: SAM's prompt encoder.
         points: (P, K, 2) float32, pixels (x, y) of the padded square.
         labels: (P, K) int64, LABEL_* of each point, as in segment-anything's ONNX export.
+        side: of that square, pixels; None is the one that the encoder was made for.
 
     Returns:
         (P, K, 256) float32.
@@ -36,9 +39,8 @@ def embed_prompts(encoder: PromptEncoder, points: Tensor, labels: Tensor) -> Ten
         [encoder.not_a_point_embed.weight] + [e.weight for e in encoder.point_embeddings]
     )
     with torch.autocast(points.device.type, enabled=False):
-        position: Tensor = encoder.pe_layer.forward_with_coords(
-            points + 0.5, encoder.input_image_size
-        )
+        square = encoder.input_image_size if side is None else (side, side)
+        position: Tensor = encoder.pe_layer.forward_with_coords(points + 0.5, square)
     position = position.masked_fill((labels == LABEL_PAD)[..., None], 0.0)
     return position + table[labels + 1]
 
@@ -114,7 +116,7 @@ def _transform(
     tokens = torch.cat([output.expand(pairs, -1, -1), prompts.flatten(0, 1)], dim=1)
     image = embedding + encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
     with torch.autocast(embedding.device.type, enabled=False):
-        position = encoder.get_dense_pe()
+        position = encoder.pe_layer(embedding.shape[-2:])[None]  # `get_dense_pe` at this grid
     image, position = (kernels.keep(x.flatten(2).permute(0, 2, 1)) for x in (image, position))
     queries = tokens
     for layer in decoder.transformer.layers:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from supersam.model.attention import AttentionKernel, WindowGeometry, reference_attention
+from supersam.model.input_size import resize_table
 from supersam.space import EncoderShape
 from supersam.standalone import NORM_EPS
 
@@ -59,15 +60,24 @@ class ElasticAttention(nn.Module):
         if kernel is not reference_attention:
             return self.attend(x, heads, kernel)
         # segment-anything cuts the windows first, and projects their padding as well.
-        return self.geometry.merge(self.attend(self.geometry.partition(x), heads, kernel), len(x))
+        geometry = self.geometry.at(x.shape[1])
+        return geometry.merge(self.attend(geometry.partition(x), heads, kernel), len(x))
 
     def attend(self, x: Tensor, heads: int, kernel: AttentionKernel) -> Tensor:
         """x: (B, s, s, c), whole images or windows. Returns (B, s, s, c)."""
         qkv = active_linear(self.qkv, x, 3 * heads * self.head_dim)
         qkv = qkv.view(*x.shape[:3], heads, 3, self.head_dim)
         padding = self.qkv.bias[: 3 * heads * self.head_dim].view(heads, 3, -1)  # of a zero
-        mixed = kernel(qkv, padding, self.rel_pos_h, self.rel_pos_w)
+        mixed = kernel(qkv, padding, *self.relative_positions(x.shape[1]))
         return active_linear(self.proj, mixed, x.shape[-1])
+
+    def relative_positions(self, grid: int) -> tuple[Tensor, Tensor]:
+        """Return the tables of a grid of `grid` tokens a side; windows have one size in all."""
+        tables = self.rel_pos_h, self.rel_pos_w
+        if self.geometry.window or grid == self.geometry.grid:
+            return tables
+        vertical, horizontal = (resize_table(table, 2 * grid - 1) for table in tables)
+        return vertical, horizontal
 
 
 class ElasticMLP(nn.Module):

@@ -1,14 +1,16 @@
-"""Fit the positions of trained weights to another input size, as fine-tunings of SAM do."""
+"""Other input sizes: positions of weights, as fine-tunings of SAM fit them, images and prompts."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from supersam.data.sample import LOGIT_STRIDE, Batch
 from supersam.space import EncoderShape
 from supersam.space.shape import PATCH_PX
 
@@ -37,7 +39,7 @@ def fit_positions(
     if grid is None or grid == shape.grid:
         return dict(state)
     tables = {
-        name: _resized_table(state[name], 2 * shape.grid - 1)
+        name: resize_table(state[name], 2 * shape.grid - 1)
         for layer in shape.global_layers
         for name in _table_names(layer)
         if name in state and len(state[name]) == 2 * grid - 1
@@ -48,7 +50,7 @@ def fit_positions(
         *(source, grid * PATCH_PX, shape.image_size, grid, grid, shape.grid, shape.grid),
         ", ".join(map(str, shape.global_layers)),
     )
-    return {**state, _POS_EMBED: _resized_embedding(state[_POS_EMBED], shape.grid), **tables}
+    return {**state, _POS_EMBED: resize_positions(state[_POS_EMBED], shape.grid), **tables}
 
 
 def _grid_of(state: Mapping[str, Tensor]) -> int | None:
@@ -64,14 +66,56 @@ def _table_names(layer: int) -> tuple[str, str]:
     return f"{prefix}h", f"{prefix}w"
 
 
-def _resized_embedding(embedding: Tensor, grid: int) -> Tensor:
-    """(1, g, g, C) to (1, grid, grid, C)."""
+def resize_positions(embedding: Tensor, grid: int) -> Tensor:
+    """Interpolate a position embedding, (1, g, g, C) to (1, grid, grid, C); has a gradient."""
     channels_first = embedding.float().permute(0, 3, 1, 2)
     resized = F.interpolate(channels_first, size=(grid, grid), mode="bicubic", antialias=True)
     return resized.permute(0, 2, 3, 1).contiguous().to(embedding.dtype)
 
 
-def _resized_table(table: Tensor, length: int) -> Tensor:
-    """(n, d), the vector of each distance, to (length, d)."""
+def resize_table(table: Tensor, length: int) -> Tensor:
+    """Interpolate (n, d), the vector of each distance, to (length, d); has a gradient."""
     resized = F.interpolate(table.float().T[None], size=length, mode="linear")[0].T
     return resized.contiguous().to(table.dtype)
+
+
+def resize_batch(batch: Batch, side: int) -> Batch:
+    """Return `batch` as if its images had been loaded at `side` pixels; itself where they were."""
+    if batch.images.shape[-1] == side:
+        return batch
+    images, sizes = resize_images(batch.images, batch.sizes, side)
+    cells = side // LOGIT_STRIDE
+    return replace(
+        batch,
+        images=images,
+        sizes=sizes,
+        points=scale_points(batch.points, batch.images.shape[-1], side),
+        masks=F.interpolate(batch.masks.float(), (cells, cells), mode="area").round().byte(),
+    )
+
+
+def resize_images(images: Tensor, sizes: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Scale padded squares, with the sizes inside of them, to `side` pixels.
+
+    images, sizes: as in `Batch`; returned themselves where they have that side.
+    """
+    before = images.shape[-1]
+    if before == side:
+        return images, sizes
+    inside = (sizes * (side / before)).round().long().clamp(min=1)
+    return resize_maps(images, side).round().clamp(0, 255).byte(), inside
+
+
+def scale_points(points: Tensor, before: int, after: int) -> Tensor:
+    """Scale pixels (x, y) of a square of `before` pixels to one of `after`.
+
+    As segment-anything's `ResizeLongestSide` does; the prompt encoder divides by the square's side.
+    """
+    return points if before == after else points * (after / before)
+
+
+def resize_maps(maps: Tensor, side: int) -> Tensor:
+    """Scale (B, C, h, w) to (B, C, side, side), float32: images, mask logits, embeddings."""
+    return F.interpolate(
+        maps.float(), size=(side, side), mode="bilinear", align_corners=False, antialias=True
+    )

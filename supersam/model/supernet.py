@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from supersam.model.decoder import decode_masks, decode_single_masks, embed_prompts
 from supersam.model.elastic import CompilerBackend, compile_halves
 from supersam.model.encoder import ElasticImageEncoder
+from supersam.model.input_size import resize_maps
 from supersam.model.kernels.decoder import EXACT, FOLDED, FUSED, DecoderKernels
 from supersam.model.prefix import SharedPrefix, common_layers
 from supersam.space import SearchSpace, SubnetSpec
+from supersam.space.shape import PATCH_PX
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction for N prompts on each of B images; s = S / 4."""
+    """The prediction for N prompts on each of B images of S pixels a side; s = S / 4."""
 
     masks: Tensor
     """(B, N, 4, s, s) float32 logits: the single mask, then the three multimask outputs."""
@@ -28,6 +30,17 @@ class Prediction:
     """(B, N, 4) float32: the model's own estimate of each mask's IoU."""
     embedding: Tensor
     """(B, 256, S / 16, S / 16): the image embedding."""
+
+    def at_grid(self, grid: int) -> Prediction:
+        """Interpolate to an embedding of `grid` cells a side; itself where it has that many."""
+        if self.embedding.shape[-1] == grid:
+            return self
+        masks = resize_maps(self.masks.flatten(0, 1), 4 * grid)
+        return Prediction(
+            masks=masks.view(*self.masks.shape[:2], *masks.shape[1:]),
+            ious=self.ious,
+            embedding=resize_maps(self.embedding, grid),
+        )
 
 
 class SamSupernet(nn.Module):
@@ -82,7 +95,8 @@ class SamSupernet(nn.Module):
         """Predict the masks of every prompt by the active subnet; each image is encoded once.
 
         Args:
-            images: (B, 3, S, S) uint8 RGB, padded right and below.
+            images: (B, 3, S, S) uint8 RGB, padded right and below; S is the resolution of the
+                active subnet (`resize_images`).
             sizes: (B, 2) int64, (height, width) inside the padding.
             points: (B, N, K, 2) float32, pixels (x, y) of the padded square.
             labels: (B, N, K) int64, LABEL_* of each point.
@@ -90,7 +104,10 @@ class SamSupernet(nn.Module):
         return self._predict(self.encode(images, sizes), points, labels)
 
     def begin(self, images: Tensor, sizes: Tensor, specs: Sequence[SubnetSpec]) -> SharedPrefix:
-        """Compute the layers that all `specs` share, once; `forward_from` continues from there."""
+        """Compute the layers that all `specs` share, once; `forward_from` continues from there.
+
+        images, sizes: as in `forward`; all `specs` have the same resolution.
+        """
         layers = common_layers(specs)
         widest = max(specs, key=lambda spec: spec.embed_dim)
         x = self.image_encoder.embed(self.normalize(images, sizes), widest.embed_dim)
@@ -118,22 +135,35 @@ class SamSupernet(nn.Module):
             space = self.space
             widths, heads = (len(set().union(*c)) + 1 for c in (space.mlp_widths, space.heads))
             shapes = max(widths, 2 * heads) * len({*space.embed_dims, space.shape.embed_dim})
+            shapes *= len({*space.resolution_genes, None})
             self.image_encoder.training_halves = compile_halves(backend, limit=shapes)
             self._training_decode = torch.compile(decode_masks, backend=backend, dynamic=False)
 
     def encode(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """Encode images by the active subnet: embeddings (B, 256, S / 16, S / 16)."""
+        """Encode images by the active subnet: embeddings (B, 256, S / 16, S / 16).
+
+        Raises ValueError where they are not of its resolution.
+        """
+        side = self.space.input_px(self._active)
+        if images.shape[-1] != side:
+            raise ValueError(
+                f"images of {images.shape[-1]} px for a subnet of {side} px; scale them with "
+                "resize_images"
+            )
         embedding: Tensor = self.image_encoder(self.normalize(images, sizes), self._active)
         return embedding
 
     def decode(self, embedding: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode mask logits (B, N, 4, s, s) and predicted IoUs (B, N, 4), both float32."""
+        """Decode mask logits (B, N, 4, s, s) and predicted IoUs (B, N, 4), both float32.
+
+        points: pixels of the square of 16 g a side that the embedding (B, 256, g, g) is of.
+        """
         decode = self._training_decode if torch.is_grad_enabled() else decode_masks
         masks, ious = decode(
             self.mask_decoder,
             self.prompt_encoder,
             embedding,
-            self._prompt_tokens(points, labels),
+            self._prompt_tokens(points, labels, embedding.shape[-1]),
             kernels=self._decoder_kernels(embedding.device),
         )
         return masks.float(), ious.float()
@@ -147,7 +177,7 @@ class SamSupernet(nn.Module):
             self.mask_decoder,
             self.prompt_encoder,
             embedding,
-            self._prompt_tokens(points, labels),
+            self._prompt_tokens(points, labels, embedding.shape[-1]),
             kernels=FOLDED,
         )
         return masks.float()
@@ -157,9 +187,14 @@ class SamSupernet(nn.Module):
             return FUSED
         return FOLDED if torch.is_grad_enabled() else EXACT
 
-    def _prompt_tokens(self, points: Tensor, labels: Tensor) -> Tensor:
+    def _prompt_tokens(self, points: Tensor, labels: Tensor, grid: int) -> Tensor:
         """(B, N, K, 256)."""
-        tokens = embed_prompts(self.prompt_encoder, points.flatten(0, 1), labels.flatten(0, 1))
+        tokens = embed_prompts(
+            self.prompt_encoder,
+            points.flatten(0, 1),
+            labels.flatten(0, 1),
+            side=grid * PATCH_PX,
+        )
         return tokens.view(*points.shape[:2], *tokens.shape[1:])
 
     def normalize(self, images: Tensor, sizes: Tensor) -> Tensor:

@@ -147,7 +147,10 @@ def format_front(result: SearchResult, objectives: tuple[str, ...]) -> str:
     """An aligned table of the references and the front, its lines named as SEARCH#N names them."""
     names = list(dict.fromkeys(("miou", *objectives, "params_m", "flops_g")))
     scores = result.comparisons()
+    shown = [*result.references.values(), *result.front]
+    has_px = any(trial.spec.resolution is not None for trial in shown)
     header = ["subnet", *(_UNITS[name][0] for name in names), "95 % interval"]
+    header += ["px"] if has_px else []
     header += ["final mIoU", "95 % interval", "less largest", "95 %"] if scores else []
     rows: list[tuple[str, Trial, FinalScore | None]] = [
         (name, trial, None) for name, trial in result.references.items()
@@ -155,7 +158,9 @@ def format_front(result: SearchResult, objectives: tuple[str, ...]) -> str:
     named = _place_names(result.front)
     rows += [(named[i], t, scores.get(t.spec.key())) for i, t in enumerate(result.front)]
     lines = [header]
-    lines += [[name, *_cells(t, names), *(_final_cells(s) if s else [])] for name, t, s in rows]
+    for name, trial, score in rows:
+        px = [str(trial.spec.resolution or "own")] if has_px else []
+        lines.append([name, *_cells(trial, names), *px, *(_final_cells(score) if score else [])])
     lines = [[*line, *[""] * (len(header) - len(line))] for line in lines]
     ending = f"{count(result.num_trials, 'trial')}, {result.folder}"
     words = [textwrap.fill(line, width=100) for line in _final_words(result)]

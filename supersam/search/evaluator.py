@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -34,7 +35,7 @@ from supersam.search.images import GridTargets, ImageBatch, Prompts, load_images
 from supersam.search.journal import GroupSum, Stage, Status, Trial
 from supersam.search.pareto import Costs, cost_row
 from supersam.search.prefix import PrefixCache, cache_bytes, encode_each
-from supersam.space import SubnetSpec, read_space, resolve_shape
+from supersam.space import SubnetSpec, places_by_resolution, read_space, resolve_shape
 
 logger = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
@@ -205,12 +206,16 @@ class SubnetEvaluator:
         self, running: list[_Running], batch: ImageBatch, cache: PrefixCache | None
     ) -> None:
         """Add the IoUs of one batch of images to every subnet still in the race."""
-        for place, embedding in self._embeddings(batch, [r.request.spec for r in running], cache):
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
-                ious, groups = score_embedding(self._supernet, embedding, batch)
-            running[place].ious.append(ious)
-            running[place].groups.append(groups)
-            running[place].num_images += len(batch.sizes)
+        specs = [r.request.spec for r in running]
+        for resolution, places in places_by_resolution(specs).items():
+            seen = batch.at(self._space.shape.at(resolution).image_size)
+            some = [running[place] for place in places]
+            for each, embedding in self._embeddings(seen, [specs[i] for i in places], cache):
+                with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+                    ious, groups = score_embedding(self._supernet, embedding, seen)
+                some[each].ious.append(ious)
+                some[each].groups.append(groups)
+                some[each].num_images += len(batch.sizes)
 
     def _embeddings(
         self, batch: ImageBatch, specs: list[SubnetSpec], cache: PrefixCache | None
@@ -305,12 +310,20 @@ def _score_logits(
     ious = []
     for prompts in batch.prompts:
         masks = supernet.decode_single(embedding, prompts.points, prompts.labels)
+        masks = _on_grid(masks, targets.masks.shape[-1])
         for of_image, sample_id in zip(masks, batch.sample_ids.tolist(), strict=True):
             require_finite(of_image, sample_id=sample_id)
         found = mask_iou((masks > 0) & targets.inside, targets.masks)
         ious.append(found.cpu()[valid].double().numpy())
     groups = batch.groups[:, None].expand(valid.shape)[valid]
     return np.stack(ious), groups.numpy()
+
+
+def _on_grid(logits: Tensor, cells: int) -> Tensor:
+    """Scale logits to a finer grid, on which subnets of all resolutions are compared."""
+    if logits.shape[-1] == cells:
+        return logits
+    return F.interpolate(logits, (cells, cells), mode="bilinear", align_corners=False)
 
 
 def _score_originals(

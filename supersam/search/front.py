@@ -117,6 +117,8 @@ def write_front(
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     genes = ["layers", "mlp_widths", "heads", "embed_dim"]
+    if any(trial.spec.resolution is not None for trial in front):
+        genes.append("resolution")  # empty where it is the model's own
     head = ["key", "subnet", *names, "num_images", "num_objects", *genes]
     table.writerow([*head, *(f"final_{name}" for name in measured)])
     for trial, score in entries:
@@ -125,7 +127,7 @@ def write_front(
             [trial.key, trial.spec.key(), *(trial.metrics.get(name, "") for name in names)]
             + [trial.num_images, trial.num_objects]
             + [" ".join(map(str, spec[name])) for name in genes[:3]]
-            + [trial.spec.embed_dim]
+            + [spec.get(name, "") for name in genes[3:]]
             + [(score or {}).get(name, "") for name in measured]
         )
     write_bytes(folder / PARETO_CSV, text.getvalue().encode())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from supersam.data.dataset import EvalDataset
 from supersam.data.sample import LABEL_PAD, LOGIT_STRIDE, EvalImage
 from supersam.data.shards import ShardReader
 from supersam.evaluation.evaluator import slices
+from supersam.model.input_size import resize_images, scale_points
 from supersam.search.image_set import ImageSet
 
 _ORDER_SEED = 0
@@ -64,7 +65,19 @@ class ImageBatch:
     groups: Tensor
     """(B,) int64, on the CPU: the images' groups, the unit of resampling; see `Origin.group`."""
     targets: GridTargets | tuple[EvalImage, ...]
-    """The annotated masks on the logits' grid; or the images, at the original resolution."""
+    """The annotated masks on the grid of the logits at the model's own resolution, whatever the
+    subnet's is; or the images, at the original resolution."""
+
+    def at(self, side: int) -> ImageBatch:
+        """Return images and prompts scaled to `side` pixels; the targets stay."""
+        before = self.images.shape[-1]
+        if before == side:
+            return self
+        images, sizes = resize_images(self.images, self.sizes, side)
+        prompts = tuple(
+            Prompts(scale_points(each.points, before, side), each.labels) for each in self.prompts
+        )
+        return replace(self, images=images, sizes=sizes, prompts=prompts)
 
 
 def chosen_images(count: int, limit: int | None) -> list[int]:

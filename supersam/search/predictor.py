@@ -29,7 +29,7 @@ class PredictorError:
 
 
 class GenePredictor:
-    """A linear model of each gene, its square and its layer's presence; 5 numbers a layer."""
+    """A linear model of each gene, its square and its layer's presence; 5 numbers per layer."""
 
     def __init__(self, space: SearchSpace, specs: Sequence[SubnetSpec], values: Floats) -> None:
         """Fit. values: (N,); the penalty is the one of least leave-one-out error."""
@@ -50,14 +50,17 @@ class GenePredictor:
     def _features(self, specs: Sequence[SubnetSpec]) -> Floats:
         shape = self._space.shape
         rows = np.zeros((len(specs), shape.depth, 5))
-        dims = np.zeros((len(specs), 2))
+        dims = np.zeros((len(specs), 4 if self._space.resolutions else 2))
         for row, dim, spec in zip(rows, dims, specs, strict=True):
             width = np.array(spec.mlp_widths) / shape.mlp_width
             heads = np.array(spec.heads) / shape.num_heads
             row[list(spec.layers)] = np.stack(
                 (np.ones(len(width)), width, width**2, heads, heads**2), axis=1
             )
-            dim[:] = spec.embed_dim / shape.embed_dim, (spec.embed_dim / shape.embed_dim) ** 2
+            dim[:2] = spec.embed_dim / shape.embed_dim, (spec.embed_dim / shape.embed_dim) ** 2
+            if self._space.resolutions:
+                side = self._space.input_px(spec) / shape.image_size
+                dim[2:] = side, side**2
         return np.concatenate((rows.reshape(len(specs), -1), dims), axis=1)
 
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:  # a submission asks for the budget alone, and shall not wait 
     from supersam.model.encoder import ElasticImageEncoder
 
 _Step = tuple[int, ...]
-"""(channels) of the stem, (layer, heads) of an attention, (layer, width, 0) of an MLP."""
+"""(resolution, channels, 0, 0) of the stem, resolution 0 for the model's own; (layer, heads) of an
+attention, (layer, width, 0) of an MLP."""
 
 
 _FREE_SHARE = 0.25
@@ -91,7 +92,7 @@ def encode_each(
 
     Args:
         encoder: the supernet's image encoder.
-        pixels: (B, 3, S, S) normalised.
+        pixels: (B, 3, S, S) normalised, of the resolution of all `specs`.
         specs: the subnets.
         cache: outputs of earlier calls with the same encoder and pixels.
 
@@ -126,15 +127,15 @@ def _known(output: Tensor | None) -> Tensor:
 
 def path_of(spec: SubnetSpec) -> list[_Step]:
     """The steps of a subnet from the pixels to the last layer; sorts siblings together."""
-    path: list[_Step] = [(spec.embed_dim,)]
+    path: list[_Step] = [(spec.resolution or 0, spec.embed_dim, 0, 0)]
     for layer, width, heads in zip(spec.layers, spec.mlp_widths, spec.heads, strict=True):
         path += [(layer, heads), (layer, width, 0)]
     return path
 
 
 def _apply(encoder: ElasticImageEncoder, x: Tensor, step: _Step) -> Tensor:
-    if len(step) == 1:
-        return encoder.embed(x, step[0])
+    if len(step) == 4:
+        return encoder.embed(x, step[1])
     if len(step) == 2:
         return encoder.attend(x, step[0], step[1])
     return encoder.feed(x, step[0], step[1])

@@ -13,7 +13,7 @@ from supersam.space.presets import (
 from supersam.space.sampling import SizeMetric, sample_by_size
 from supersam.space.shape import SHAPES, EncoderShape, describe_shape, resolve_shape
 from supersam.space.space import SearchSpace
-from supersam.space.spec import SubnetSpec
+from supersam.space.spec import SubnetSpec, places_by_resolution
 
 __all__ = [
     "SHAPES",
@@ -24,6 +24,7 @@ __all__ = [
     "SubnetSpec",
     "build_space",
     "describe_shape",
+    "places_by_resolution",
     "published_space",
     "read_space",
     "read_subnet",

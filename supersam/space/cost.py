@@ -29,7 +29,7 @@ class SubnetCost:
     encoder_flops: int
     """FLOPs to encode one image."""
     prompt_flops: int
-    """FLOPs to decode one prompt on an encoded image; the same in every subnet."""
+    """FLOPs to decode one prompt on an encoded image; the same in every subnet of a resolution."""
 
     @property
     def params_m(self) -> float:
@@ -43,7 +43,11 @@ class SubnetCost:
 
 
 def subnet_cost(spec: SubnetSpec, shape: EncoderShape) -> SubnetCost:
-    """Count parameters and FLOPs of `spec`, a subnet of an encoder of `shape`."""
+    """Count parameters and FLOPs of `spec`, a subnet of an encoder of `shape`.
+
+    At a smaller resolution the tables of positions are smaller too, and so are the parameters.
+    """
+    shape = shape.at(spec.resolution)
     params = _patch_and_neck_params(spec.embed_dim, shape)
     flops = _patch_and_neck_flops(spec.embed_dim, shape)
     for layer, width, heads in zip(spec.layers, spec.mlp_widths, spec.heads, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from supersam.config import SpaceConfig, UserError, dump_yaml, read_yaml
@@ -17,6 +18,11 @@ _PUBLISHED_WIDTHS = (768 / 3072, 1020 / 3072, 1536 / 3072, 2304 / 3072)
 
 def build_space(config: SpaceConfig, shape: EncoderShape) -> SearchSpace:
     """Build the search space that `config` describes for an encoder of `shape`."""
+    space = _space_of(config, shape)
+    return replace(space, resolutions=config.resolutions) if config.resolutions else space
+
+
+def _space_of(config: SpaceConfig, shape: EncoderShape) -> SearchSpace:
     if config.file is not None:
         return read_space(config.file, shape)
     if config.preset == "published":

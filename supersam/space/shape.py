@@ -63,6 +63,29 @@ class EncoderShape:
         """Patches along one side of the input."""
         return self.image_size // PATCH_PX
 
+    def at(self, resolution: int | None) -> EncoderShape:
+        """Return the same encoder for inputs of `resolution` pixels; None is its own size."""
+        return self if resolution is None else replace(self, image_size=resolution)
+
+    def misfit_of(self, resolution: int) -> str | None:
+        """Say why no subnet can take inputs of `resolution` pixels; None where one can."""
+        if type(resolution) is not int or resolution % PATCH_PX != 0:
+            return f"{resolution!r} is not a multiple of {PATCH_PX}, the pixels of a patch"
+        if resolution > self.image_size:
+            return (
+                f"{resolution} is larger than the model's own {self.image_size} px, the size that "
+                f"images are loaded at; set --model.image-size {resolution}, to which the "
+                "positions of given weights are interpolated"
+            )
+        side = 1 if len(self.global_layers) == self.depth else self.window_size
+        least = min(side * PATCH_PX, self.image_size)
+        if resolution < least:
+            return (
+                f"{resolution} is smaller than an attention window of {side} patches, to which it "
+                f"would be padded; the least is {least}"
+            )
+        return None
+
     def window_of(self, layer: int) -> int:
         """Return the side of a layer's attention window in patches; 0 for global attention."""
         return 0 if layer in self.global_layers else self.window_size

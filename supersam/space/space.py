@@ -1,11 +1,11 @@
-"""The search space: which layers may go, and how wide the others may be. Plain values, no torch."""
+"""The search space: layers that may go, widths of the others, resolutions. Plain values only."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from supersam.space.shape import EncoderShape
 from supersam.space.spec import SubnetSpec
 
 Rng = np.random.Generator
+Choice = TypeVar("Choice")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class SearchSpace:
     """Choices of attention heads for each layer, ascending."""
     embed_dims: tuple[int, ...]
     """Choices of the residual stream's channels, ascending."""
+    resolutions: tuple[int, ...] = ()
+    """Choices of the input's side, pixels, ascending; without any it is the model's own."""
 
     def __post_init__(self) -> None:
         shape = self.shape
@@ -60,37 +63,52 @@ class SearchSpace:
             )
             for layer, values in enumerate(choices):
                 _check_choices(f"{name}[{layer}]", values, full)
+        _check_resolutions(self.resolutions, shape)
 
     @property
     def removable(self) -> tuple[int, ...]:
         """Layers that may be removed."""
         return tuple(layer for layer, p in enumerate(self.removal) if p > 0)
 
+    @property
+    def resolution_genes(self) -> tuple[int | None, ...]:
+        """Choices of `SubnetSpec.resolution`, ascending: None is the model's own, the largest."""
+        own = self.shape.image_size
+        return tuple(None if px == own else px for px in self.resolutions) or (None,)
+
+    def input_px(self, spec: SubnetSpec) -> int:
+        """Return the side of the square input of `spec`, pixels."""
+        return self.shape.at(spec.resolution).image_size
+
     def largest(self) -> SubnetSpec:
-        """Return the whole encoder."""
+        """Return the whole encoder, at the model's own resolution."""
         return SubnetSpec.full(self.shape)
 
     def smallest(self) -> SubnetSpec:
-        """Return the subnet without removable layers, every width at its smallest choice."""
+        """Return the subnet without removable layers, all else at its smallest choice."""
         return self._spec(
             [layer for layer, p in enumerate(self.removal) if p == 0],
             lambda choices: choices[0],
         )
 
+    def at_px(self, spec: SubnetSpec) -> str:
+        """Say at which input size `spec` works, for people; empty where all have the same."""
+        return f" of {self.input_px(spec)} px" if self.resolutions else ""
+
     def describe_ends(self) -> list[str]:
         """Say in one line each what the largest and the smallest subnet cost, for people."""
-        largest, smallest = (subnet_cost(s, self.shape) for s in (self.largest(), self.smallest()))
-        sizes = {"largest": largest, "smallest": smallest}
+        ends = {"largest": self.largest(), "smallest": self.smallest()}
+        sizes = {name: subnet_cost(spec, self.shape) for name, spec in ends.items()}
         lines = [
-            f"{name}: {cost.params_m:.2f} M parameters, {cost.flops_g:.2f} GFLOPs per image with "
-            "one prompt"
+            f"{name}: {cost.params_m:.2f} M parameters, {cost.flops_g:.2f} GFLOPs per image"
+            f"{self.at_px(ends[name])} with one prompt"
             for name, cost in sizes.items()
         ]
-        less = 100 * (1 - smallest.params / largest.params)
+        less = 100 * (1 - sizes["smallest"].params / sizes["largest"].params)
         return [lines[0], f"{lines[1]}, {less:.1f} % smaller"]
 
     def medium(self) -> SubnetSpec:
-        """Return a fixed subnet between: every second removable layer gone, middle widths."""
+        """Return a fixed subnet between: every second removable layer gone, the rest middling."""
         gone = set(self.removable[::2])
         return self._spec(
             [layer for layer in range(self.shape.depth) if layer not in gone],
@@ -98,7 +116,7 @@ class SearchSpace:
         )
 
     def sample(self, rng: Rng) -> SubnetSpec:
-        """Draw a random subnet: layers by their removal probability, widths uniformly."""
+        """Draw a random subnet: layers by their removal probability, all else uniformly."""
         draws = rng.random(self.shape.depth)
         kept = [i for i, (u, p) in enumerate(zip(draws, self.removal, strict=True)) if u >= p]
         return self._spec(kept, lambda choices: _pick(choices, rng))
@@ -131,16 +149,20 @@ class SearchSpace:
             widths.append((there if width else here)[0])
             heads.append((there if head else here)[1])
         dim = (other if rng.random() < probability else base).embed_dim
-        mixed = SubnetSpec(tuple(layers), tuple(widths), tuple(heads), dim)
+        taken = self.resolutions and rng.random() < probability
+        resolution = (other if taken else base).resolution
+        mixed = SubnetSpec(tuple(layers), tuple(widths), tuple(heads), dim, resolution)
         return mixed if self.contains(mixed) else self._nearest(mixed)
 
     def _nearest(self, spec: SubnetSpec) -> SubnetSpec:
-        """Replace full widths that are not among the choices by the widest choice."""
+        """Replace what is full but not among the choices by the widest choice."""
+        resolutions = self.resolution_genes
         return SubnetSpec(
             layers=spec.layers,
             mlp_widths=_allowed(spec.mlp_widths, [self.mlp_widths[i] for i in spec.layers]),
             heads=_allowed(spec.heads, [self.heads[i] for i in spec.layers]),
             embed_dim=_allowed((spec.embed_dim,), [self.embed_dims])[0],
+            resolution=spec.resolution if spec.resolution in resolutions else resolutions[-1],
         )
 
     def misfit(self, spec: SubnetSpec) -> str | None:
@@ -162,6 +184,9 @@ class SearchSpace:
                     return f"{name}: {value} of layer {layer} is not in {list(choices[layer])}"
         if spec.embed_dim not in self.embed_dims:
             return f"embed_dim: {spec.embed_dim} is not in {list(self.embed_dims)}"
+        if spec.resolution not in self.resolution_genes:
+            allowed = list(self.resolutions) or [self.shape.image_size]
+            return f"resolution: {self.input_px(spec)} is not in {allowed}"
         return None
 
     def contains(self, spec: SubnetSpec) -> bool:
@@ -174,24 +199,28 @@ class SearchSpace:
             len(widths) * len(heads) + (p > 0)
             for p, widths, heads in zip(self.removal, self.mlp_widths, self.heads, strict=True)
         )
-        return math.prod(per_layer) * len(self.embed_dims)
+        return math.prod(per_layer) * len(self.embed_dims) * len(self.resolution_genes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers for YAML, without the shape, which is the model's."""
-        return {
+        plain = {
             "removal": list(self.removal),
             "mlp_widths": [list(c) for c in self.mlp_widths],
             "heads": [list(c) for c in self.heads],
             "embed_dims": list(self.embed_dims),
         }
+        return {**plain, "resolutions": list(self.resolutions)} if self.resolutions else plain
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], shape: EncoderShape) -> SearchSpace:
         """Read what `to_dict` wrote. Raises ValueError that names what is wrong."""
         names = {"removal", "mlp_widths", "heads", "embed_dims"}
-        if not isinstance(values, dict) or set(values) != names:
+        if not isinstance(values, dict) or set(values) - {"resolutions"} != names:
             got = sorted(values) if isinstance(values, dict) else type(values).__name__
-            raise ValueError(f"a search space has the fields {sorted(names)}; got {got}")
+            raise ValueError(
+                f"a search space has the fields {sorted(names)}, and resolutions where they vary; "
+                f"got {got}"
+            )
         wrong = [p for p in _listed(values["removal"]) if type(p) not in (int, float)]
         if wrong:
             raise ValueError(f"removal holds {wrong[0]!r}; it must be a list of numbers below 1")
@@ -202,6 +231,7 @@ class SearchSpace:
                 mlp_widths=tuple(tuple(c) for c in values["mlp_widths"]),
                 heads=tuple(tuple(c) for c in values["heads"]),
                 embed_dims=tuple(values["embed_dims"]),
+                resolutions=tuple(values.get("resolutions", ())),
             )
         except TypeError as fault:
             raise ValueError(f"a field of the search space is not a list: {fault}") from fault
@@ -212,6 +242,7 @@ class SearchSpace:
             mlp_widths=tuple(choose(self.mlp_widths[layer]) for layer in kept),
             heads=tuple(choose(self.heads[layer]) for layer in kept),
             embed_dim=choose(self.embed_dims),
+            resolution=choose(self.resolution_genes) if self.resolutions else None,
         )
 
 
@@ -229,8 +260,17 @@ def _allowed(values: Sequence[int], choices: Sequence[tuple[int, ...]]) -> tuple
     return tuple(v if v in c else c[-1] for v, c in zip(values, choices, strict=True))
 
 
-def _pick(choices: tuple[int, ...], rng: Rng) -> int:
+def _pick(choices: Sequence[Choice], rng: Rng) -> Choice:
     return choices[int(rng.integers(len(choices)))]
+
+
+def _check_resolutions(values: tuple[int, ...], shape: EncoderShape) -> None:
+    for value in values:
+        reason = shape.misfit_of(value)
+        if reason is not None:
+            raise ValueError(f"resolutions: {reason}")
+    if list(values) != sorted(set(values)):
+        raise ValueError(f"resolutions={list(values)} must ascend: {sorted(set(values))}")
 
 
 def _check_choices(name: str, values: tuple[int, ...], full: int) -> None:

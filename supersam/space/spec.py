@@ -1,9 +1,10 @@
-"""One subnet as a plain value: which layers it keeps and how wide each of them is."""
+"""One subnet as a plain value: its layers, how wide each of them is, and its input size."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ class SubnetSpec:
     """Attention heads of each kept layer: the first heads of the full layer."""
     embed_dim: int
     """Channels of the residual stream: the first channels of the full stream."""
+    resolution: int | None = None
+    """Side of the square input, pixels, where it is smaller than the model's own; else None."""
 
     def __post_init__(self) -> None:
         lengths = {len(self.layers), len(self.mlp_widths), len(self.heads)}
@@ -83,25 +86,37 @@ class SubnetSpec:
             outside = [value for value in values if not low <= value <= high]
             if outside:
                 return f"{name}: {outside[0]} is outside {low} to {high} of this encoder"
-        return None
+        if self.resolution is None:
+            return None
+        if self.resolution == shape.image_size:
+            return f"resolution: {self.resolution} is the model's own; leave the field out"
+        reason = shape.misfit_of(self.resolution)
+        return None if reason is None else f"resolution: {reason}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, for JSON."""
-        return {  # not by `asdict`, which takes five times as long: a journal holds thousands
+        plain = {  # not by `asdict`, which takes five times as long: a journal holds thousands
             "layers": list(self.layers),
             "mlp_widths": list(self.mlp_widths),
             "heads": list(self.heads),
             "embed_dim": self.embed_dim,
         }
+        # Left out where it is the model's own: the names of such subnets know no resolution.
+        return plain if self.resolution is None else {**plain, "resolution": self.resolution}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SubnetSpec:
         """The inverse of `to_dict`. Raises ValueError that names the wrong field."""
         names = ("layers", "mlp_widths", "heads", "embed_dim")
-        if not isinstance(values, dict) or set(values) != set(names):
-            raise ValueError(f"a subnet has the fields {', '.join(names)}; {_amiss(values, names)}")
+        if not isinstance(values, dict) or set(values) - {"resolution"} != set(names):
+            raise ValueError(
+                f"a subnet has the fields {', '.join(names)}, and resolution where it is not the "
+                f"model's own; {_amiss(values, names)}"
+            )
         lists = {name: _ints(name, values[name]) for name in names[:3]}
-        return cls(**lists, embed_dim=_ints("embed_dim", [values["embed_dim"]])[0])
+        dim = _ints("embed_dim", [values["embed_dim"]])[0]
+        given = _ints("resolution", [values["resolution"]]) if "resolution" in values else (None,)
+        return cls(**lists, embed_dim=dim, resolution=given[0])
 
     def write(self, path: Path) -> None:
         """Write this subnet as a JSON file."""
@@ -121,12 +136,20 @@ class SubnetSpec:
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+def places_by_resolution(specs: Sequence[SubnetSpec]) -> dict[int | None, list[int]]:
+    """Return the places in `specs` of each resolution, which come in the order of the first."""
+    places: dict[int | None, list[int]] = {}
+    for place, spec in enumerate(specs):
+        places.setdefault(spec.resolution, []).append(place)
+    return places
+
+
 def _amiss(values: Any, names: tuple[str, ...]) -> str:
     """Which fields are missing or too many."""
     if not isinstance(values, dict):
         return f"this is a {type(values).__name__}"
     missing = [name for name in names if name not in values]
-    unknown = sorted(set(values) - set(names))
+    unknown = sorted(set(values) - {*names, "resolution"})
     parts = (("missing", missing), ("unknown", unknown))
     return ", ".join(f"{word}: {', '.join(found)}" for word, found in parts if found)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from supersam.data.sample import Batch
 from supersam.model import Prediction, SamSupernet
+from supersam.model.input_size import resize_maps
 from supersam.space import EncoderShape
 
 
@@ -32,15 +31,7 @@ class FrozenTeacher:
         if side != student.image_size:
             batch = _scaled(batch, side)
         found: Prediction = self._model(batch.images, batch.sizes, batch.points, batch.labels)
-        if side == student.image_size:
-            return found
-        return Prediction(
-            masks=_resized(found.masks.flatten(0, 1), 4 * student.grid).view(
-                *found.masks.shape[:3], 4 * student.grid, 4 * student.grid
-            ),
-            ious=found.ious,
-            embedding=_resized(found.embedding, student.grid),
-        )
+        return found.at_grid(student.grid)
 
 
 def _scaled(batch: Batch, side: int) -> Batch:
@@ -48,14 +39,7 @@ def _scaled(batch: Batch, side: int) -> Batch:
     factor = side / batch.images.shape[-1]
     return replace(
         batch,
-        images=_resized(batch.images.float(), side).clamp(0, 255),
+        images=resize_maps(batch.images, side).clamp(0, 255),
         sizes=(batch.sizes * factor).round().long(),
         points=(batch.points + 0.5) * factor - 0.5,
-    )
-
-
-def _resized(x: Tensor, side: int) -> Tensor:
-    """(B, C, h, w) to (B, C, side, side)."""
-    return F.interpolate(
-        x.float(), size=(side, side), mode="bilinear", align_corners=False, antialias=True
     )

@@ -17,11 +17,14 @@ from supersam.data.loader import DeviceBatches, TrainLoader
 from supersam.data.sample import Batch
 from supersam.health.heartbeat import Heartbeat
 from supersam.model import Prediction, SamSupernet
+from supersam.model.input_size import resize_batch
 from supersam.model.losses import LossTerms, subnet_loss
+from supersam.model.prefix import SharedPrefix
 from supersam.runs.checkpoints import TrainState
 from supersam.runtime.device import computes_bf16
 from supersam.runtime.distributed import World, all_reduce_max
 from supersam.runtime.signals import StopFlag
+from supersam.space import SubnetSpec, places_by_resolution
 from supersam.training.engine import Engine
 from supersam.training.prioritizer import Prioritizer
 from supersam.training.sandwich import SandwichSampler
@@ -158,25 +161,47 @@ class Trainer:
     def accumulate_sandwich(self, batch: Batch, step: int, *, scale: float) -> dict[str, Tensor]:
         """Add the gradients of every subnet of `step`; each backward frees its own activations.
 
-        The shared prefix is computed once, and its backward comes last. Nothing here waits for the
+        Subnets of one resolution take their turn together: their images are scaled once, the prefix
+        that they share is computed once, and its backward comes last. Nothing here waits for the
         device. Returns the losses by metric name, detached scalars.
         """
         losses: dict[str, Tensor] = {}
-        subnets = self.sandwich.draw(step)
+        subnets, slots = self.sandwich.draw(step), self.sandwich.slots(step)
         with self._autocast():
             teacher = None if self.teacher is None else self.teacher.predict(batch)
-            prefix = self.supernet.begin(batch.images, batch.sizes, subnets)
-        for slot, subnet in zip(self.sandwich.slots(step), subnets, strict=True):
-            with self.supernet.activated(subnet), self._autocast():
-                prediction = self.supernet.forward_from(prefix, batch.points, batch.labels)
-            terms = subnet_loss(prediction, batch, self.run.loss, teacher=teacher)
-            self.engine.backward(terms.total * scale)
-            losses |= _named(slot, terms)
-            if self.run.loss.distill and teacher is None:
-                teacher = _detached(prediction)
-        if (prefix_loss := prefix.loss()) is not None:
-            self.engine.backward(prefix_loss)
+        for resolution, places in places_by_resolution(subnets).items():
+            seen = resize_batch(batch, self.supernet.space.shape.at(resolution).image_size)
+            with self._autocast():
+                prefix = self.supernet.begin(
+                    seen.images, seen.sizes, [subnets[place] for place in places]
+                )
+            for place in places:
+                terms, prediction = self._accumulate(
+                    subnets[place], prefix, seen, teacher=teacher, scale=scale
+                )
+                losses |= _named(slots[place], terms)
+                if self.run.loss.distill and teacher is None:
+                    teacher = _detached(prediction)
+            if (prefix_loss := prefix.loss()) is not None:
+                self.engine.backward(prefix_loss)
         return losses
+
+    def _accumulate(
+        self,
+        subnet: SubnetSpec,
+        prefix: SharedPrefix,
+        batch: Batch,
+        *,
+        teacher: Prediction | None,
+        scale: float,
+    ) -> tuple[LossTerms, Prediction]:
+        """Add the gradients of one subnet, down to the prefix. batch: at its resolution."""
+        with self.supernet.activated(subnet), self._autocast():
+            prediction = self.supernet.forward_from(prefix, batch.points, batch.labels)
+        taught = None if teacher is None else teacher.at_grid(prediction.embedding.shape[-1])
+        terms = subnet_loss(prediction, batch, self.run.loss, teacher=taught)
+        self.engine.backward(terms.total * scale)
+        return terms, prediction
 
     def validate(self, *, is_saved: bool) -> None:
         """Score the fixed subnets on held-out images and remember the best step.

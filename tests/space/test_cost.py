@@ -17,7 +17,8 @@ def counted_encoder(spec: SubnetSpec, shape: EncoderShape) -> tuple[int, int]:
     """Parameters and FLOPs of the plain segment-anything encoder; meta tensors compute nothing."""
     with torch.device("meta"):
         encoder = build_encoder(sizes_of(spec, shape))
-        image = torch.empty(1, 3, shape.image_size, shape.image_size)
+        side = shape.at(spec.resolution).image_size
+        image = torch.empty(1, 3, side, side)
     with FlopCounterMode(display=False) as counter:
         encoder(image)
     return sum(p.numel() for p in encoder.parameters()), counter.get_total_flops()
@@ -28,11 +29,12 @@ def assert_counted(spec: SubnetSpec, shape: EncoderShape) -> None:
     assert (cost.encoder_params, cost.encoder_flops) == counted_encoder(spec, shape)
 
 
-def test_closed_form_equals_the_count_for_extremes_and_random_subnets(tiny_space):
-    rng = np.random.default_rng(0)
-    fixed = [tiny_space.largest(), tiny_space.medium(), tiny_space.smallest()]
-    for spec in fixed + [tiny_space.sample(rng) for _ in range(12)]:
-        assert_counted(spec, tiny_space.shape)
+@pytest.mark.parametrize("name", ["tiny_space", "tiny_resolutions"])
+def test_closed_form_equals_the_count_for_extremes_and_random_subnets(name, request):
+    space, rng = request.getfixturevalue(name), np.random.default_rng(0)
+    fixed = [space.largest(), space.medium(), space.smallest()]
+    for spec in fixed + [space.sample(rng) for _ in range(12)]:
+        assert_counted(spec, space.shape)
 
 
 def test_closed_form_counts_the_padding_of_a_window_larger_than_the_image():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -58,6 +59,19 @@ def test_subnets_of_one_size_differ_in_every_gene():
     assert len({s.embed_dim for s in half}) > 1
     assert len({s.mlp_widths[0] for s in half}) > 1
     assert len({s.heads[0] for s in half}) > 1
+
+
+def test_resolutions_go_with_flops_and_not_with_parameters():
+    space = replace(SPACES["published"], resolutions=(512, 768, 1024))
+    rng = np.random.default_rng(2)
+    for metric, expected in (("flops_g", True), ("params_m", False)):
+        specs = [sample_by_size(space, rng, metric=metric) for _ in range(200)]
+        sizes = [getattr(subnet_cost(spec, VIT_B), metric) for spec in specs]
+        smaller = np.array([space.input_px(spec) for spec in specs]) == 512
+        order = np.argsort(sizes)
+        low, high = smaller[order[:60]].mean(), smaller[order[-60:]].mean()
+        assert (low > high + 0.5) == expected
+        assert quarters(space, specs, metric).min() > 0.1
 
 
 def test_a_draw_is_a_function_of_its_generator():

@@ -20,10 +20,12 @@ from supersam.space import (
 VIT_B = SHAPES["vit_b"]
 
 
-@pytest.fixture(scope="module", params=["tiny", "published_b", "published_l"])
-def space(request, tiny_space):
+@pytest.fixture(scope="module", params=["tiny", "resolutions", "published_b", "published_l"])
+def space(request, tiny_space, tiny_resolutions):
     named = {"published_b": VIT_B, "published_l": SHAPES["vit_l"]}
-    return published_space(named[request.param]) if request.param in named else tiny_space
+    if request.param in named:
+        return published_space(named[request.param])
+    return tiny_resolutions if request.param == "resolutions" else tiny_space
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -34,7 +36,7 @@ def genes_of(specs: list[SubnetSpec]) -> set[tuple[str, int, int]]:
     """Every (dimension, layer, value) that occurs; layer -1 where it belongs to none."""
     found = set()
     for spec in specs:
-        found.add(("embed", -1, spec.embed_dim))
+        found |= {("embed", -1, spec.embed_dim), ("resolution", -1, spec.resolution or 0)}
         for layer, width, heads in zip(spec.layers, spec.mlp_widths, spec.heads, strict=True):
             found |= {("mlp", layer, width), ("heads", layer, heads), ("kept", layer, 1)}
         found |= {("kept", layer, 0) for layer in range(32) if layer not in spec.layers}
@@ -45,6 +47,7 @@ def all_genes(space: SearchSpace) -> set[tuple[str, int, int]]:
     depth = space.shape.depth
     return (
         {("embed", -1, dim) for dim in space.embed_dims}
+        | {("resolution", -1, px or 0) for px in space.resolution_genes}
         | {("mlp", i, width) for i in range(depth) for width in space.mlp_widths[i]}
         | {("heads", i, heads) for i in range(depth) for heads in space.heads[i]}
         | {("kept", i, 1) for i in range(depth)}
@@ -68,6 +71,9 @@ def test_number_of_subnets_is_the_number_of_distinct_draws():
     random = rng()
     drawn = {space.sample(random).key() for _ in range(4000)}
     assert len(drawn) == space.num_subnets() == 5 * 4 * 5
+    space = dataclasses.replace(space, resolutions=(256, 1024))
+    drawn = {space.sample(random).key() for _ in range(4000)}
+    assert len(drawn) == space.num_subnets() == 5 * 4 * 5 * 2
 
 
 def test_largest_medium_and_smallest_are_in_the_space_in_this_order(space):
@@ -77,6 +83,8 @@ def test_largest_medium_and_smallest_are_in_the_space_in_this_order(space):
     assert set(smallest.layers) < set(medium.layers) < set(largest.layers)
     assert smallest.mlp_widths == tuple(min(space.mlp_widths[i]) for i in smallest.layers)
     assert smallest.embed_dim == min(space.embed_dims)
+    assert space.input_px(smallest) == min(space.resolutions, default=space.shape.image_size)
+    assert space.input_px(largest) == space.shape.image_size
 
 
 def test_samples_mutants_and_children_stay_in_the_space(space):
@@ -188,12 +196,59 @@ def test_misfits_name_the_dimension_the_value_and_what_is_allowed(tiny_space):
         r"mlp_widths: 385 is outside 1 to 384": {"mlp_widths": (385,)},
         r"heads: 0 is outside 1 to 3": {"heads": (0,)},
         r"embed_dim: 48 is not in \[32, 64, 96\]": {"embed_dim": 48},
+        r"resolution: 64 is not in \[80\]": {"resolution": 64},
+        r"resolution: 80 is the model's own; leave the field out": {"resolution": 80},
+        r"resolution: 60 is not a multiple of 16": {"resolution": 60},
     }
     for message, change in wrong.items():
         spec = dataclasses.replace(base, **change)
         assert not tiny_space.contains(spec)
         with pytest.raises(AssertionError, match=message):
             raise AssertionError(tiny_space.misfit(spec))
+
+
+def test_a_resolution_that_is_no_choice_is_named(tiny_space):
+    space = dataclasses.replace(tiny_space, resolutions=(48, 64))
+    assert space.contains(space.largest())  # the whole model always is
+    at_own_size = dataclasses.replace(space.smallest(), resolution=None)
+    assert space.misfit(at_own_size) == "resolution: 80 is not in [48, 64]"
+    children = [space.crossover(space.largest(), space.smallest(), rng(i)) for i in range(20)]
+    assert all(map(space.contains, children))
+    assert {child.resolution for child in children if child != space.largest()} == {48, 64}
+
+
+@pytest.mark.parametrize(
+    ("resolutions", "message"),
+    [
+        ((250,), "250 is not a multiple of 16, the pixels of a patch"),
+        ((64, 96), r"96 is larger than the model's own 80 px.*set --model.image-size 96"),
+        ((32, 80), r"32 is smaller than an attention window of 3 patches.*the least is 48"),
+        ((64, 48), r"\[64, 48\] must ascend: \[48, 64\]"),
+        ((64, 64), r"must ascend: \[64\]"),
+        ((64.0,), r"64\.0 is not a multiple of 16"),
+    ],
+)
+def test_impossible_resolutions_are_refused_with_a_remedy(tiny_space, resolutions, message):
+    with pytest.raises(ValueError, match=f"resolutions.*{message}"):
+        dataclasses.replace(tiny_space, resolutions=resolutions)
+
+
+def test_without_resolutions_draws_and_files_are_what_they_were(tiny_space, tiny_resolutions):
+    """One resolution alone draws the same subnets: the new gene comes last and asks for nothing."""
+    assert "resolutions" not in space_yaml(tiny_space)
+    assert all("resolution" not in tiny_space.sample(rng(i)).to_dict() for i in range(9))
+    for seed in range(20):
+        plain, more = (each.sample(rng(seed)) for each in (tiny_space, tiny_resolutions))
+        assert dataclasses.replace(more, resolution=None) == plain
+
+
+def test_a_setting_gives_any_space_resolutions(tmp_path, tiny_shape):
+    path = tmp_path / "space.yaml"
+    path.write_text(space_yaml(published_space(tiny_shape)))
+    for config in (SpaceConfig(preset="published"), SpaceConfig(file=path)):
+        chosen = config.model_copy(update={"resolutions": (48, 80)})
+        plain = build_space(config, tiny_shape)
+        assert build_space(chosen, tiny_shape) == dataclasses.replace(plain, resolutions=(48, 80))
 
 
 def test_a_space_survives_its_file(space, tmp_path):

@@ -10,18 +10,18 @@ from supersam.space import SubnetSpec
 GOOD = {"layers": [0, 2], "mlp_widths": [64, 32], "heads": [2, 1], "embed_dim": 32}
 
 
-def test_a_spec_survives_json_and_its_file(tiny_space, tmp_path):
+def test_a_spec_survives_json_and_its_file(tiny_resolutions, tmp_path):
     random = np.random.default_rng(0)
     for _ in range(20):
-        spec = tiny_space.sample(random)
+        spec = tiny_resolutions.sample(random)
         assert SubnetSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
         spec.write(tmp_path / "spec.json")
         assert SubnetSpec.read(tmp_path / "spec.json") == spec
 
 
-def test_keys_are_equal_for_equal_specs_alone(tiny_space):
+def test_keys_are_equal_for_equal_specs_alone(tiny_resolutions):
     random = np.random.default_rng(0)
-    specs = {tiny_space.sample(random) for _ in range(200)}
+    specs = {tiny_resolutions.sample(random) for _ in range(200)}
     assert len({spec.key() for spec in specs}) == len(specs)
     for spec in specs:
         twin = SubnetSpec.from_dict(dict(reversed(spec.to_dict().items())))
@@ -45,6 +45,8 @@ def test_keys_never_change_for_journals_outlive_versions():
         ({"embed_dim": "32"}, "embed_dim"),
         ({"mlp_widths": 64}, "mlp_widths=64 must be whole numbers"),
         ({"colour": 1}, "a subnet has the fields layers, mlp_widths, heads, embed_dim"),
+        ({"colour": 1, "resolution": 48}, "unknown: colour$"),
+        ({"resolution": 48.0}, r"resolution=\[48.0\] must be whole numbers"),
     ],
 )
 def test_nonsense_is_refused_with_its_field(tmp_path, change, message):

@@ -21,6 +21,7 @@ from supersam.data.sample import Batch
 from supersam.data.shards import ShardReader
 from supersam.health.heartbeat import Heartbeat
 from supersam.model import SamSupernet
+from supersam.model.input_size import resize_batch
 from supersam.model.losses import subnet_loss
 from supersam.runs.checkpoints import TrainState
 from supersam.runtime.distributed import World
@@ -153,9 +154,11 @@ def subnet_gradients(
     gradients, teacher = [], None
     for subnet in subnets:
         supernet.zero_grad(set_to_none=True)
+        seen = resize_batch(batch, supernet.space.input_px(subnet))
         with supernet.activated(subnet):
-            prediction = supernet(batch.images, batch.sizes, batch.points, batch.labels)
-        subnet_loss(prediction, batch, run.loss, teacher=teacher).total.backward()
+            prediction = supernet(seen.images, seen.sizes, seen.points, seen.labels)
+        taught = None if teacher is None else teacher.at_grid(prediction.embedding.shape[-1])
+        subnet_loss(prediction, seen, run.loss, teacher=taught).total.backward()
         if run.loss.distill and teacher is None:
             teacher = prediction
         gradients.append(

@@ -17,7 +17,7 @@ from supersam.config import EngineConfig, OptimConfig, TrainRun, UserError, merg
 from supersam.data.loader import DeviceBatches
 from supersam.runtime.distributed import World, close_world, init_world
 from supersam.runtime.signals import StopFlag
-from supersam.space import SearchSpace, build_space
+from supersam.space import EncoderShape, SearchSpace, build_space
 from supersam.training.engine import (
     deepspeed_config,
     freeze_untrained,
@@ -46,6 +46,11 @@ CASES: dict[str, dict[str, Any]] = {
         "loss": {"distill": True},
         "sandwich": {"random_subnets": 2},
     },
+    "resolutions-distilled": {
+        "space": {"resolutions": [48, 64, 80]},
+        "loss": {"distill": True},
+        "sandwich": {"random_subnets": 3},
+    },
 }
 
 
@@ -61,8 +66,11 @@ def space(runs, tiny_shape) -> SearchSpace:
 
 
 @pytest.fixture(scope="module")
-def expected(runs, space) -> dict[str, dict[str, Tensor]]:
-    return {name: plain_training(run, space, steps=STEPS) for name, run in runs.items()}
+def expected(runs, tiny_shape) -> dict[str, dict[str, Tensor]]:
+    return {
+        name: plain_training(run, build_space(run.space, tiny_shape), steps=STEPS)
+        for name, run in runs.items()
+    }
 
 
 def trained(run: TrainRun, world: World, space: SearchSpace) -> dict[str, Tensor]:
@@ -75,10 +83,10 @@ def trained(run: TrainRun, world: World, space: SearchSpace) -> dict[str, Tensor
     return weights_and_moments(trainer.supernet, trainer.engine)
 
 
-def train_as_rank(runs: dict[str, TrainRun], space: SearchSpace, folder: Path) -> None:
+def train_as_rank(runs: dict[str, TrainRun], shape: EncoderShape, folder: Path) -> None:
     world = init_world(torch.device("cpu"))
     for name, run in runs.items():
-        state = trained(run, world, space)
+        state = trained(run, world, build_space(run.space, shape))
         torch.save(state, folder / f"{name}-{world.rank}.pt")
     close_world()
 
@@ -102,8 +110,8 @@ def assert_same_training(state: dict[str, Tensor], expected: dict[str, Tensor]) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_ranks_train_like_plain_torch(runs, space, expected, tmp_path, world_size):
-    assert run_ranks(world_size, train_as_rank, runs, space, tmp_path) == [0] * world_size
+def test_ranks_train_like_plain_torch(runs, tiny_shape, expected, tmp_path, world_size):
+    assert run_ranks(world_size, train_as_rank, runs, tiny_shape, tmp_path) == [0] * world_size
     for name in CASES:
         for rank in range(world_size):
             assert_same_training(torch.load(tmp_path / f"{name}-{rank}.pt"), expected[name])

@@ -101,3 +101,6 @@ def _changes(space: SearchSpace) -> Iterator[tuple[str, str, SubnetSpec]]:
     if space.embed_dims[0] < whole.embed_dim:
         change = f"{whole.embed_dim} to {space.embed_dims[0]}"
         yield "residual width", change, replace(whole, embed_dim=space.embed_dims[0])
+    if space.resolution_genes[0] is not None:
+        change = f"{space.shape.image_size} to {space.resolution_genes[0]} px"
+        yield "resolution", change, replace(whole, resolution=space.resolution_genes[0])

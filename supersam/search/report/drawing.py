@@ -62,7 +62,10 @@ def draw_subnet(
     return SubnetDrawing(
         name=name,
         caption=caption,
-        note=f"residual width {spec.embed_dim} of {shape.embed_dim}",
+        note=f"residual width {spec.embed_dim} of {shape.embed_dim}"
+        + (
+            "" if spec.resolution is None else f", input {spec.resolution} of {shape.image_size} px"
+        ),
         columns=tuple(_column(i, kept.get(i), shape, across) for i in range(shape.depth)),
         width=2 * _LEFT + shape.depth * (_COLUMN + _GAP),
         height=under + dots + 34,

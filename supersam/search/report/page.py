@@ -190,27 +190,29 @@ def _table(report: Report) -> Table:
     has_final = bool(report.final)
     rows = [
         Row([Cell("", -1), Cell(name),
-             *_cells(trial, costs, report.final_references.get(name), has_final=has_final)],
+             *_cells(trial, costs, report.final_references.get(name), report)],
             id=f"fixed-{name}")
         for name, trial in report.references.items()
     ]  # fmt: skip
     for i, trial in enumerate(report.front):
         score = report.final.get(trial.spec.key())
-        cells = _cells(trial, costs, score, has_final=has_final)
+        cells = _cells(trial, costs, score, report)
         rows.append(Row([Cell(f"#{i}", i), Cell(picked.get(trial.key, "")), *cells], id=f"s{i}"))
     head = ["", "subnet", "mIoU, selected on" if has_final else "mIoU", "95 %"]
     if has_final:
         head += ["mIoU, other images", "95 %", "less largest", "95 %, paired"]
-    return Table([*head, *(figures.SHORT[name] for name in costs), "layers", "key"], rows)
+    head += [figures.SHORT[name] for name in costs]
+    head += ["input px"] if report.space.resolutions else []
+    return Table([*head, "layers", "key"], rows)
 
 
 def _cells(
-    trial: Trial, costs: Sequence[str], score: FinalScore | None, *, has_final: bool
+    trial: Trial, costs: Sequence[str], score: FinalScore | None, report: Report
 ) -> list[Cell]:
     metrics = trial.metrics
     ends = (metrics["miou_lo"], metrics["miou_hi"]) if "miou_lo" in metrics else None
     cells = [_number(metrics["miou"], ".4f"), _interval(ends)]
-    if has_final:
+    if report.final:
         cells += [
             _number(None if score is None else score.miou, ".4f"),
             _interval(None if score is None else score.interval),
@@ -218,6 +220,8 @@ def _cells(
             _interval(None if score is None else score.less_largest_interval, "+.3f"),
         ]
     cells += [_number(metrics.get(name), ".2f") for name in costs]
+    if report.space.resolutions:
+        cells.append(_number(report.space.input_px(trial.spec), "d"))
     return [*cells, _number(len(trial.spec.layers), "d"), Cell(trial.spec.key()[:_KEY_LETTERS])]
 
 

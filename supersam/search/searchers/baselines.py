@@ -55,5 +55,5 @@ def iter_subnets(space: SearchSpace) -> Iterator[SubnetSpec]:
         widths = product(*(space.mlp_widths[i] for i in layers))
         for chosen in widths:
             for heads in product(*(space.heads[i] for i in layers)):
-                for dim in space.embed_dims:
-                    yield SubnetSpec(layers, chosen, heads, dim)
+                for dim, resolution in product(space.embed_dims, space.resolution_genes):
+                    yield SubnetSpec(layers, chosen, heads, dim, resolution)

@@ -3,7 +3,8 @@
 The cost of a change is an estimate that adds up: a removed layer costs the distance that its
 removal moved the image embedding, half of it for its MLP and half for its attention; a narrower
 width costs the share of importance that goes with it. Greedily, the change of least cost for each
-parameter saved comes next, from the widest subnet to the smallest.
+parameter saved comes next, from the widest subnet to the smallest. A design measures no resolution:
+all are proposed at the largest.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ def greedy_path(space: SearchSpace, known: Sensitivities) -> list[SubnetSpec]:
         tuple(choices[-1] for choices in space.mlp_widths),
         tuple(choices[-1] for choices in space.heads),
         space.embed_dims[-1],
+        space.resolution_genes[-1],
     )
     path = [spec]
     while changes := list(_smaller(spec, space)):

@@ -100,8 +100,8 @@ def splice(first: SubnetSpec, second: SubnetSpec, cut: int, rng: Rng) -> SubnetS
     """One-point crossover: layers before `cut` of the first parent, the others of the second.
 
     Neighbouring layers work together and stay together; and a child shares its leading layers,
-    and so their activations, with its first parent's other children. The residual width belongs to
-    no layer: where the parents differ in it, it is that of either one.
+    and so their activations, with its first parent's other children. Residual width and resolution
+    belong to no layer: where the parents differ in one, it is that of either.
     """
     genes = [gene for gene in _layers_of(first) if gene[0] < cut]
     genes += [gene for gene in _layers_of(second) if gene[0] >= cut]
@@ -109,7 +109,10 @@ def splice(first: SubnetSpec, second: SubnetSpec, cut: int, rng: Rng) -> SubnetS
     dim = first.embed_dim
     if second.embed_dim != dim and rng.random() < 0.5:
         dim = second.embed_dim
-    return SubnetSpec(layers, widths, heads, dim)
+    resolution = first.resolution
+    if second.resolution != resolution and rng.random() < 0.5:
+        resolution = second.resolution
+    return SubnetSpec(layers, widths, heads, dim, resolution)
 
 
 def _layers_of(spec: SubnetSpec) -> list[tuple[int, int, int]]:
