@@ -25,6 +25,9 @@ class SyntheticConfig(Section):
     """Side of each square image, pixels."""
     max_objects: PositiveInt = 12
     """Most shapes drawn in one image; hidden ones are left out."""
+    plain: bool = False
+    """Ellipses and blobs of one colour that stand out from an even background, as stained cells do:
+    what a model from random weights learns to see first. Textures, lines and rings are left out."""
     seed: int = Field(0, ge=0)
     """The same seed draws the same images on every machine."""
 

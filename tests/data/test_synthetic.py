@@ -62,3 +62,19 @@ def test_objects_hide_each_other_and_neither_colour_nor_place_gives_them_away():
     # Mean brightness tells less than a spread between images; some objects are hidden whole.
     assert abs(np.mean(inside) - np.mean(outside)) < np.std(outside)
     assert min(share) < 1
+
+
+def test_objects_of_plain_images_stand_out_from_an_even_background():
+    for index in range(40):
+        pixels, labels, _ = draw_image(SyntheticConfig(size_px=96, plain=True), index)
+        grey = pixels.sum(axis=2, dtype=int)
+        inside, outside = grey[labels > 0], grey[labels == 0]
+        darkest, brightest = outside.min(), outside.max()
+        assert brightest - darkest <= 3 * 16  # the background's noise
+        assert (inside > brightest).all() or (inside < darkest).all()
+
+
+def test_plain_images_are_others_than_those_of_the_same_seed():
+    plain = draw_samples(CONFIG.model_copy(update={"plain": True}))
+    assert not {sample.id for sample in plain} & {sample.id for sample in draw_samples(CONFIG)}
+    assert plain == draw_samples(CONFIG.model_copy(update={"plain": True}))

@@ -1,8 +1,9 @@
 """Generated images: textured shapes over a textured background. NumPy and Pillow.
 
 Objects hide each other; colours may be alike, so that texture and outline have to tell them apart;
-lines and soft spots that are no objects lie between the background and the objects. Textures are
-integer arithmetic on a sine table, so an image does not depend on the machine.
+lines and soft spots that are no objects lie between the background and the objects. Plain images
+have none of that. Textures are integer arithmetic on a sine table, so an image does not depend on
+the machine.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ def draw_image(
 
     Later objects lie over earlier ones, so the last is always whole.
     """
+    if config.plain:
+        return _draw_plain(config, index)
     rng = np.random.default_rng((config.seed, index))
     side = config.size_px
     colours = [rng.integers(40, 216, 3)]
@@ -60,7 +63,7 @@ def draw_image(
     _add_distractors(rng, canvas)
     labels = np.zeros((side, side), np.uint8)
     categories: list[int] = []
-    for label in range(1, int(rng.integers(1, min(config.max_objects, 255) + 1)) + 1):
+    for label in range(1, _num_objects(rng, config) + 1):
         category, y, x, shape = _shape(rng, side)
         # Near the colour of something already there: colour alone does not give it away.
         near = colours[int(rng.integers(len(colours)))]
@@ -73,9 +76,35 @@ def draw_image(
     return np.clip(canvas, 0, 255).astype(np.uint8), labels, categories
 
 
+def _draw_plain(
+    config: SyntheticConfig, index: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[int]]:
+    """As `draw_image`: every object is a good deal brighter, or every one darker, than the rest."""
+    rng = np.random.default_rng((config.seed, index))
+    side = config.size_px
+    sign = int(rng.choice([-1, 1]))
+    ground = 128 - sign * rng.integers(40, 111, 3)
+    canvas = _even(rng, side, side, ground)
+    labels = np.zeros((side, side), np.uint8)
+    categories: list[int] = []
+    for label in range(1, _num_objects(rng, config) + 1):
+        category, y, x, shape = _shape(rng, side, kinds=(ELLIPSE, BLOB))
+        place = np.s_[y : y + shape.shape[0], x : x + shape.shape[1]]
+        colour = np.clip(ground + sign * rng.integers(60, 181, 3), 15, 240)
+        np.copyto(canvas[place], _even(rng, *shape.shape, colour), where=shape[..., None])
+        np.copyto(labels[place], label, where=shape)
+        categories.append(category)
+    return np.clip(canvas, 0, 255).astype(np.uint8), labels, categories
+
+
+def _num_objects(rng: np.random.Generator, config: SyntheticConfig) -> int:
+    return int(rng.integers(1, min(config.max_objects, 255) + 1))
+
+
 def _item(config: SyntheticConfig, index: int) -> Item:
     num_bytes = config.size_px**2 * 3 // 4  # measured
-    return Item(f"synthetic/seed{config.seed}/{index:08d}.jpg", num_bytes, index)
+    kind = "plain-" if config.plain else ""
+    return Item(f"synthetic/{kind}seed{config.seed}/{index:08d}.jpg", num_bytes, index)
 
 
 def _texture(rng: np.random.Generator, height: int, width: int, colour: NDArray[np.int64]) -> _Ints:
@@ -91,6 +120,14 @@ def _texture(rng: np.random.Generator, height: int, width: int, colour: NDArray[
     return texture
 
 
+def _even(rng: np.random.Generator, height: int, width: int, colour: NDArray[np.int64]) -> _Ints:
+    """(height, width, 3): a colour with noise."""
+    strength = int(rng.integers(1, 9))
+    noise = rng.integers(-strength, strength + 1, (height, width, 1), np.int16)
+    even: _Ints = noise + colour.astype(np.int16)
+    return even
+
+
 def _wave(rng: np.random.Generator, height: int, width: int) -> _Ints:
     """(height, width) in -128..128: a plane wave, 6 pixels long or longer."""
     start, per_y, per_x = rng.integers(0, [16 * _STEPS, 1001, 1001]) - [0, 500, 500]
@@ -102,7 +139,9 @@ def _wave(rng: np.random.Generator, height: int, width: int) -> _Ints:
     return wave
 
 
-def _shape(rng: np.random.Generator, side: int) -> tuple[int, int, int, NDArray[np.bool_]]:
+def _shape(
+    rng: np.random.Generator, side: int, kinds: tuple[int, ...] = (ELLIPSE, RECTANGLE, BLOB, RING)
+) -> tuple[int, int, int, NDArray[np.bool_]]:
     """(category, top, left, pixels) of a random shape, its centre in the image."""
     centre_y, centre_x = rng.integers(0, side, 2).tolist()
     radii = rng.integers(max(side // 16, 3), max(side // 5, 4) + 1, 2)
@@ -113,7 +152,7 @@ def _shape(rng: np.random.Generator, side: int) -> tuple[int, int, int, NDArray[
     angle = int(rng.integers(_STEPS))
     cosine, sine = _SINE[(angle + _STEPS // 4) % _STEPS] / 128, _SINE[angle] / 128
     u, v = (cosine * x + sine * y) / radii[0], (cosine * y - sine * x) / radii[1]
-    category = int(rng.integers(ELLIPSE, RING + 1))
+    category = kinds[int(rng.integers(len(kinds)))]
     return category, top, left, _inside(category, u, v, rng)
 
 
