@@ -20,8 +20,12 @@ class Form:
     """Side of the square input, pixels."""
     window_size: int
     """Side of an attention window, patches of 16 px."""
+    plain_steps: int
+    """First of all on plain drawings. From random weights on everything at once, a model rests on a
+    plateau for hundreds of steps, and learns to answer from the prompt alone (docs/results.md)."""
     pretrain_steps: int
-    """Of the pretrained model, on photographs, drawings, streets and membranes."""
+    """Of the pretrained model after that, on photographs, drawings, streets, membranes and plain
+    drawings."""
     whole_steps: int
     """Of fine-tuning the whole pretrained model on the target, before the sandwich."""
     sandwich_steps: int
@@ -31,15 +35,15 @@ class Form:
     trials: int
     """Subnets that the search evaluates."""
     drawings: int
-    """Generated images of the pretraining."""
+    """Generated images of the pretraining, as many plain ones as textured ones."""
     tile_px: int = 128
     """Side of the tiles into which the target's images are cut, pixels."""
     crop_px: tuple[int, int] = (96, 160)
     """Sides of the random crops of the target's training images, pixels."""
     pretrain_crop_px: tuple[int, int] = (120, 320)
     """The same for the pretraining."""
-    pretrain_weights: tuple[int, int, int, int] = (6, 2, 1, 1)
-    """Shares of photographs, drawings, streets and membranes in the pretraining."""
+    pretrain_weights: tuple[int, int, int, int, int] = (6, 2, 1, 1, 1)
+    """Shares of photographs, drawings, streets, membranes and plain drawings in it."""
     batch: int = 4
     """Images of a step."""
     prompts: int = 8
@@ -50,6 +54,8 @@ class Form:
     """Images or tiles on which the search evaluates a subnet, spread evenly; None takes all."""
     score_images: int | None = None
     """Test images or tiles that the report looks at, spread evenly; None takes all."""
+    equal_compute: bool = True
+    """Whether the whole model is also trained with the computation of the supernet."""
     random_subnets: int = 8
     """Random subnets of each size that the search's choice is compared with."""
     embed_dim: int = 384
@@ -76,6 +82,7 @@ FORMS = {
     "smoke": Form(
         image_size=64,
         window_size=2,
+        plain_steps=2,
         pretrain_steps=4,
         whole_steps=3,
         sandwich_steps=3,
@@ -88,31 +95,33 @@ FORMS = {
         score_images=12,
         random_subnets=2,
     ),
-    # The smallest that may be worth reading: nuclei at four times their size, as a model from
+    # The smallest that may be worth reading: nuclei at three times their size, as a model from
     # random weights sees nothing for a long time where an object is smaller than a patch
-    # (docs/results.md). By arithmetic about an hour on two cores with bfloat16 instructions
-    # (1.7 CPU s for a sandwich step) and four to five on others; not run to its end yet.
+    # (docs/results.md).
     "small": Form(
-        image_size=256,
-        window_size=8,
+        image_size=192,
+        window_size=6,
         tile_px=64,
         crop_px=(48, 80),
         pretrain_crop_px=(64, 192),
-        pretrain_weights=(2, 5, 1, 2),
-        pretrain_steps=600,
+        pretrain_weights=(2, 1, 1, 2, 3),
+        plain_steps=100,
+        pretrain_steps=200,
         whole_steps=300,
-        sandwich_steps=180,
-        tune_steps=60,
+        sandwich_steps=150,
+        tune_steps=40,
         trials=32,
         drawings=1000,
-        search_images=160,
+        search_images=120,
         score_images=300,
-        random_subnets=3,
+        equal_compute=False,
+        random_subnets=2,
     ),
     # The experiment.
     "full": Form(
         image_size=256,
         window_size=8,
+        plain_steps=300,
         pretrain_steps=12000,
         whole_steps=1500,
         sandwich_steps=1500,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from experiments.claim.forms import SIZES, Form
@@ -59,7 +59,7 @@ class Plan:
 
     def stages(self) -> list[Stage]:
         """All stages, in an order in which they can run."""
-        stages = [*_shards(self), *([] if self.checkpoint else [_pretrain(self)])]
+        stages = [*_shards(self), *([] if self.checkpoint else _pretrain(self))]
         for seed in range(self.seeds):
             stages += _supernet(self, seed)
         for seed in range(self.seeds):
@@ -92,23 +92,31 @@ def _shards(plan: Plan) -> Iterator[Stage]:
     yield stage("membranes-train", *membranes, "--split", "training")
     drawings = ("--synthetic.images", str(plan.form.drawings), "--synthetic.size-px", "192")
     yield stage("drawings", "--source", "synthetic", *drawings)
+    yield stage("plain", "--source", "synthetic", "--synthetic.plain", *drawings)
 
 
-def _pretrain(plan: Plan) -> Stage:
-    names = ("natural-train", "drawings", "streets-train", "membranes-train")
-    steps = plan.form.pretrain_steps
-    words = [
-        *_training(plan, "pretrained", steps=steps, lr=8e-4, seed=0),
-        *("--data.train", *(str(plan.shards(name)) for name in names)),
-        *("--data.train-weights", *map(str, plan.form.pretrain_weights)),
-        *("--data.val", str(plan.shards("natural-val"))),
-        *("--data.augment.crop-px", *map(str, plan.form.pretrain_crop_px)),
-        *("--engine.threads", str(plan.threads)),
-        *("--sandwich.largest-only-steps", str(steps)),
-    ]
-    return Stage(
-        "pretrain", "train", lambda: words, tuple(f"shards {n}" for n in (*names, "natural-val"))
-    )
+def _pretrain(plan: Plan) -> Iterator[Stage]:
+    """Plain drawings, which teach a model to look; then everything, as a pretrained model has."""
+    form = plan.form
+
+    def stage(name: str, run: str, sets: Sequence[str], steps: int, *options: str) -> Stage:
+        words = [
+            *_training(plan, run, steps=steps, lr=7e-4, seed=0),
+            *("--data.train", *(str(plan.shards(name)) for name in sets)),
+            *("--data.val", str(plan.shards("natural-val"))),
+            *("--data.augment.crop-px", *map(str, form.pretrain_crop_px)),
+            *("--engine.threads", str(plan.threads), "--optim.clip-norm", "1"),
+            *("--sandwich.largest-only-steps", str(steps), *options),
+        ]
+        after = tuple(f"shards {name}" for name in (*sets, "natural-val"))
+        return Stage(name, "train", lambda: words, after)
+
+    yield stage("pretrain plain", "plain", ["plain"], form.plain_steps)
+    sets = ("natural-train", "drawings", "streets-train", "membranes-train", "plain")
+    weights = ("--data.train-weights", *map(str, form.pretrain_weights))
+    start = ("--model.checkpoint", str(plan.run("plain")))
+    last = stage("pretrain", "pretrained", sets, form.pretrain_steps, *weights, *start)
+    yield replace(last, after=("pretrain plain", *last.after))
 
 
 def _supernet(plan: Plan, seed: int) -> Iterator[Stage]:
@@ -151,7 +159,10 @@ def _controls(plan: Plan, seed: int) -> Iterator[Stage]:
     """What the subnets are compared with."""
     form = plan.form
     needs = ("shards nuclei-train", *(() if plan.checkpoint else ("pretrain",)))
-    for name, steps in (("whole", form.whole_total), ("whole-equal", form.whole_equal_compute)):
+    wholes = [("whole", form.whole_total)]
+    if form.equal_compute:
+        wholes.append(("whole-equal", form.whole_equal_compute))
+    for name, steps in wholes:
         run = f"{name}-{seed}"
         yield Stage(run, "train", lambda r=run, s=steps: _whole(plan, r, s, seed), needs)
     run = f"random-order-{seed}"
