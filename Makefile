@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # Tests share few cores with each other: more threads would only wait for one another.
 TEST_ENV := OMP_NUM_THREADS=1
-# Tests on clusters wait for Slurm half the time: other files run meanwhile. They are begun first.
-PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Tests on clusters wait for Slurm most of the time: one worker more than there are cores, four at
+# most, and other files run meanwhile. They are begun first.
+WORKERS := $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? cores + 1 : 4)))
+PARALLEL := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test check docs reproduce unit install packages clean
 
