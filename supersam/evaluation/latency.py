@@ -35,7 +35,11 @@ class Latency:
 def measure_latency(
     supernet: SamSupernet, spec: SubnetSpec, config: LatencyConfig, *, bf16: bool
 ) -> Latency:
-    """Time a batch on the supernet's device, with this project's attention kernels."""
+    """Time a batch on the supernet's device, with this project's attention kernels.
+
+    At a smaller resolution positions are interpolated each time, which an extracted model has done:
+    2 of 63 ms for the smallest subnet of vit_s at 192 px, on one CPU thread.
+    """
     return predictor_latency(
         SubnetPredictor(supernet, spec, bf16=bf16),
         config,
