@@ -89,9 +89,10 @@ def _draw_plain(
     categories: list[int] = []
     for label in range(1, _num_objects(rng, config) + 1):
         category, y, x, shape = _shape(rng, side, kinds=(ELLIPSE, BLOB))
-        place = np.s_[y : y + shape.shape[0], x : x + shape.shape[1]]
+        height, width = shape.shape
+        place = np.s_[y : y + height, x : x + width]
         colour = np.clip(ground + sign * rng.integers(60, 181, 3), 15, 240)
-        np.copyto(canvas[place], _even(rng, *shape.shape, colour), where=shape[..., None])
+        np.copyto(canvas[place], _even(rng, height, width, colour), where=shape[..., None])
         np.copyto(labels[place], label, where=shape)
         categories.append(category)
     return np.clip(canvas, 0, 255).astype(np.uint8), labels, categories
