@@ -118,6 +118,11 @@ class DataConfig(Section):
     """Prompt of each object: a point, a box, or one of them at random."""
     box_jitter: Fraction = 0.1
     """Standard deviation of each box side's shift, as a share of the box's size."""
+    clicks: int = Field(0, ge=0, le=16)
+    """Corrections of each prompt, as SAM was trained: every step decodes as often again, each time
+    with the former mask and one more point where it is wrong, background points where it is too
+    large. The loss is the mean over the first prompt and the corrections; 0 trains first prompts
+    alone, which unlearns corrections. Images are encoded once."""
     augment: AugmentConfig = AugmentConfig()
     """Training-time augmentation."""
     max_bad_fraction: Fraction = 0.01

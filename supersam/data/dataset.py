@@ -107,7 +107,7 @@ class ShardDataset(Dataset[Row]):
             points[k], labels[k] = draw_prompt(
                 rng, patch, geometry, kind=self.config.prompt, box_jitter=self.config.box_jitter
             )
-        return Row(
+        row = Row(
             images=image,
             sizes=np.array(geometry.size, np.int64),
             points=points,
@@ -117,6 +117,9 @@ class ShardDataset(Dataset[Row]):
             sample_ids=record.meta.id,
             num_bad=num_bad,
         )
+        if self.config.clicks > 0:
+            row["clicks"] = rng.random((n, self.config.clicks), np.float32)
+        return row
 
     def _draw_view(
         self, rng: np.random.Generator, record: _Record

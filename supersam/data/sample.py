@@ -108,6 +108,9 @@ class Batch:
 
     num_bad: int = 0
     """Damaged records that were replaced by a neighbour in this batch."""
+    clicks: Tensor | None = None
+    """(B, N, `data.clicks`) float32 in [0, 1): which of the wrong cells each correction clicks on;
+    None without corrections."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`; copies from pinned memory do not block."""
@@ -127,8 +130,8 @@ class Batch:
         return replace(self, **changed)
 
     def _tensors(self) -> dict[str, Tensor]:
-        names = [field.name for field in fields(self) if field.name != "num_bad"]
-        return {name: getattr(self, name) for name in names}
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {n: value for n, value in found.items() if n != "num_bad" and value is not None}
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ def decode_masks(
     embedding: Tensor,
     prompts: Tensor,
     *,
+    masks: Tensor | None = None,
     kernels: DecoderKernels = EXACT,
 ) -> tuple[Tensor, Tensor]:
     """Decode the masks of N prompts on each of B images.
@@ -60,22 +61,24 @@ def decode_masks(
         encoder: SAM's prompt encoder, for the position encoding and the no-mask embedding.
         embedding: (B, 256, g, g) image embeddings.
         prompts: (B, N, K, 256) prompt tokens.
+        masks: (B, N, 4g, 4g) logits that are part of each prompt; None without.
         kernels: how it is computed.
 
     Returns:
         Mask logits (B, N, 4, 4g, 4g), the single mask first, and predicted IoUs (B, N, 4).
     """
-    tokens, queries, image, position = _transform(decoder, encoder, embedding, prompts, kernels)
+    shown = _shown(encoder, embedding, masks)
+    tokens, queries, image, position = _transform(decoder, encoder, shown, prompts, kernels)
     final = decoder.transformer.final_attn_token_to_image
     queries = queries + kernels.tokens_from_image(final, queries + tokens, image + position, image)
     seen = decoder.transformer.norm_final_attn(queries)
     weights = torch.stack(
         [mlp(seen[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
     )
-    masks = kernels.draw(decoder.output_upscaling, image, weights)
+    decoded = kernels.draw(decoder.output_upscaling, image, weights)
     ious = decoder.iou_prediction_head(seen[:, 0])
     each = prompts.shape[:2]
-    return masks.view(*each, *masks.shape[1:]), ious.view(*each, -1)
+    return decoded.view(*each, *decoded.shape[1:]), ious.view(*each, -1)
 
 
 def decode_single_masks(
@@ -90,7 +93,8 @@ def decode_single_masks(
 
     The other masks and the IoU estimates are not computed.
     """
-    tokens, queries, image, position = _transform(decoder, encoder, embedding, prompts, kernels)
+    shown = _shown(encoder, embedding, None)
+    tokens, queries, image, position = _transform(decoder, encoder, shown, prompts, kernels)
     one, its_token = (x[:, _SINGLE, None] for x in (queries, tokens))
     final = decoder.transformer.final_attn_token_to_image
     one = one + kernels.tokens_from_image(final, one + its_token, image + position, image)
@@ -99,24 +103,32 @@ def decode_single_masks(
     return masks.view(*prompts.shape[:2], *masks.shape[2:])
 
 
+def _shown(encoder: PromptEncoder, embedding: Tensor, masks: Tensor | None) -> Tensor:
+    """The images as prompts show them: (B, 256, g, g), or with masks (B * N, 256, g, g)."""
+    if masks is None:
+        return embedding + encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+    of_masks: Tensor = encoder.mask_downscaling(masks.flatten(0, 1)[:, None])
+    return embedding.repeat_interleave(masks.shape[1], dim=0) + of_masks
+
+
 def _transform(
     decoder: MaskDecoder,
     encoder: PromptEncoder,
-    embedding: Tensor,
+    image: Tensor,
     prompts: Tensor,
     kernels: DecoderKernels,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The layers of `decoder.transformer` for several prompts on each image.
 
-    Returns the tokens that went in and that came out, (B * N, t, C), those of an image together;
-    the image's tokens, (B * N, g * g, C); and its positions, (1, g * g, C).
+    image: what `_shown` returns. Returns the tokens that went in and that came out, (B * N, t, C),
+    those of an image together; the image's tokens, (B * N, g * g, C); and its positions, (1, g * g,
+    C).
     """
     pairs = prompts.shape[0] * prompts.shape[1]
     output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([output.expand(pairs, -1, -1), prompts.flatten(0, 1)], dim=1)
-    image = embedding + encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
-    with torch.autocast(embedding.device.type, enabled=False):
-        position = encoder.pe_layer(embedding.shape[-2:])[None]  # `get_dense_pe` at this grid
+    with torch.autocast(image.device.type, enabled=False):
+        position = encoder.pe_layer(image.shape[-2:])[None]  # `get_dense_pe` at this grid
     image, position = (kernels.keep(x.flatten(2).permute(0, 2, 1)) for x in (image, position))
     queries = tokens
     for layer in decoder.transformer.layers:
@@ -132,7 +144,7 @@ def _two_way(
     position: Tensor,
     kernels: DecoderKernels,
 ) -> tuple[Tensor, Tensor]:
-    """`layer.forward`. image: (B, g * g, C) before the first layer, (B * N, g * g, C) after it."""
+    """`layer.forward`. image: (B, g * g, C) before the first layer, (B * N, g * g, C) after."""
     if layer.skip_first_layer_pe:
         queries = attend(layer.self_attn, queries, queries, queries, mix=kernels.mix)
     else:

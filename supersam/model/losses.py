@@ -6,8 +6,8 @@ over the objects of an image, then over images, so that it does not depend on ho
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -43,8 +43,9 @@ def subnet_loss(
     """
     target = batch.masks.float() / 255.0
     losses = _per_mask(config)(prediction.masks, target[:, :, None])  # (B, N, 4)
-    best = losses[..., 1:].min(dim=-1).values
-    per_object = losses[..., 0] + config.multimask_weight * best
+    per_object = losses[..., 0]
+    if losses.shape[-1] > 1:
+        per_object = per_object + config.multimask_weight * losses[..., 1:].min(dim=-1).values
     mask = mean_over_objects(per_object, batch.valid)
 
     error = (prediction.ious - mask_iou(prediction.masks, target[:, :, None])).square()
@@ -56,6 +57,16 @@ def subnet_loss(
     compare = distillation_loss if config.teacher is None else teacher_loss
     distill = compare(prediction, teacher, batch, config)
     return LossTerms(total=total + distill, mask=mask, iou=iou, distill=distill)
+
+
+def mean_terms(rounds: Sequence[LossTerms]) -> LossTerms:
+    """Average the losses of several prompts of one subnet, without gradient."""
+
+    def mean(name: str) -> Tensor:
+        return torch.stack([getattr(terms, name).detach() for terms in rounds]).mean()
+
+    names = [f.name for f in fields(LossTerms) if getattr(rounds[0], f.name) is not None]
+    return LossTerms(**{"distill": None, **{name: mean(name) for name in names}})
 
 
 def distillation_loss(
@@ -75,11 +86,13 @@ def teacher_loss(
 ) -> Tensor:
     """Measure how far a subnet is from a frozen teacher in all that both predict.
 
-    That is the image embedding, the four masks and the IoU estimates. No annotation is used.
+    That is the image embedding, the masks and the IoU estimates. No annotation is used.
     """
     embedding = F.mse_loss(student.embedding.float(), teacher.embedding.float())
     apart = disagreement(student.masks, teacher.masks)  # (B, N, 4)
-    masks = apart[..., 0] + config.multimask_weight * apart[..., 1:].mean(dim=-1)
+    masks = apart[..., 0]
+    if apart.shape[-1] > 1:
+        masks = masks + config.multimask_weight * apart[..., 1:].mean(dim=-1)
     ious = (student.ious - teacher.ious).square().mean(dim=-1)
     return (
         config.distill_embedding_weight * embedding

@@ -1,9 +1,9 @@
-"""The leading layers that all subnets of a training step share, computed once.
+"""What several passes of a training step share, computed once.
 
-The shared part is the pixels, the patch embedding and the first layers. Each subnet continues from
-a detached copy of its result, whose gradient accumulates over the subnets; one more backward pass
-takes the sum through the shared part. By the chain rule the gradients equal those of separate
-passes.
+All subnets share the pixels, the patch embedding and the leading layers; all prompts of an image
+share its embedding. Each pass continues from a detached copy of the shared result, whose gradient
+accumulates over the passes; one more backward pass takes the sum through the shared part. By the
+chain rule the gradients equal those of separate passes.
 """
 
 from __future__ import annotations
@@ -17,30 +17,46 @@ from supersam.space import SubnetSpec
 
 
 @dataclass(frozen=True)
+class GraphCut:
+    """A tensor at which the graph is cut."""
+
+    leaf: Tensor
+    """Its values, as a leaf tensor: passes continue from here."""
+    _end: Tensor
+    """The same values, attached to the graph of the shared part."""
+
+    @classmethod
+    def of(cls, end: Tensor) -> GraphCut:
+        """Cut the graph at `end`."""
+        return cls(leaf=end.detach().requires_grad_(end.requires_grad), _end=end)
+
+    def loss(self) -> Tensor | None:
+        """Return a scalar whose backward pass takes the summed gradient into the shared part.
+
+        None if nothing before the cut is trained.
+        """
+        if self.leaf.grad is None:
+            return None
+        return (self._end * self.leaf.grad).sum()
+
+
+@dataclass(frozen=True)
 class SharedPrefix:
     """The residual stream at the point where the subnets of a step diverge."""
 
     layers: int
     """Kept layers computed so far; the same ones in all subnets."""
-    stream: Tensor
-    """(B, g, g, c), a leaf tensor; c: channels of the widest subnet."""
-    _end: Tensor
-    """The same values, attached to the graph of the shared part."""
+    cut: GraphCut
+    """Where it ends."""
 
-    @classmethod
-    def of(cls, end: Tensor, layers: int) -> SharedPrefix:
-        """Build the prefix that ends with the stream `end`: the graph is cut there."""
-        stream = end.detach().requires_grad_(end.requires_grad)
-        return cls(layers=layers, stream=stream, _end=end)
+    @property
+    def stream(self) -> Tensor:
+        """(B, g, g, c), a leaf tensor; c: channels of the widest subnet."""
+        return self.cut.leaf
 
     def loss(self) -> Tensor | None:
-        """Return a scalar whose backward pass takes the summed gradient into the shared part.
-
-        None if nothing before the stream is trained.
-        """
-        if self.stream.grad is None:
-            return None
-        return (self._end * self.stream.grad).sum()
+        """Return `cut.loss()`."""
+        return self.cut.loss()
 
 
 def common_layers(specs: Sequence[SubnetSpec]) -> int:

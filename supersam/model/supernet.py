@@ -15,7 +15,7 @@ from supersam.model.elastic import CompilerBackend, compile_halves
 from supersam.model.encoder import ElasticImageEncoder
 from supersam.model.input_size import resize_maps
 from supersam.model.kernels.decoder import EXACT, FOLDED, FUSED, DecoderKernels
-from supersam.model.prefix import SharedPrefix, common_layers
+from supersam.model.prefix import GraphCut, SharedPrefix, common_layers
 from supersam.space import SearchSpace, SubnetSpec
 from supersam.space.shape import PATCH_PX
 
@@ -25,9 +25,10 @@ class Prediction:
     """The prediction for N prompts on each of B images of S pixels a side; s = S / 4."""
 
     masks: Tensor
-    """(B, N, 4, s, s) float32 logits: the single mask, then the three multimask outputs."""
+    """(B, N, 4, s, s) float32 logits: the single mask, then the three multimask outputs; or (B, N,
+    1, s, s), the single mask alone."""
     ious: Tensor
-    """(B, N, 4) float32: the model's own estimate of each mask's IoU."""
+    """(B, N, 4) or (B, N, 1) float32: the model's own estimate of each mask's IoU."""
     embedding: Tensor
     """(B, 256, S / 16, S / 16): the image embedding."""
 
@@ -41,6 +42,21 @@ class Prediction:
             ious=self.ious,
             embedding=resize_maps(self.embedding, grid),
         )
+
+    def single(self) -> Prediction:
+        """Return the single masks alone: what SAM answers to more than one prompt."""
+        return Prediction(self.masks[:, :, :1], self.ious[:, :, :1], self.embedding)
+
+    def best_masks(self) -> Tensor:
+        """Return the masks that a user gets, (B, N, s, s) logits without gradient.
+
+        Of several, that is the multimask output with the highest estimate.
+        """
+        masks, ious = self.masks.detach(), self.ious.detach()
+        if masks.shape[2] == 1:
+            return masks[:, :, 0]
+        best = 1 + ious[:, :, 1:].argmax(dim=2)
+        return masks.take_along_dim(best[..., None, None, None], dim=2)[:, :, 0]
 
 
 class SamSupernet(nn.Module):
@@ -101,7 +117,7 @@ class SamSupernet(nn.Module):
             points: (B, N, K, 2) float32, pixels (x, y) of the padded square.
             labels: (B, N, K) int64, LABEL_* of each point.
         """
-        return self._predict(self.encode(images, sizes), points, labels)
+        return self.predict(self.encode(images, sizes), points, labels)
 
     def begin(self, images: Tensor, sizes: Tensor, specs: Sequence[SubnetSpec]) -> SharedPrefix:
         """Compute the layers that all `specs` share, once; `forward_from` continues from there.
@@ -111,17 +127,25 @@ class SamSupernet(nn.Module):
         layers = common_layers(specs)
         widest = max(specs, key=lambda spec: spec.embed_dim)
         x = self.image_encoder.embed(self.normalize(images, sizes), widest.embed_dim)
-        return SharedPrefix.of(self.image_encoder.run_layers(x, widest, last=layers), layers)
+        end = self.image_encoder.run_layers(x, widest, last=layers)
+        return SharedPrefix(layers, GraphCut.of(end))
 
     def forward_from(self, prefix: SharedPrefix, points: Tensor, labels: Tensor) -> Prediction:
         """`forward` of the active subnet, one of those that `prefix` was computed for."""
+        return self.predict(self.encode_from(prefix), points, labels)
+
+    def encode_from(self, prefix: SharedPrefix) -> Tensor:
+        """`encode` by the active subnet, one of those that `prefix` was computed for."""
         x = prefix.stream[..., : self._active.embed_dim]
         x = self.image_encoder.run_layers(x, self._active, first=prefix.layers)
-        return self._predict(self.image_encoder.project(x), points, labels)
+        return self.image_encoder.project(x)
 
-    def _predict(self, embedding: Tensor, points: Tensor, labels: Tensor) -> Prediction:
-        masks, ious = self.decode(embedding, points, labels)
-        return Prediction(masks=masks, ious=ious, embedding=embedding)
+    def predict(
+        self, embedding: Tensor, points: Tensor, labels: Tensor, masks: Tensor | None = None
+    ) -> Prediction:
+        """Predict the masks of prompts on encoded images; see `decode`."""
+        decoded, ious = self.decode(embedding, points, labels, masks)
+        return Prediction(masks=decoded, ious=ious, embedding=embedding)
 
     def prepare_training(
         self, *, checkpoint_activations: bool, compiled: bool, backend: CompilerBackend = "inductor"
@@ -153,20 +177,25 @@ class SamSupernet(nn.Module):
         embedding: Tensor = self.image_encoder(self.normalize(images, sizes), self._active)
         return embedding
 
-    def decode(self, embedding: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, embedding: Tensor, points: Tensor, labels: Tensor, masks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Decode mask logits (B, N, 4, s, s) and predicted IoUs (B, N, 4), both float32.
 
-        points: pixels of the square of 16 g a side that the embedding (B, 256, g, g) is of.
+        points: pixels of the square of 16 g a side that the embedding (B, 256, g, g) is of. masks:
+        (B, N, s, s) logits of former masks, which are then part of each prompt.
         """
-        decode = self._training_decode if torch.is_grad_enabled() else decode_masks
-        masks, ious = decode(
+        # Compiled, each number of clicks would be a graph of its own.
+        compiled = torch.is_grad_enabled() and masks is None
+        decoded, ious = (self._training_decode if compiled else decode_masks)(
             self.mask_decoder,
             self.prompt_encoder,
             embedding,
             self._prompt_tokens(points, labels, embedding.shape[-1]),
+            masks=masks,
             kernels=self._decoder_kernels(embedding.device),
         )
-        return masks.float(), ious.float()
+        return decoded.float(), ious.float()
 
     def decode_single(self, embedding: Tensor, points: Tensor, labels: Tensor) -> Tensor:
         """Decode the single mask alone: (B, N, s, s) float32, as `decode` but for rounding.

@@ -39,9 +39,10 @@ _PARTS = {
     "prompt_encoder": "prompt_encoder.",
     "mask_decoder": "mask_decoder.",
 }
-# No prompt of the training reaches these: masks as prompts, and background points.
-_NEVER_PROMPTED = ("prompt_encoder.mask_downscaling.", "prompt_encoder.point_embeddings.0.")
-_POINT_ONLY = ("prompt_encoder.point_embeddings.1.", "prompt_encoder.not_a_point_embed.")
+# Corrections alone reach these: masks as prompts, and background points.
+_CORRECTIONS = ("prompt_encoder.mask_downscaling.", "prompt_encoder.point_embeddings.0.")
+_FOREGROUND = ("prompt_encoder.point_embeddings.1.",)
+_POINT_ONLY = ("prompt_encoder.not_a_point_embed.",)
 _BOX_ONLY = ("prompt_encoder.point_embeddings.2.", "prompt_encoder.point_embeddings.3.")
 
 
@@ -62,7 +63,9 @@ def freeze_untrained(
     removed = set(range(depth)) - set(only.layers) if only is not None else set()
     absent = tuple(f"image_encoder.blocks.{layer}." for layer in sorted(removed))
     unasked: dict[str, tuple[str, ...]] = {"point": _BOX_ONLY, "box": _POINT_ONLY, "either": ()}
-    unused = _NEVER_PROMPTED + unasked[data.prompt] + absent
+    unused = unasked[data.prompt] + absent
+    if data.clicks == 0:
+        unused += _CORRECTIONS + (_FOREGROUND if data.prompt == "box" else ())
     trained = tuple(_PARTS[part] for part in optim.trainable)
     for name, parameter in supernet.named_parameters():
         parameter.requires_grad_(name.startswith(trained) and not name.startswith(unused))

@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-from supersam.config import TrainRun
+from supersam.config import DataConfig, TrainRun
 from supersam.data.sample import LOGIT_STRIDE, Batch
-from supersam.model import SamSupernet
+from supersam.model import Prediction, SamSupernet
 from supersam.model.attention import (
     AttentionKernel,
     in_windows,
@@ -31,11 +31,11 @@ from supersam.model.attention import (
     split_heads,
 )
 from supersam.model.kernels.operator import fused_attention
-from supersam.model.losses import subnet_loss
 from supersam.model.sam import build_sam
 from supersam.runtime.device import computes_bf16
 from supersam.runtime.table import count
 from supersam.space import EncoderShape, build_space, resolve_shape
+from supersam.training.clicks import Prompts, accumulate_rounds
 from supersam.training.engine import freeze_untrained, trainable_parameters
 
 _FP32 = 4
@@ -78,7 +78,7 @@ def predict_memory(run: TrainRun, *, world_size: int, on_gpu: bool, images: int)
         supernet.prepare_training(
             checkpoint_activations=run.engine.checkpoint_activations, compiled=False
         )
-        batch = _empty_batch(shape, images=images, prompts=run.data.prompts_per_image)
+        batch = _empty_batch(shape, run.data, images=images)
         peak = _peak_bytes(supernet, batch, run, bf16=bf16)
     trained = sum(p.numel() for _, p in trainable_parameters(supernet)) * _FP32
     average = trained if run.optim.ema > 0 else 0
@@ -133,17 +133,29 @@ def _peak_bytes(supernet: SamSupernet, batch: Batch, run: TrainRun, *, bf16: boo
 
     The second pass meets the gradients of the first: no subnet of a sandwich needs more.
     """
+
+    def answer(embedding: Tensor, prompts: Prompts) -> Prediction:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return supernet.predict(embedding, prompts.points, prompts.labels, prompts.masks)
+
     with _LiveBytes() as live:
         for _ in range(2):
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                prediction = supernet(batch.images, batch.sizes, batch.points, batch.labels)
-            subnet_loss(prediction, batch, run.loss, teacher=None).total.backward()  # type: ignore[no-untyped-call]  # torch has no type here
-            del prediction
+                embedding = supernet.encode(batch.images, batch.sizes)
+            accumulate_rounds(
+                answer,
+                embedding,
+                batch,
+                run.loss,
+                teacher=None,
+                backward=lambda loss: loss.backward(),  # type: ignore[no-untyped-call]  # torch has no type here
+                scale=1.0,
+            )
     return int(live.peak)
 
 
-def _empty_batch(shape: EncoderShape, *, images: int, prompts: int) -> Batch:
-    side = shape.image_size
+def _empty_batch(shape: EncoderShape, data: DataConfig, *, images: int) -> Batch:
+    side, prompts = shape.image_size, data.prompts_per_image
     cells = side // LOGIT_STRIDE
     return Batch(
         images=torch.empty(images, 3, side, side, dtype=torch.uint8),
@@ -153,6 +165,7 @@ def _empty_batch(shape: EncoderShape, *, images: int, prompts: int) -> Batch:
         masks=torch.empty(images, prompts, cells, cells, dtype=torch.uint8),
         valid=torch.empty(images, prompts, dtype=torch.bool),
         sample_ids=torch.empty(images, dtype=torch.int64),
+        clicks=torch.empty(images, prompts, data.clicks) if data.clicks > 0 else None,
     )
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from supersam.data.sample import Batch
 from supersam.model import Prediction, SamSupernet
 from supersam.model.input_size import resize_maps
 from supersam.space import EncoderShape
+from supersam.training.clicks import Prompts, Taught
 
 
 class FrozenTeacher:
@@ -24,14 +26,21 @@ class FrozenTeacher:
         self._model = model.requires_grad_(False).eval()
         self._student = student
 
-    @torch.no_grad()
     def predict(self, batch: Batch) -> Prediction:
         """Predict the prompts of `batch`, at the student's resolution."""
+        return self.teach(batch).first
+
+    @torch.no_grad()
+    def teach(self, batch: Batch) -> Taught:
+        """Predict the prompts of `batch`, at the student's resolution, and encode it."""
         side, student = self._model.space.shape.image_size, self._student
         if side != student.image_size:
             batch = _scaled(batch, side)
         found: Prediction = self._model(batch.images, batch.sizes, batch.points, batch.labels)
-        return found.at_grid(student.grid)
+        return Taught(found.at_grid(student.grid), found.embedding, self._answer)
+
+    def _answer(self, embedding: Tensor, prompts: Prompts) -> Prediction:
+        return self._model.predict(embedding, prompts.points, prompts.labels, prompts.masks)
 
 
 def _scaled(batch: Batch, side: int) -> Batch:

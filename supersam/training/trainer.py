@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,13 +19,14 @@ from supersam.data.sample import Batch
 from supersam.health.heartbeat import Heartbeat
 from supersam.model import Prediction, SamSupernet
 from supersam.model.input_size import resize_batch
-from supersam.model.losses import LossTerms, subnet_loss
+from supersam.model.losses import LossTerms
 from supersam.model.prefix import SharedPrefix
 from supersam.runs.checkpoints import TrainState
 from supersam.runtime.device import computes_bf16
 from supersam.runtime.distributed import World, all_reduce_max
 from supersam.runtime.signals import StopFlag
 from supersam.space import SubnetSpec, places_by_resolution
+from supersam.training.clicks import Prompts, Taught, accumulate_rounds
 from supersam.training.engine import Engine
 from supersam.training.prioritizer import Prioritizer
 from supersam.training.sandwich import SandwichSampler
@@ -167,8 +169,7 @@ class Trainer:
         """
         losses: dict[str, Tensor] = {}
         subnets, slots = self.sandwich.draw(step), self.sandwich.slots(step)
-        with self._autocast():
-            teacher = None if self.teacher is None else self.teacher.predict(batch)
+        teacher = self._teach(batch)
         for resolution, places in places_by_resolution(subnets).items():
             seen = resize_batch(batch, self.supernet.space.shape.at(resolution).image_size)
             with self._autocast():
@@ -176,12 +177,13 @@ class Trainer:
                     seen.images, seen.sizes, [subnets[place] for place in places]
                 )
             for place in places:
-                terms, prediction = self._accumulate(
+                terms, first = self._accumulate(
                     subnets[place], prefix, seen, teacher=teacher, scale=scale
                 )
                 losses |= _named(slots[place], terms)
                 if self.run.loss.distill and teacher is None:
-                    teacher = _detached(prediction)
+                    first = _detached(first)
+                    teacher = Taught(first, first.embedding, self._answer)
             if (prefix_loss := prefix.loss()) is not None:
                 self.engine.backward(prefix_loss)
         return losses
@@ -192,16 +194,32 @@ class Trainer:
         prefix: SharedPrefix,
         batch: Batch,
         *,
-        teacher: Prediction | None,
+        teacher: Taught | None,
         scale: float,
     ) -> tuple[LossTerms, Prediction]:
         """Add the gradients of one subnet, down to the prefix. batch: at its resolution."""
         with self.supernet.activated(subnet), self._autocast():
-            prediction = self.supernet.forward_from(prefix, batch.points, batch.labels)
-        taught = None if teacher is None else teacher.at_grid(prediction.embedding.shape[-1])
-        terms = subnet_loss(prediction, batch, self.run.loss, teacher=taught)
-        self.engine.backward(terms.total * scale)
-        return terms, prediction
+            embedding = self.supernet.encode_from(prefix)
+        return accumulate_rounds(
+            self._answer,
+            embedding,
+            batch,
+            self.run.loss,
+            teacher=teacher,
+            backward=self.engine.backward,
+            scale=scale,
+        )
+
+    def _answer(self, embedding: Tensor, prompts: Prompts) -> Prediction:
+        with self._autocast():
+            return self.supernet.predict(embedding, prompts.points, prompts.labels, prompts.masks)
+
+    def _teach(self, batch: Batch) -> Taught | None:
+        if self.teacher is None:
+            return None
+        with self._autocast():
+            taught = self.teacher.teach(batch)
+        return replace(taught, answer=self._autocast()(taught.answer))
 
     def validate(self, *, is_saved: bool) -> None:
         """Score the fixed subnets on held-out images and remember the best step.
@@ -249,7 +267,7 @@ def _named(slot: str, terms: LossTerms) -> dict[str, Tensor]:
     parts = {"loss": terms.total, "mask": terms.mask, "iou": terms.iou}
     if terms.distill is not None:
         parts["distill"] = terms.distill
-    return {f"train/{part}/{slot}": value.detach() for part, value in parts.items()}
+    return {f"train/{part}/{slot}": value for part, value in parts.items()}
 
 
 def _detached(prediction: Prediction) -> Prediction:

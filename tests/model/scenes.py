@@ -47,22 +47,35 @@ def sam_embedding(sam: Sam, scene: Scene) -> Tensor:
     return sam.image_encoder(torch.stack(cropped))
 
 
-def sam_prompt_tokens(sam: Sam, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """`PromptEncoder` itself on prompts of one kind. points: (N, 2, 2); labels: (N, 2)."""
+def sam_prompt_tokens(
+    sam: Sam, points: Tensor, labels: Tensor, masks: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`PromptEncoder` itself on prompts of one kind.
+
+    points: (N, 2, 2). labels: (N, 2). masks: (N, 1, s, s).
+    """
     if labels[0, 0] == LABEL_BOX_MIN:
-        prompts = {"points": None, "boxes": points.flatten(1), "masks": None}
+        prompts = {"points": None, "boxes": points.flatten(1), "masks": masks}
     else:
-        prompts = {"points": (points[:, :1], labels[:, :1]), "boxes": None, "masks": None}
+        prompts = {"points": (points[:, :1], labels[:, :1]), "boxes": None, "masks": masks}
     return sam.prompt_encoder(**prompts)
 
 
-def sam_masks(sam: Sam, embedding: Tensor, scene: Scene) -> tuple[Tensor, Tensor]:
-    """`MaskDecoder` itself, image by image and prompt by prompt: (B, N, 4, s, s) and (B, N, 4)."""
+def sam_masks(
+    sam: Sam, embedding: Tensor, scene: Scene, shown: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`MaskDecoder` itself, image by image and prompt by prompt: (B, N, 4, s, s) and (B, N, 4).
+
+    shown: (B, N, s, s) logits that are part of the prompts.
+    """
     masks, ious = [], []
     for image in range(len(embedding)):
         for prompt in range(scene.points.shape[1]):
             tokens, dense = sam_prompt_tokens(
-                sam, scene.points[image, prompt, None], scene.labels[image, prompt, None]
+                sam,
+                scene.points[image, prompt, None],
+                scene.labels[image, prompt, None],
+                None if shown is None else shown[image, prompt, None, None],
             )
             mask, iou = sam.mask_decoder.predict_masks(
                 image_embeddings=embedding[image, None],

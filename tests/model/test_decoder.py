@@ -86,6 +86,23 @@ def test_masks_of_a_batch_are_segment_anythings_image_by_image(biased_sam, image
     torch.testing.assert_close(single, expected_masks[:, :, 0], rtol=1e-5, atol=1e-5)
 
 
+@KERNELS
+@pytest.mark.parametrize("images", [1, 3])
+def test_masks_as_prompts_are_segment_anythings(biased_sam, images, kernels):
+    sam = biased_sam
+    scene, tokens, embedding = asked(sam, images)
+    shown = torch.randn(images, 4, 20, 20, generator=torch.Generator().manual_seed(1)) * 5
+    with torch.no_grad():
+        found = decode_masks(
+            sam.mask_decoder, sam.prompt_encoder, embedding, tokens, masks=shown, kernels=kernels
+        )
+        expected = sam_masks(sam, embedding, scene, shown)
+        without = sam_masks(sam, embedding, scene)
+    for mine, theirs, other in zip(found, expected, without, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+        assert (mine - other).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("kernels", [FUSED, FOLDED], ids=["fused", "folded"])
 def test_in_half_precision_they_are_as_near_as_segment_anythings_operations(biased_sam, kernels):
     sam = biased_sam

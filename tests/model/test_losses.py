@@ -154,7 +154,7 @@ def random_case(images: int = 4) -> tuple[Prediction, Batch]:
 def part(values: Prediction, batch: Batch, chosen: slice) -> tuple[Prediction, Batch]:
     fields = {name: tensor[chosen] for name, tensor in vars(values).items()}
     return Prediction(**fields), Batch(
-        **{n: t[chosen] for n, t in vars(batch).items() if n != "num_bad"}
+        **{n: t[chosen] for n, t in vars(batch).items() if isinstance(t, torch.Tensor)}
     )
 
 

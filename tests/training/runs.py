@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,8 +21,8 @@ from supersam.data.partition import SampleOrder
 from supersam.data.sample import Batch
 from supersam.data.shards import ShardReader
 from supersam.health.heartbeat import Heartbeat
-from supersam.model import SamSupernet
-from supersam.model.input_size import resize_batch
+from supersam.model import Prediction, SamSupernet
+from supersam.model.input_size import resize_batch, resize_maps
 from supersam.model.losses import subnet_loss
 from supersam.runs.checkpoints import TrainState
 from supersam.runtime.distributed import World
@@ -147,6 +148,62 @@ def plain_training(run: TrainRun, space: SearchSpace, *, steps: int) -> dict[str
     return result
 
 
+def mean_with_corrections(
+    run: TrainRun,
+    supernet: SamSupernet,
+    prediction: Prediction,
+    batch: Batch,
+    teacher: Prediction | None,
+    first: Tensor,
+) -> Tensor:
+    """The mean loss of the first prompts and the corrections, in one graph from the pixels on."""
+    losses, points, labels = [first], batch.points, batch.labels
+    best = 1 + prediction.ious[..., 1:].argmax(dim=-1)
+    masks = torch.stack(
+        [
+            torch.stack([p[int(i)] for p, i in zip(*each, strict=True)])
+            for each in zip(prediction.masks, best, strict=True)
+        ]
+    ).detach()
+    for number in range(batch.clicks.shape[-1]):
+        clicked = [
+            [click_on(masks[b, n] > 0, batch, b, n, number) for n in range(masks.shape[1])]
+            for b in range(len(masks))
+        ]
+        points = torch.cat([points, torch.tensor([[[p] for p, _ in row] for row in clicked])], 2)
+        labels = torch.cat([labels, torch.tensor([[[k] for _, k in row] for row in clicked])], 2)
+        answer, estimates = supernet.decode(prediction.embedding, points, labels, masks)
+        taught = None
+        if teacher is not None:
+            with torch.no_grad():
+                side = teacher.masks.shape[-1]
+                scaled = points * (side / masks.shape[-1])
+                shown = masks if side == masks.shape[-1] else resize_maps(masks, side)
+                found = supernet.decode(teacher.embedding, scaled, labels, shown)
+            taught = Prediction(found[0][:, :, :1], found[1][:, :, :1], teacher.embedding)
+            taught = taught.at_grid(masks.shape[-1] // 4)
+        single = Prediction(answer[:, :, :1], estimates[:, :, :1], prediction.embedding)
+        losses.append(subnet_loss(single, batch, run.loss, teacher=taught).total)
+        masks = answer[:, :, 0].detach()
+    return torch.stack(losses).mean()
+
+
+def click_on(
+    predicted: Tensor, batch: Batch, image: int, prompt: int, number: int
+) -> tuple[list[float], int]:
+    """The middle of one of the wrong cells, counted from the image's top left, and its label."""
+    share = batch.masks[image, prompt].int()
+    truth = share >= max(1, min(128, int(share.max())))
+    height, width = batch.sizes[image].tolist()
+    wrong = predicted != truth
+    wrong[-((2 - height) // 4) :] = False
+    wrong[:, -((2 - width) // 4) :] = False
+    cells = (wrong if wrong.any() else truth).nonzero().tolist() or [[len(share) - 1] * 2]
+    draw = float(batch.clicks[image, prompt, number])
+    row, column = cells[min(int(np.float32(draw) * np.float32(len(cells))), len(cells) - 1)]
+    return [4 * column + 1.5, 4 * row + 1.5], int(truth[row, column])
+
+
 def subnet_gradients(
     run: TrainRun, supernet: SamSupernet, batch: Batch, subnets: Sequence[Any]
 ) -> list[list[Tensor]]:
@@ -158,7 +215,10 @@ def subnet_gradients(
         with supernet.activated(subnet):
             prediction = supernet(seen.images, seen.sizes, seen.points, seen.labels)
         taught = None if teacher is None else teacher.at_grid(prediction.embedding.shape[-1])
-        subnet_loss(prediction, seen, run.loss, teacher=taught).total.backward()
+        loss = subnet_loss(prediction, seen, run.loss, teacher=taught).total
+        if batch.clicks is not None:
+            loss = mean_with_corrections(run, supernet, prediction, seen, teacher, loss)
+        loss.backward()
         if run.loss.distill and teacher is None:
             teacher = prediction
         gradients.append(

@@ -51,6 +51,14 @@ CASES: dict[str, dict[str, Any]] = {
         "loss": {"distill": True},
         "sandwich": {"random_subnets": 3},
     },
+    "clicked": {"data": {"clicks": 3}, "optim": {"clip_norm": 0.0}},
+    "zero2-accumulated-clicked-distilled": {
+        "engine": {"zero_stage": 2},
+        "space": {"resolutions": [48, 80]},
+        "data": {"clicks": 2},
+        "optim": {"accumulate": 2, "clip_norm": 0.05},
+        "loss": {"distill": True},
+    },
 }
 
 
@@ -163,8 +171,11 @@ def require_no_waiting(run: TrainRun, space: SearchSpace) -> None:
             trainer.telemetry.add(losses, images=len(batch.images), data_wait_s=0.0)
 
 
-def test_the_host_reads_no_value_between_the_backward_passes(runs, space):
-    case = runs["zero1-clipped-accumulated-distilled"]
+@pytest.mark.parametrize(
+    "name", ["zero1-clipped-accumulated-distilled", "zero2-accumulated-clicked-distilled"]
+)
+def test_the_host_reads_no_value_between_the_backward_passes(runs, space, name):
+    case = runs[name]
     engine = case.engine.model_copy(update={"precision": "bf16"})
     run = case.model_copy(update={"engine": engine})
     assert run_ranks(1, require_no_waiting, run, space) == [0]
@@ -182,11 +193,12 @@ def test_a_run_that_diverges_stops_before_it_is_saved(runs, space):
     assert run_ranks(1, require_refusal, run, space) == [0]
 
 
+@pytest.mark.parametrize("clicks", [0, 4])
 @pytest.mark.parametrize("prompt", ["point", "box", "either"])
 def test_every_trainable_parameter_gets_a_gradient_from_the_largest_subnet(
-    synthetic_shards, tmp_path, space, prompt
+    synthetic_shards, tmp_path, space, prompt, clicks
 ):
-    changes = {"data": {"prompt": prompt, "prompts_per_image": 6}}
+    changes = {"data": {"prompt": prompt, "prompts_per_image": 6, "clicks": clicks}}
     run = tiny_run(tmp_path, synthetic_shards, changes)
     supernet = build_supernet(run, space)
     freeze_untrained(supernet, run.optim, run.data)
@@ -195,6 +207,11 @@ def test_every_trainable_parameter_gets_a_gradient_from_the_largest_subnet(
     names = [name for name, _ in trainable_parameters(supernet)]
     dead = [n for n, g in zip(names, gradients, strict=True) if not g.abs().sum() > 0]
     assert dead == []
+    corrections = {
+        "prompt_encoder.point_embeddings.0.weight",
+        "prompt_encoder.mask_downscaling.0.bias",
+    }
+    assert corrections & set(names) == (corrections if clicks > 0 else set())
 
 
 @pytest.mark.parametrize("parts", [("encoder",), ("mask_decoder",), ("encoder", "prompt_encoder")])

@@ -53,6 +53,16 @@ def test_memory_grows_with_the_batch_and_shrinks_with_bf16_and_recomputation():
     assert step(1, on_gpu=True, precision="auto") == step(1, on_gpu=True, precision="bf16")
 
 
+def test_memory_does_not_grow_with_corrections_beyond_the_first():
+    def step(clicks: int) -> int:
+        run = TrainRun.model_validate(merge(tiny().model_dump(), {"data": {"clicks": clicks}}))
+        return predict_memory(run, world_size=1, on_gpu=False, images=4).step
+
+    once = step(1)
+    assert step(0) < once
+    assert step(6) < 1.2 * once  # each point is one more token
+
+
 @pytest.mark.parametrize("images", [0, 1, 2, 5, 6, 40, 41])
 @pytest.mark.parametrize("kink", [1, 5, 30])
 def test_the_largest_batch_is_the_last_that_fits(images, kink, monkeypatch):

@@ -15,6 +15,7 @@ from supersam.runs.checkpoint_io import CheckpointManager, read_moments, read_we
 from supersam.runs.folder import prepare_run_folder
 from supersam.runtime.distributed import World
 from supersam.space import build_space, published_space, resolve_shape
+from supersam.training.clicks import Prompts
 from supersam.training.session import train
 from supersam.training.teacher import FrozenTeacher
 from tests.design.calibration_sets import tiny_calibration
@@ -82,11 +83,32 @@ def subnet(tmp_path, tiny_shape, synthetic_shards):
     return tmp_path / "subnet.json"
 
 
+@pytest.mark.parametrize("side", [80, 48])
+def test_a_teacher_corrects_the_masks_that_the_student_gets(batch, tiny_shape, side):
+    shape = replace(tiny_shape, image_size=side)
+    model = SamSupernet(load_sam(shape, seed=3), published_space(shape)).eval()
+    teacher = FrozenTeacher(model, tiny_shape)
+    taught = teacher.teach(batch)
+    first = taught.first
+    prompts = Prompts(batch.points, batch.labels, first.masks[:, :, 0])
+    found = taught.correct(prompts, tiny_shape.grid)
+    assert torch.equal(found.embedding, first.embedding)
+    assert found.masks.shape == first.masks.shape
+    assert not torch.allclose(found.masks, first.masks)
+    if side == tiny_shape.image_size:
+        with torch.no_grad():
+            expected = model.predict(first.embedding, *vars(prompts).values())
+        assert torch.equal(found.masks, expected.masks)
+        assert torch.equal(found.ious, expected.ious)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("clicks", [0, 2])
 def test_one_subnet_alone_learns_from_a_wider_teacher_without_labels_and_resumes_exactly(
-    tmp_path, synthetic_shards, teacher, subnet
+    tmp_path, synthetic_shards, teacher, subnet, clicks
 ):
-    run = taught_run(tmp_path / "whole", synthetic_shards, teacher, subnet)
+    data = {"clicks": clicks}
+    run = taught_run(tmp_path / "whole", synthetic_shards, teacher, subnet, data=data)
     prepare_run_folder(run)
     assert run_ranks(1, train, run) == [0]
     lines = list(map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines()))
@@ -101,6 +123,8 @@ def test_one_subnet_alone_learns_from_a_wider_teacher_without_labels_and_resumes
     states = [_last_state(each) for each in (run, resumed)]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    learned = any("prompt_encoder.mask_downscaling" in n for n in states[0] if "exp_avg" in n)
+    assert learned == (clicks > 0)
 
 
 def _last_state(run):
