@@ -42,6 +42,9 @@ class EvaluateRun(SubnetOfRun):
     against: str | None = None
     """Another subnet, named as with --subnet, or pretrained (the largest before training): also
     print the difference to it, object by object."""
+    clicks: int = Field(0, ge=0, le=20)
+    """Also correct each object's mask by so many simulated clicks: mIoU after 1, 3 and 5 of them
+    and after all, and the number of clicks to an IoU of 0.8."""
     cut_objects: bool = False
     """Also score objects that are cut by the frame of a tile."""
     boundary: bool = False

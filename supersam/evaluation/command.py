@@ -7,19 +7,21 @@ import json
 import logging
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from supersam.config import EvaluateRun, TrainRun, UserError
 from supersam.config.files import RESULTS, SPACE_FILE
+from supersam.data.sample import EvalImage
 from supersam.data.shards import ShardReader, open_held_out
+from supersam.evaluation.clicks import ClickDifference, ClickResult, ClickScorer, subtract_clicks
 from supersam.evaluation.evaluator import Predictor, score_by_side, score_prompts
 from supersam.evaluation.predictor import SubnetPredictor
 from supersam.evaluation.priors import Priors, learn_priors
 from supersam.evaluation.result import EvalResult, subtract
-from supersam.evaluation.table import format_table, remarks
+from supersam.evaluation.table import format_clicks, format_table, remarks
 from supersam.runs.folder import validation_folders
 from supersam.runs.provenance import training_folders
 from supersam.runs.subnet_reference import find_subnet
@@ -53,6 +55,19 @@ class _Inputs:
     """The subnet to compare with."""
 
 
+@dataclass(frozen=True)
+class _Scores:
+    """What was measured, and where asked for the difference to the subnet to compare with."""
+
+    results: dict[str, EvalResult]
+    """By prompt."""
+    differences: dict[str, Difference]
+    """By prompt; empty without a subnet to compare with."""
+    clicks: ClickResult | None
+    """None where no clicks were asked for."""
+    less_clicks: ClickDifference | None
+
+
 def run_evaluate(run: EvaluateRun) -> int:
     """Score the subnet, keep the result in the run's folder, and print a table or JSON."""
     setup_logging(World.single())
@@ -60,16 +75,11 @@ def run_evaluate(run: EvaluateRun) -> int:
     inputs = _find_inputs(run)
     predictors = _build_predictors(run, inputs)
     priors = learn_priors(training_folders(inputs.train_run))
-    results: dict[str, EvalResult] = {}
-    differences: dict[str, Difference] = {}
-    for prompt, scored in _score(run, inputs, predictors, priors).items():
-        results[prompt], *others = scored
-        for other in others:
-            differences[prompt] = subtract(results[prompt], other)
-    record = _describe(run, inputs, results, differences)
+    scores = _score(run, inputs, predictors, priors)
+    record = _describe(run, inputs, scores)
     path = run.run / RESULTS / _file_name(record)
     fault = _keep(path, record)
-    _print(run, record, results, differences)  # also a result that could not be kept
+    _print(run, record, scores)  # also a result that could not be kept
     if fault is not None:
         raise fault
     if not run.json_:
@@ -111,11 +121,11 @@ def _known_by_content(readers: Sequence[ShardReader]) -> bool:
     return all(reader.origins().by_content for reader in readers)
 
 
-def _build_predictors(run: EvaluateRun, inputs: _Inputs) -> list[Predictor]:
+def _build_predictors(run: EvaluateRun, inputs: _Inputs) -> list[SubnetPredictor]:
     """The subnet's, and that of the subnet to compare with."""
     device = choose_device(run.device)
     supernet = load_supernet(inputs.train_run, inputs.space, inputs.source).to(device)
-    predictors: list[Predictor] = [SubnetPredictor(supernet, inputs.spec, keep_embedding=True)]
+    predictors = [SubnetPredictor(supernet, inputs.spec, keep_embedding=True)]
     if inputs.reference is not None:
         if run.against == PRETRAINED:
             start = WeightSource(step=0)
@@ -125,11 +135,16 @@ def _build_predictors(run: EvaluateRun, inputs: _Inputs) -> list[Predictor]:
 
 
 def _score(
-    run: EvaluateRun, inputs: _Inputs, predictors: Sequence[Predictor], priors: Priors | None
-) -> dict[str, list[EvalResult]]:
-    """Return by prompt the result of each predictor."""
+    run: EvaluateRun, inputs: _Inputs, predictors: Sequence[SubnetPredictor], priors: Priors | None
+) -> _Scores:
+    clickers = [ClickScorer(each, clicks=run.clicks) for each in predictors if run.clicks > 0]
 
     def score(some: Sequence[Predictor], side: int) -> dict[str, list[EvalResult]]:
+        def click(images: Iterable[EvalImage]) -> Iterable[EvalImage]:
+            for clicker in clickers:
+                images = clicker.watch(images) if clicker.predictor in some else images
+            return images
+
         return score_prompts(
             some,
             inputs.readers,
@@ -140,18 +155,22 @@ def _score(
             cut_objects=run.cut_objects,
             boundary=run.boundary,
             priors=priors,
+            watch=click,
         )
 
     specs = [inputs.spec] if inputs.reference is None else [inputs.spec, inputs.reference]
-    return score_by_side(predictors, [inputs.space.input_px(spec) for spec in specs], score)
+    sides = [inputs.space.input_px(spec) for spec in specs]
+    scored = score_by_side(predictors, sides, score)
+    clicks = [clicker.result() for clicker in clickers]
+    return _Scores(
+        results={prompt: found[0] for prompt, found in scored.items()},
+        differences={p: subtract(*found) for p, found in scored.items() if len(found) > 1},
+        clicks=clicks[0] if clicks else None,
+        less_clicks=subtract_clicks(*clicks) if len(clicks) > 1 else None,
+    )
 
 
-def _describe(
-    run: EvaluateRun,
-    inputs: _Inputs,
-    results: Mapping[str, EvalResult],
-    differences: Mapping[str, Difference],
-) -> dict[str, Any]:
+def _describe(run: EvaluateRun, inputs: _Inputs, scores: _Scores) -> dict[str, Any]:
     """The result as plain values."""
     cost = subnet_cost(inputs.spec, inputs.space.shape)
     record = {
@@ -163,8 +182,10 @@ def _describe(
         "data": [str(folder.resolve()) for folder in inputs.folders],
         "images": run.images,
         "boundary": run.boundary,
-        "prompts": {prompt: result.as_dict() for prompt, result in results.items()},
+        "prompts": {prompt: result.as_dict() for prompt, result in scores.results.items()},
     }
+    if scores.clicks is not None:
+        record["clicks"] = scores.clicks.as_dict()
     if run.cut_objects:
         record["cut_objects"] = True
     record["groups"] = "content" if _known_by_content(inputs.readers) else "name"
@@ -172,8 +193,10 @@ def _describe(
         record["against"] = {
             "name": run.against,
             "key": inputs.reference.key(),
-            "differences": {prompt: asdict(found) for prompt, found in differences.items()},
+            "differences": {prompt: asdict(d) for prompt, d in scores.differences.items()},
         }
+        if scores.less_clicks is not None:
+            record["against"]["clicks"] = asdict(scores.less_clicks)
     return record
 
 
@@ -183,6 +206,8 @@ def _file_name(record: Mapping[str, Any]) -> str:
     named += [sorted(record["prompts"])]
     if "cut_objects" in record:
         named += ["cut objects"]
+    if "clicks" in record:
+        named += [f"{len(record['clicks']['miou'])} clicks"]
     if "against" in record:
         named += [record["against"]["name"], record["against"]["key"]]
     digest = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:8]
@@ -201,12 +226,7 @@ def _keep(path: Path, record: Mapping[str, Any]) -> UserError | None:
     return None
 
 
-def _print(
-    run: EvaluateRun,
-    record: Mapping[str, Any],
-    results: Mapping[str, EvalResult],
-    differences: Mapping[str, Difference],
-) -> None:
+def _print(run: EvaluateRun, record: Mapping[str, Any], scores: _Scores) -> None:
     if run.json_:
         print(json.dumps(record), flush=True)
         return
@@ -216,7 +236,10 @@ def _print(
         f"{record['flops_g']:.2f} GFLOPs per image"
         f"{'' if px is None else f' of {px} px'} with one prompt"
     )
-    print(format_table(results, differences or None, reference=run.against or ""))
-    for line in remarks(results):
+    reference = run.against or ""
+    print(format_table(scores.results, scores.differences or None, reference=reference))
+    if scores.clicks is not None:
+        print(f"\n{format_clicks(scores.clicks, scores.less_clicks, reference=reference)}")
+    for line in remarks(scores.results):
         print(textwrap.fill(line, width=100))
     sys.stdout.flush()

@@ -317,17 +317,21 @@ def score_prompts(
     priors: Priors | None,
     cut_objects: bool = False,
     boundary: bool = False,
+    watch: Callable[[Iterable[EvalImage]], Iterable[EvalImage]] = iter,
 ) -> dict[str, list[EvalResult]]:
     """Score predictors with each prompt, and show how far that is; each image is read once.
 
-    Returns by prompt the result of each predictor. side: of the model's input, pixels.
+    Returns by prompt the result of each predictor. side: of the model's input, pixels. watch: sees
+    each image before it is scored.
     """
     first, *others = prompts
     dataset = EvalDataset(readers, side=side, prompt=first, cut_objects=cut_objects)
     loader = build_eval_loader(dataset, World.single(), limit=limit, workers=workers)
     images = shown(loader, len(loader), what=" and ".join(prompts), unit="image")
     views = [as_stored, *(with_boxes for _ in others)]
-    scored = evaluate_all(predictors, images, prompts=views, boundary=boundary, priors=priors)
+    scored = evaluate_all(
+        predictors, watch(images), prompts=views, boundary=boundary, priors=priors
+    )
     return dict(zip(prompts, scored, strict=True))
 
 

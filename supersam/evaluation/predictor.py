@@ -54,11 +54,17 @@ class SubnetPredictor:
 
     @torch.no_grad()
     def predict(
-        self, images: Tensor, sizes: Tensor, points: Tensor, labels: Tensor
+        self,
+        images: Tensor,
+        sizes: Tensor,
+        points: Tensor,
+        labels: Tensor,
+        masks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Mask logits and IoU estimates of prompted images; see `Predictor`."""
+        """Mask logits and IoU estimates of prompted images; see `ClickPredictor`."""
         device = self._supernet.pixel_mean.device
         images, sizes, points, labels = (t.to(device) for t in (images, sizes, points, labels))
+        masks = None if masks is None else masks.to(device)
         with (
             self._supernet.activated(self._spec),
             torch.autocast(device.type, torch.bfloat16, enabled=self._bf16),
@@ -67,7 +73,7 @@ class SubnetPredictor:
                 images, lambda: self._supernet.encode(*resize_images(images, sizes, self._side))
             )
             points = scale_points(points, images.shape[-1], self._side)
-            return self._supernet.decode(embedding, points, labels)
+            return self._supernet.decode(embedding, points, labels, masks)
 
 
 class SamModelPredictor:
@@ -80,12 +86,18 @@ class SamModelPredictor:
 
     @torch.no_grad()
     def predict(
-        self, images: Tensor, sizes: Tensor, points: Tensor, labels: Tensor
+        self,
+        images: Tensor,
+        sizes: Tensor,
+        points: Tensor,
+        labels: Tensor,
+        masks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Mask logits and IoU estimates of prompted images; see `Predictor`."""
+        """Mask logits and IoU estimates of prompted images; see `ClickPredictor`."""
         sam = self._sam
         device = sam.pixel_mean.device
         images, sizes, points, labels = (t.to(device) for t in (images, sizes, points, labels))
+        masks = None if masks is None else masks.to(device)
 
         def encode() -> Tensor:
             pixels = normalize_images(images, sizes, mean=sam.pixel_mean, std=sam.pixel_std)
@@ -95,5 +107,7 @@ class SamModelPredictor:
         embedding = self._last.of(images, encode)
         tokens = embed_prompts(sam.prompt_encoder, points.flatten(0, 1), labels.flatten(0, 1))
         tokens = tokens.view(*points.shape[:2], *tokens.shape[1:])
-        masks, ious = decode_masks(sam.mask_decoder, sam.prompt_encoder, embedding, tokens)
-        return masks.float(), ious.float()
+        decoded, ious = decode_masks(
+            sam.mask_decoder, sam.prompt_encoder, embedding, tokens, masks=masks
+        )
+        return decoded.float(), ious.float()

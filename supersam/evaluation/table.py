@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from supersam.evaluation.clicks import ClickDifference, ClickResult
 from supersam.evaluation.metrics import SIZE_BUCKETS
 from supersam.evaluation.result import EvalResult
 from supersam.runtime.bootstrap import FEW_GROUPS, Difference
@@ -15,6 +16,7 @@ PRIOR_WORDS = {
 }
 """What a baseline answers to a prompt without looking at the image."""
 
+_CLICKS_SHOWN = (1, 3, 5)
 _Row = tuple[str, Callable[[EvalResult], str], str]
 
 
@@ -43,6 +45,38 @@ def format_table(
             ["  interval", *(_signed(d.interval) for d in found), "95 %, groups resampled"],
         ]
     return aligned(rows, right=range(1, len(results) + 1))
+
+
+def format_clicks(
+    result: ClickResult, difference: ClickDifference | None = None, *, reference: str = ""
+) -> str:
+    """Format what clicks give, at most 100 columns wide.
+
+    Args:
+        result: of one subnet.
+        difference: less another subnet, object by object.
+        reference: name of that subnet.
+    """
+    clicks = len(result.miou)
+    shown = [n for n in sorted({*_CLICKS_SHOWN, clicks}) if n <= clicks]
+    rows = [["mIoU after", "", "95 %"]]
+    rows += [
+        [count(n, "click"), f"{result.miou[n - 1]:.4f}", _ends(result.miou_intervals[n - 1])]
+        for n in shown
+    ]
+    rows += [["gained", f"{result.gain.mean:+.4f}", _signed(result.gain.interval)]]
+    needed = f"{result.clicks_to_goal:.2f}"
+    rows += [[f"clicks to {result.goal}", needed, _ends(result.clicks_to_goal_interval, 2)]]
+    rows += [["  never reached", str(result.num_unreached), f"of {result.num_objects} objects"]]
+    if difference is not None:
+        less = [difference.miou[n - 1] for n in shown]
+        cells = [[f"{d.mean:+.4f}", _signed(d.interval)] for d in less]
+        fewer = difference.clicks_to_goal
+        gain = ["", ""]
+        cells += [gain, [f"{fewer.mean:+.2f}", _signed(fewer.interval, 2)], gain]
+        head = [f"less {_shortened(reference)}", "95 %"]
+        rows = [row + more for row, more in zip(rows, [head, *cells], strict=True)]
+    return aligned(rows, right=(1, 3))
 
 
 def remarks(results: Mapping[str, EvalResult]) -> list[str]:
@@ -78,8 +112,12 @@ def _interval(result: EvalResult) -> str:
     return "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
 
 
-def _signed(interval: tuple[float, float] | None) -> str:
-    return "-" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}"
+def _ends(interval: tuple[float, float] | None, digits: int = 4) -> str:
+    return "-" if interval is None else " to ".join(f"{end:.{digits}f}" for end in interval)
+
+
+def _signed(interval: tuple[float, float] | None, digits: int = 4) -> str:
+    return "-" if interval is None else " to ".join(f"{end:+.{digits}f}" for end in interval)
 
 
 def _shortened(reference: str) -> str:

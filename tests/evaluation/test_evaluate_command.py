@@ -113,6 +113,35 @@ def test_a_subnet_is_compared_with_another_object_by_object(run, capsys):
     assert len(list((run.folder / "results").iterdir())) == 2
 
 
+def test_clicks_are_scored_beside_the_prompts_and_compared(run, capsys):
+    changes = {"images": 4, "prompt": ("point",), "clicks": 4}
+    assert run_evaluate(evaluation_of(run, **changes, against="largest")) == 0
+    out = capsys.readouterr().out
+    assert run_evaluate(evaluation_of(run, **changes, subnet="largest", json=True)) == 0
+    largest = json.loads(capsys.readouterr().out)["clicks"]
+    (kept,) = [line for line in out.splitlines() if line.startswith("kept as ")]
+    record = json.loads(Path(kept.removeprefix("kept as ")).read_text())
+    smallest, less = record["clicks"], record["against"]["clicks"]
+    assert len(smallest["miou"]) == len(less["miou"]) == 4
+    for mine, theirs, found in zip(smallest["miou"], largest["miou"], less["miou"], strict=True):
+        assert found["mean"] == pytest.approx(mine - theirs)
+    needed = smallest["clicks_to_goal"] - largest["clicks_to_goal"]
+    assert less["clicks_to_goal"]["mean"] == pytest.approx(needed)
+    assert smallest["num_objects"] == record["prompts"]["point"]["num_objects"]
+    words = " ".join(out.split())
+    for clicks in ("1 click", "3 clicks", "4 clicks"):
+        place = int(clicks[0]) - 1
+        assert f"{clicks} {smallest['miou'][place]:.4f}" in words
+    assert f"clicks to 0.8 {smallest['clicks_to_goal']:.2f}" in words
+    *lines, _, _ = out.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert run_evaluate(evaluation_of(run, **changes | {"clicks": 0}, json=True)) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert plain["prompts"] == record["prompts"]
+    assert "clicks" not in plain
+    assert len(list((run.folder / "results").iterdir())) == 3
+
+
 def test_the_weights_before_training_can_be_compared_with(run, capsys):
     """Random ones here: the trained run began from no checkpoint."""
     pair = evaluation_of(
