@@ -66,7 +66,8 @@ class ClickTable:
         """(M,) clicks until the IoU reaches the goal; K where it never does."""
         reached = self.ious >= GOAL
         first = np.where(reached.any(axis=1), reached.argmax(axis=1) + 1, reached.shape[1])
-        return first.astype(np.float64)
+        counts: Floats = first.astype(np.float64)
+        return counts
 
 
 @dataclass(frozen=True)
@@ -265,7 +266,7 @@ class _Objects:
         upscaler = MaskUpscaler.for_image(
             masks, side=image.image.shape[-1], size=image.size, original_size=image.original_size
         )
-        ious = former.copy()
+        ious: Floats = former.copy()
         for place, index in enumerate(self._indices):
             clicks, only = self._clicks[place], slice(index, index + 1)
             if not self._done[place]:

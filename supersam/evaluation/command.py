@@ -173,7 +173,7 @@ def _score(
 def _describe(run: EvaluateRun, inputs: _Inputs, scores: _Scores) -> dict[str, Any]:
     """The result as plain values."""
     cost = subnet_cost(inputs.spec, inputs.space.shape)
-    record = {
+    record: dict[str, Any] = {
         "subnet": inputs.spec.to_dict(),
         "key": inputs.spec.key(),
         "step": inputs.source.step,

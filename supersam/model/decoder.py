@@ -106,7 +106,8 @@ def decode_single_masks(
 def _shown(encoder: PromptEncoder, embedding: Tensor, masks: Tensor | None) -> Tensor:
     """The images as prompts show them: (B, 256, g, g), or with masks (B * N, 256, g, g)."""
     if masks is None:
-        return embedding + encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        without: Tensor = encoder.no_mask_embed.weight
+        return embedding + without.reshape(1, -1, 1, 1)
     of_masks: Tensor = encoder.mask_downscaling(masks.flatten(0, 1)[:, None])
     return embedding.repeat_interleave(masks.shape[1], dim=0) + of_masks
 

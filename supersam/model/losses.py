@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,11 +63,11 @@ def subnet_loss(
 def mean_terms(rounds: Sequence[LossTerms]) -> LossTerms:
     """Average the losses of several prompts of one subnet, without gradient."""
 
-    def mean(name: str) -> Tensor:
-        return torch.stack([getattr(terms, name).detach() for terms in rounds]).mean()
+    def mean(name: str) -> Any:
+        values = [getattr(terms, name) for terms in rounds]
+        return None if values[0] is None else torch.stack(values).detach().mean()
 
-    names = [f.name for f in fields(LossTerms) if getattr(rounds[0], f.name) is not None]
-    return LossTerms(**{"distill": None, **{name: mean(name) for name in names}})
+    return LossTerms(**{each.name: mean(each.name) for each in fields(LossTerms)})
 
 
 def distillation_loss(
