@@ -19,7 +19,9 @@ from supersam.model.losses import (
     focal_loss,
     mask_iou,
     mean_over_objects,
+    mean_terms,
     subnet_loss,
+    teacher_loss,
 )
 
 SIDE = 8
@@ -173,6 +175,31 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_parts(mask):
         for name, value in vars(whole).items():
             mean = torch.stack([getattr(p, name) for p in parts]).mean()
             torch.testing.assert_close(mean, value)
+
+
+def test_of_one_mask_a_prompt_the_loss_is_that_of_the_single_mask():
+    prediction, batch = random_case()
+    config = LossConfig(multimask_weight=0.0, iou_weight=0.0)
+    expected = subnet_loss(prediction, batch, config, teacher=None).mask
+    alone = subnet_loss(prediction.single(), batch, LossConfig(iou_weight=0.0), teacher=None)
+    assert torch.equal(alone.total, expected)
+    assert float(teacher_loss(prediction.single(), prediction.single(), batch, config)) == 0
+
+
+def test_the_loss_of_several_rounds_is_their_mean_without_gradient():
+    prediction, batch = random_case()
+    prediction.masks.requires_grad_()
+    for teacher in (None, prediction.single()):
+        rounds = [
+            subnet_loss(each, batch, LossConfig(distill=True), teacher=teacher)
+            for each in (prediction.single(), replace(prediction, masks=-prediction.masks).single())
+        ]
+        mean = mean_terms(rounds)
+        assert not mean.total.requires_grad
+        assert (mean.distill is None) == (teacher is None)
+        for name in ("total", "mask", "iou", *(["distill"] if teacher is not None else [])):
+            first, second = (float(getattr(each, name).detach()) for each in rounds)
+            assert float(getattr(mean, name)) == pytest.approx((first + second) / 2)
 
 
 def test_the_mask_loss_is_the_single_mask_and_the_best_of_three():
