@@ -4,7 +4,9 @@ python -m experiments.searchers --run RUN --out DIR [--space space.yaml] [--exha
 
 All searches share one journal: a subnet that two of them propose is evaluated once. Interrupt it
 and start it again; nothing is evaluated twice. --space searches a part of the run's space, and
---exhaustive first evaluates all of it. Prints a table and, last, one line of JSON.
+--exhaustive first evaluates all of it. `nsga2+evidence` is a searcher whose first proposals follow
+from --evidence, what the run's design measured; all of `budget+evidence` do, and need no trial to
+be chosen. Prints a table and, last, one line of JSON.
 """
 
 import argparse
@@ -24,8 +26,6 @@ from supersam.search.pareto import cost_matrix, hypervolume
 from supersam.search.plan import SearchPlan
 from supersam.search.predictor import held_out_error
 from supersam.space import read_space
-
-MARKS = (50, 100, 200, 300)
 
 
 def main():
@@ -73,8 +73,8 @@ def report(args, space, searches):
 
     truth = searches.pop(("exhaustive", 0), None)
     whole = volume(truth if truth is not None else list(every.values()))
-    marks = [mark for mark in MARKS if mark <= args.trials] or [args.trials]
-    print(f"{'searcher':12}" + "".join(f"{f'{mark} trials':>20}" for mark in marks))
+    marks = [mark for mark in args.marks if mark <= args.trials] or [args.trials]
+    print(f"{'searcher':20}" + "".join(f"{f'{mark} trials':>25}" for mark in marks))
     table = {}
     for searcher in args.searchers:
         curves = [
@@ -86,7 +86,7 @@ def report(args, space, searches):
             f"{statistics.mean(c):.4f} ({min(c):.4f}-{max(c):.4f})"
             for c in zip(*curves, strict=True)
         ]
-        print(f"{searcher:12}" + "".join(f"{cell:>25}" for cell in cells))
+        print(f"{searcher:20}" + "".join(f"{cell:>25}" for cell in cells))
     print(f"1 is the front of {'all subnets' if truth else 'all searches together'}")
     known = searches["random", 0] if ("random", 0) in searches else list(every.values())
     error = held_out_error(
@@ -99,11 +99,13 @@ def report(args, space, searches):
 
 
 def ask(args, searcher, seed, trials=1):
+    searcher, _, evidence = searcher.partition("+")
     return SearchRun.model_validate(
         {
             "run": args.run,
             "out": args.out,
             "searcher": searcher,
+            "evidence": args.evidence if evidence else None,
             "seed": seed,
             "trials": trials,
             "population": args.population,
@@ -131,6 +133,8 @@ def parse_args():
         nargs="+",
         default=["random", "nsga2", "regularized", "optuna", "opentuner", "predictor"],
     )
+    parser.add_argument("--evidence", type=Path, help="evidence.json of the run's design")
+    parser.add_argument("--marks", nargs="+", type=int, default=[50, 100, 200, 300])
     parser.add_argument("--objectives", nargs="+", default=["miou", "params_m"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=300)
