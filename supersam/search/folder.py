@@ -15,9 +15,9 @@ from supersam.search.image_set import ImageSet
 from supersam.search.inputs import SearchInputs
 from supersam.search.journal import read_journal
 
-FORMAT = 3
-"""1: proposals of regularized evolution, NSGA-II and OpenTuner were made otherwise, and to 2
-those of Optuna."""
+FORMAT = 4
+"""1: proposals of regularized evolution, NSGA-II and OpenTuner were made otherwise; to 2 those of
+Optuna; to 3 those of OpenTuner."""
 
 # What a second start may change: how far, how fast and where, but not what a trial means.
 _CHANGEABLE = (

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import argparse
 import os
+import random
 from dataclasses import replace
 from typing import get_args
 
 import numpy as np
+import opentuner
 import pytest
+from opentuner import tuningrunmain
+from opentuner.api import TuningRunManager
+from opentuner.measurement.interface import DefaultMeasurementInterface
+from opentuner.resultsdb.models import Result
 
 from supersam.config import Constraint, SpaceConfig
 from supersam.config.search import SearcherName
@@ -15,7 +22,8 @@ from supersam.search.pareto import cost_matrix
 from supersam.search.searchers import Problem, build_searcher, opentuner_bandit
 from supersam.search.searchers.baselines import iter_subnets
 from supersam.search.searchers.evolution import breed, drawn_winner, splice
-from supersam.search.searchers.genes import genes_of, spec_of
+from supersam.search.searchers.genes import gene_choices, genes_of, spec_of
+from supersam.search.searchers.opentuner_driver import TechniqueDriver
 from supersam.space import EncoderShape, build_space
 from tests.search.trials import make_trial
 
@@ -59,6 +67,29 @@ def test_the_same_seed_proposes_the_same_subnets(name):
     assert [t.spec for t in run(name)] == [t.spec for t in first]
     other = run(name, replace(PROBLEM, seed=4))
     assert [t.spec for t in other] != [t.spec for t in first]
+
+
+def tell_late(searcher, batches, recorded=()):
+    """The proposals; those of `recorded` are taken as the journal's. Told one batch late."""
+    searcher.tell([evaluate(SPACE.largest()), evaluate(SPACE.smallest())])
+    proposed, waiting = [], []
+    for number in range(batches):
+        taken = number < len(recorded) and searcher.replay(recorded[number])
+        proposed.append(recorded[number] if taken else searcher.ask(8))
+        if waiting:
+            searcher.tell(waiting.pop())
+        waiting.append([evaluate(s, i, number) for i, s in enumerate(proposed[-1])])
+    return proposed
+
+
+@pytest.mark.parametrize("at", [0, 3, 31, 32, 33, 37])
+def test_opentuner_goes_on_from_a_journal_as_if_never_ended(monkeypatch, at):
+    # one tuner, so that it soon breeds from the members of its population
+    problem = replace(PROBLEM, objectives=("miou",))
+    monkeypatch.setattr(opentuner_bandit, "_ERA", 256)
+    whole = tell_late(build_searcher("opentuner", problem), 40)
+    again = tell_late(build_searcher("opentuner", problem), 40, recorded=whole[:at])
+    assert again == whole
 
 
 @pytest.mark.parametrize("name", LEARNING)
@@ -120,6 +151,60 @@ def test_an_encoder_of_one_layer_can_be_bred():
     bred = [breed([space.largest(), space.smallest()], space, rng) for _ in range(20)]
     assert len(set(bred)) > 1
     assert all(space.contains(spec) for spec in bred)
+
+
+def test_a_restart_of_opentuner_asks_for_one_era_at_most(monkeypatch):
+    monkeypatch.setattr(opentuner_bandit, "_ERA", 64)
+    whole = tell_late(build_searcher("opentuner", PROBLEM), 22)
+    asked = []
+    request = opentuner_bandit.TechniqueDriver.next_request
+    monkeypatch.setattr(
+        opentuner_bandit.TechniqueDriver, "next_request", lambda t: asked.append(t) or request(t)
+    )
+    searcher = build_searcher("opentuner", PROBLEM)
+    tell_late(searcher, 20, recorded=whole)
+    assert asked == []
+    searcher.ask(8)
+    assert len({id(tuner) for tuner in asked}) == len(searcher._tuners)
+
+
+def test_a_bandit_without_a_database_requests_what_opentuner_does():
+    """For as long as no member is bred from: OpenTuner draws those by their addresses."""
+    choices = gene_choices(SPACE)
+    costs = [random.Random(i).random() for i in range(50)]
+
+    def requests(ask, report):
+        random.seed(5)
+        found = []
+        while len(found) < len(costs):
+            if (request := ask()) is not None:
+                report(request, costs[len(found)])
+                found.append(dict(request.configuration.data))
+        return found
+
+    random.seed(4)
+    ours = TechniqueDriver(choices)
+    theirs = original_tuner(choices)
+    assert requests(ours.next_request, ours.report) == requests(
+        theirs.get_next_desired_result,
+        lambda request, cost: theirs.report_result(request, Result(time=cost)),
+    )
+
+
+def original_tuner(choices):
+    tuningrunmain.init_logging = lambda: None
+    arguments = argparse.ArgumentParser(parents=opentuner.argparsers()).parse_args(
+        ["--no-dups", "--quiet", "--database=sqlite://", "--parallelism=1"]
+    )
+    manipulator = opentuner.ConfigurationManipulator()
+    for name, count in choices.items():
+        manipulator.add_parameter(opentuner.IntegerParameter(name, 0, count - 1))
+    return TuningRunManager(
+        DefaultMeasurementInterface(
+            args=arguments, manipulator=manipulator, project_name="p", program_name="s"
+        ),
+        arguments,
+    )
 
 
 def test_the_weights_of_each_tuner_sum_to_one():

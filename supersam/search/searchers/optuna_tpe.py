@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.distributions import IntDistribution
+from typing_extensions import Self
 
 from supersam.search.journal import Trial
 from supersam.search.pareto import cost_row
@@ -15,6 +18,16 @@ from supersam.search.searchers.genes import gene_choices, genes_of, spec_of
 from supersam.space import SubnetSpec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class _Genes(dict[str, Any]):
+    """By a gene's name its value, or its choices.
+
+    A study copies them for each trial, but nothing changes them: the copy is the original.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
 
 
 class OptunaSearcher(Searcher):
@@ -27,9 +40,9 @@ class OptunaSearcher(Searcher):
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         self._choices = gene_choices(problem.space)
-        self._genes: dict[str, BaseDistribution] = {
-            name: IntDistribution(0, count - 1) for name, count in self._choices.items()
-        }
+        self._genes = _Genes(
+            {name: IntDistribution(0, count - 1) for name, count in self._choices.items()}
+        )
         self._study = optuna.create_study(directions=["minimize"] * len(problem.objectives))
 
     def ask(self, count: int) -> list[SubnetSpec]:
@@ -45,9 +58,16 @@ class OptunaSearcher(Searcher):
             genes = self._genes_of(trial.spec)
             if genes is not None:
                 values = cost_row(trial.metrics, self.problem.objectives).tolist()
-                self._study.add_trial(
-                    optuna.create_trial(params=genes, distributions=self._genes, values=values)
-                )
+                self._study.add_trial(self._complete(genes, values))
+
+    def _complete(self, genes: dict[str, int], values: list[float]) -> optuna.trial.FrozenTrial:
+        """A trial of the study. `optuna.create_trial` would copy and check the genes of each."""
+        now = datetime.now()
+        return optuna.trial.FrozenTrial(
+            number=-1, trial_id=-1, state=optuna.trial.TrialState.COMPLETE, value=None,
+            values=values, datetime_start=now, datetime_complete=now, params=_Genes(genes),
+            distributions=self._genes, user_attrs={}, system_attrs={}, intermediate_values={},
+        )  # fmt: skip
 
     def _propose(self, rng: Rng) -> SubnetSpec:
         request = self._study.ask(self._genes)

@@ -71,7 +71,8 @@ class PredictorSearcher(Searcher):
 
     def _costs(self, specs: list[SubnetSpec], models: dict[str, GenePredictor]) -> Costs:
         """(N, K) predicted objectives as costs."""
-        predicted = {name: model.predict(specs) for name, model in models.items()}
+        # Rounded: sums differ in their last digits by where arrays lie, and equals would not tie.
+        predicted = {name: model.predict(specs).round(9) for name, model in models.items()}
         closed = [known_costs(spec, self.problem.space) for spec in specs]
         columns = [
             predicted[name] if name in predicted else np.array([c[name] for c in closed])
