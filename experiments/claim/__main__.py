@@ -14,10 +14,12 @@ from pathlib import Path
 
 from experiments.claim.forms import FORMS
 from experiments.claim.report import write_report
-from experiments.claim.run import perform
+from experiments.claim.run import has_ended, perform
 from experiments.claim.split import split_nuclei
 from experiments.claim.stages import Plan, Stage
 from experiments.claim.subnets import write_subnets
+from supersam.config import UserError
+from supersam.config.errors import print_error
 
 
 def main() -> int:
@@ -35,7 +37,11 @@ def main() -> int:
     split_nuclei(plan.data / "nuclei_sa1b", plan.out / "nuclei", select=args.select)
     deadline = time.monotonic() + 60 * args.minutes
     ended = run_stages(plan, deadline, only=args.only, at_once=args.at_once)
-    for verdict in write_report(plan):
+    try:
+        verdicts = write_report(plan)
+    except UserError as fault:
+        return print_error(fault)
+    for verdict in verdicts:
         holds = {None: "not judged", True: "holds", False: "does not hold"}[verdict.holds]
         print(f"{verdict.name}: {holds}. {verdict.words}")
     print(f"table, figure and results.json are in {plan.out}")
@@ -47,8 +53,10 @@ def run_stages(plan: Plan, deadline: float, *, only: str | None, at_once: int) -
 
     Returns whether all has ended well.
     """
-    waiting = plan.stages()
-    total, ended = len(waiting), set[str]()
+    stages = plan.stages()
+    ended = {stage.name for stage in stages if has_ended(plan, stage)}
+    waiting = [stage for stage in stages if stage.name not in ended]
+    total = len(stages)
     running: dict[Future[bool], Stage] = {}
     with ThreadPoolExecutor(at_once) as pool:
         while True:
@@ -68,7 +76,7 @@ def run_stages(plan: Plan, deadline: float, *, only: str | None, at_once: int) -
                     ended.add(stage.name)
     if waiting and time.monotonic() > deadline:
         print("the time is over; the same command goes on", file=sys.stderr)
-    return ended.issuperset(stage.name for stage in plan.stages())
+    return ended.issuperset(stage.name for stage in stages)
 
 
 def _choose_subnets(plan: Plan, waiting: list[Stage], ended: set[str]) -> None:

@@ -15,6 +15,7 @@ from experiments.claim.forms import SIZES
 from experiments.claim.run import stage_costs
 from experiments.claim.score import Arm, HeldOut, Scores, arms
 from experiments.claim.stages import Plan
+from supersam.config import UserError
 from supersam.evaluation import mean_interval
 from supersam.runtime.atomic import write_bytes, write_json
 
@@ -27,15 +28,19 @@ Table = dict[str, dict[int, Scores]]
 
 
 def write_report(plan: Plan) -> list[Verdict]:
-    """Score every arm that is there, and write `results.json`, `table.md` and `claim.png`."""
+    """Score every arm that is there, and write `results.json`, `table.md` and `claim.png`.
+
+    Raises UserError where no model is there, or the shards to score it on are missing.
+    """
+    trained = list(arms(plan))
+    if not trained:
+        raise UserError(f"no model is trained yet; see {plan.out / 'logs'}")
     images = HeldOut(plan, images="nuclei-test", priors="nuclei-train")
     table: Table = defaultdict(dict)
-    for arm in arms(plan):
+    for arm in trained:
         table[arm.name][arm.seed] = images.score(arm)
         if arm.name in SHOWN_GREY:
             table[f"{arm.name}, image hidden"][arm.seed] = images.score_hidden(arm)
-    if not table:
-        raise SystemExit(f"error: no model is trained yet; see {plan.out / 'logs'}")
     table[PRIOR][0] = next(iter(table["pretrained"].values())).prior
     for size in SIZES:
         for seed in sorted(table.get(subnet(size), {})):

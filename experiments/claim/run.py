@@ -17,14 +17,17 @@ from supersam.runtime.process import end_with_parent
 ROOT = Path(__file__).parents[2]
 
 
+def has_ended(plan: Plan, stage: Stage) -> bool:
+    """Whether the stage has ended well, in this start or an earlier one."""
+    return _record(plan, stage.name).is_file()
+
+
 def perform(plan: Plan, stage: Stage) -> bool:
-    """Run the stage's command, unless it ended well before. Returns whether it has ended well.
+    """Run the stage's command. Returns whether it has ended well.
 
     Its output goes to `logs/`, its wall and CPU seconds to `stages/`.
     """
     record = _record(plan, stage.name)
-    if record.is_file():
-        return True
     words = [*stage.words()]
     log = plan.out / "logs" / f"{_file_name(stage.name)}.log"
     for place in (log, record, _partial(plan, stage.name)):

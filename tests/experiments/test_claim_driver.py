@@ -1,10 +1,13 @@
 """The claim's driver: its criteria, its choice of subnets, its split, and all stages for real."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from experiments.claim import criteria
+from experiments.claim.__main__ import main, run_stages
 from experiments.claim.criteria import Difference, judge, subnet
 from experiments.claim.forms import FORMS, SIZES
 from experiments.claim.report import paired
@@ -154,3 +157,37 @@ def test_a_hidden_image_leaves_the_prompt_alone():
     seen, kept = HiddenImage(Echo()).predict(images, torch.tensor([[8, 8]]), points, points)
     assert seen == 128
     assert kept is points
+
+
+def test_stages_of_an_earlier_start_count_whatever_only_names(tmp_path):
+    plan = Plan(tmp_path / "data", tmp_path / "out", FORMS["small"])
+    stages = {stage.name: stage for stage in plan.stages()}
+    for name in stages["pretrain"].after:
+        record = plan.out / "stages" / f"{name.replace(' ', '-')}.json"
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text("{}")
+    assert not run_stages(plan, math.inf, only="pretrain", at_once=1)
+    log = (plan.out / "logs" / "pretrain.log").read_text()  # it ran, and there was nothing to read
+    assert "error: " in log
+    assert sorted(file.name for file in (plan.out / "logs").iterdir()) == ["pretrain.log"]
+
+
+def test_a_report_without_models_or_without_shards_is_one_line(tmp_path, capsys, monkeypatch):
+    for part in ("train", "val"):
+        source = tmp_path / "data" / "nuclei_sa1b" / part
+        source.mkdir(parents=True)
+        for number in range(60):
+            for suffix in (".jpg", ".json"):
+                (source / f"sa_{number}{suffix}").write_text("")
+    words = ["claim", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", [*words, "--form", "small", "--only", "no such stage"])
+    assert main() == 2
+    assert capsys.readouterr().err == (
+        f"error: no model is trained yet; see {tmp_path / 'out' / 'logs'}\n"
+    )
+    (tmp_path / "out" / "runs" / "pretrained").mkdir(parents=True)
+    assert main() == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert "nuclei-t" in said
+    assert said.count("\n") == 1
