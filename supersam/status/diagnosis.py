@@ -92,6 +92,8 @@ def progress(record: RunRecord) -> str:
 
 def _failure(record: RunRecord) -> Why:
     """The first cause that is certain: an exception of its own, Slurm's word, a dead rank."""
+    if record.lost_requeue:
+        return Why("killed", _lost_requeue(record))
     told = sorted((b for b in record.heartbeats if b.fault is not None), key=lambda beat: beat.time)
     causes = [b for b in told if b.fault is not None and not is_echo(b.fault.message)]
     if causes and causes[0].fault is not None:
@@ -124,6 +126,16 @@ def _lost_supervisor(record: RunRecord) -> str:
     said = "" if record.job is None else f"; Slurm says {record.job.state} of job {record.job_id}"
     ranks = f"its ranks were told to save and ended at step {record.step}"
     return f"the job's batch step was killed; {ranks}{said}"
+
+
+def _lost_requeue(record: RunRecord) -> str:
+    """Describe a job that its batch step was about to requeue when it was killed."""
+    state = "ended" if record.job is None else record.job.state
+    return (
+        f"{record.events[-1].reason} at step {record.step}, and the batch step was killed before "
+        f"it had requeued job {record.job_id} (Slurm says {state}): no node is held, and the same "
+        "command goes on"
+    )
 
 
 def _explain_fault(beat: RankHeartbeat, fault: Fault) -> Why:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from supersam.cluster.slurm.jobs import JobQueue, SlurmJob
-from supersam.cluster.slurm.restart_policy import reason_of_state
+from supersam.cluster.slurm.restart_policy import WORDS, reason_of_state
 from supersam.config import UserError, read_yaml
-from supersam.config.files import RUN_FILE
+from supersam.config.files import RUN_FILE, batch_log
 from supersam.health.records import (
     RankHeartbeat,
     Status,
@@ -22,6 +23,7 @@ from supersam.health.records import (
 )
 from supersam.health.watchdog import HangReport, read_hang_report
 from supersam.runs.attempts import AttemptEvent, Reason, is_cancelled, read_attempts
+from supersam.runtime.tail import read_tail
 from supersam.status.record import Record, ask_for_jobs, find_folders, newest_job
 
 State = Literal[
@@ -72,6 +74,8 @@ class RunRecord(Record):
         if failed:
             return "failed"
         if self.status is not None and self.status.phase == "stopped":
+            if self.lost_requeue:
+                return "lost"
             return "stopped" if self.open_end in (None, "ended") else "lost"
         if 0 < self.steps <= self.saved_step:
             return "finished"
@@ -99,6 +103,19 @@ class RunRecord(Record):
         return self.open_end == "cancelled" or (
             bool(self.events) and self.events[-1].reason == "cancelled"
         )
+
+    @property
+    def lost_requeue(self) -> bool:
+        """Whether the batch step said that it requeues its job, and was killed before it did."""
+        if not self.events or self.job_id is None or self.job is None or self.job.is_active:
+            return False
+        last = self.events[-1]
+        if last.event == "start" or last.job_id != self.job_id or self.job.state == "CANCELLED":
+            return False
+        log = read_tail(batch_log(self.folder, self.job_id))
+        _, announced, later = log.rpartition(WORDS["requeue"])
+        # where it was requeued, the next start has said something
+        return bool(announced) and not re.search(r"supervisor: |^error: ", later, re.MULTILINE)
 
     @property
     def open_end(self) -> Reason | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from supersam.cluster.slurm.jobs import JobQueue, SlurmJob
+from supersam.config.files import batch_log
 from supersam.health.heartbeat import Heartbeat
 from supersam.health.watchdog import HangReport
 from supersam.runs.attempts import AttemptEvent, end_attempt, start_attempt
@@ -298,6 +299,40 @@ def test_a_killed_batch_step_is_not_a_stop_on_request(tmp_path: Path) -> None:
     assert said.text.startswith("the job's batch step was killed; its ranks were told to save")
     assert "Slurm says FAILED of job 7" in said.text
     assert explain(replace(record, job=SlurmJob("7", "CANCELLED"))).kind == "cancelled"
+
+
+REQUEUES = (
+    "supervisor: attempt 1 ended at step 2 (time limit, exit code 138); the run is requeued\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("later", "job", "kind"),
+    [
+        ("", "FAILED", "killed"),
+        ("slurmstepd: error: *** JOB 7 ON n0 CANCELLED ***\n", "NODE_FAIL", "killed"),
+        ("", "PENDING", "pending"),  # as ever, a moment later
+        ("", "CANCELLED", "stopped"),
+        ("supervisor: attempt 2 from step 2 on ['n0']\n", "FAILED", "stopped"),
+        ("error: no folder shards/train\n", "FAILED", "stopped"),  # its next start ended so
+    ],
+)
+def test_a_batch_step_that_was_killed_before_it_requeued_its_job_is_told(
+    tmp_path: Path, later: str, job: str, kind: str
+) -> None:
+    run_ranks(tmp_path, "heartbeat.enter('stopped')", "heartbeat.enter('stopped')")
+    log = batch_log(tmp_path, "7")
+    log.parent.mkdir(exist_ok=True)
+    log.write_text(REQUEUES + later, encoding="utf-8")
+    events = [event(1, "start"), event(1, "end", "time limit")]
+    record = replace(read_record(tmp_path, JobQueue()), job_id="7", events=events)
+    record = replace(record, job=SlurmJob("7", job))
+    said = explain(record)
+    assert said.kind == kind
+    if kind == "killed":
+        assert record.state == "lost"
+        assert said.text.startswith("time limit at step 3, and the batch step was killed before")
+        assert f"Slurm says {job}" in said.text
 
 
 def test_a_disk_that_became_read_only_comes_before_the_rank_that_left_no_word(

@@ -10,6 +10,13 @@ from supersam.config.errors import USAGE_ERROR
 from supersam.runs.attempts import Reason, reason_of
 
 Action = Literal["exit", "restart", "requeue"]
+WORDS: dict[Action, str] = {
+    "exit": "the run ends here",
+    "restart": "the run starts again here",
+    "requeue": "the run is requeued",
+}
+"""What the batch log says of each; the status finds a requeue that was announced, and never came.
+"""
 
 
 @dataclass(frozen=True)

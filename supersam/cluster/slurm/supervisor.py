@@ -23,6 +23,7 @@ from supersam.cluster.slurm.hang_monitor import HangMonitor
 from supersam.cluster.slurm.jobs import JobQueue, SlurmJob, read_job, was_preempted
 from supersam.cluster.slurm.release_requeue import submit_release
 from supersam.cluster.slurm.restart_policy import (
+    WORDS,
     Action,
     Ending,
     next_action,
@@ -54,7 +55,6 @@ logger = logging.getLogger(__name__)
 _POLL_S = 0.3
 _START_S = 600.0
 """Seconds for Slurm to start the ranks of an attempt, where it is busy or was away."""
-_WORDS = {"exit": "ends here", "restart": "starts again here", "requeue": "is requeued"}
 
 
 class Supervisor:
@@ -151,7 +151,7 @@ class _Job:
         lost = slurm.retry_slurm(lambda: slurm.lost_hosts(here))
         if not lost:
             raise UserError(f"the allocation holds none of {legal_node_counts(self.run)} nodes")
-        logger.info("%s of this allocation cannot be reached; the run is requeued", lost)
+        logger.info("%s of this allocation cannot be reached; %s", lost, WORDS["requeue"])
         return self._requeue()
 
     def _former_fault(self) -> Reason:
@@ -259,9 +259,9 @@ class _Job:
         blamed = read_hang_report(self.folder) if ending.exit_code == STALLED else None
         lost += f", stuck: {blamed.reason}" if blamed is not None else ""
         logger.info(
-            "attempt %d ended at step %d (%s, exit code %s%s); the run %s",
+            "attempt %d ended at step %d (%s, exit code %s%s); %s",
             *(started.attempt, saved_step(self.folder), ending.reason, ending.exit_code, lost),
-            _WORDS[action],
+            WORDS[action],
         )
         if action == "exit" and stalled >= most and ending.reason not in ("finished", "cancelled"):
             print_error(
