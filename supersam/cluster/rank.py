@@ -16,7 +16,7 @@ from supersam.cluster.crash_log import keep_crash_log, task_log, write_crash_log
 from supersam.cluster.ranked_run import RankedRun, execute_ranked_run, load_ranked_run
 from supersam.cluster.rendezvous import join_step
 from supersam.config import UserError
-from supersam.config.errors import print_error
+from supersam.config.errors import describe_full_disk, is_full_disk, print_error
 from supersam.runtime.process import no_gc_while_importing, outlive_readers
 
 
@@ -36,9 +36,14 @@ def main(folder: Path) -> int:
             _check_cores(run)
         return run_inline(run)
     except UserError as fault:
-        if on_terminal:
-            write_crash_log(task_log(folder, 0), f"error: {fault}")
-        return print_error(fault)
+        told = str(fault)
+    except OSError as fault:
+        if not is_full_disk(fault):
+            raise
+        told = describe_full_disk(fault)
+    if on_terminal:
+        write_crash_log(task_log(folder, 0), f"error: {told}")
+    return print_error(told)
 
 
 def run_inline(run: RankedRun) -> int:

@@ -40,10 +40,20 @@ def exit_code(action: Callable[[Options], int], options: Options) -> int:
     except UserError as fault:
         return print_error(fault)
     except OSError as fault:
-        if not any(words in str(fault) for words in _DISK_FAULTS):
+        if not is_full_disk(fault):
             raise
-        told = re.sub(r"^\[Errno \d+\] ", "", str(fault))
-        return print_error(
-            f"{told}; make room, or free some of the quota, and give the same command again: what "
-            "was saved is kept"
-        )
+        return print_error(describe_full_disk(fault))
+
+
+def is_full_disk(fault: BaseException | None) -> bool:
+    """Whether the disk takes no more: full, over the quota or a limit, read-only."""
+    return isinstance(fault, OSError) and any(words in str(fault) for words in _DISK_FAULTS)
+
+
+def describe_full_disk(fault: OSError) -> str:
+    """The fault without the system's number, and the remedy."""
+    told = re.sub(r"^\[Errno \d+\] | \(os error \d+\)", "", str(fault))
+    return (
+        f"{told}; make room, or free some of the quota, and give the same command again: what was "
+        "saved is kept"
+    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from supersam.config.errors import is_full_disk
 from supersam.config.files import METRICS_FILE, TENSORBOARD
 from supersam.runtime.atomic import write_bytes
 from supersam.runtime.extensions import load_extension
@@ -58,6 +60,7 @@ class MetricWriter:
             self._own = load_extension(own, "--engine.metric-writer")(folder)
         from torch.utils.tensorboard import SummaryWriter  # slow to import; rank 0 only
 
+        _leave_full_disks_to_callers()
         self._lines = folder / METRICS_FILE
         _drop_later_lines(self._lines, first_step)
         board = folder / TENSORBOARD
@@ -118,6 +121,18 @@ class MetricWriter:
         if self._own is not None:
             self._own.close()
             self._own = None
+
+
+def _leave_full_disks_to_callers() -> None:
+    """Print no traceback where TensorBoard's thread finds the disk full: its caller is told."""
+    before = threading.excepthook
+
+    def tell(args: threading.ExceptHookArgs) -> None:
+        if not is_full_disk(args.exc_value):
+            before(args)
+
+    if getattr(before, "__qualname__", "") != tell.__qualname__:  # once a process
+        threading.excepthook = tell
 
 
 def _drop_later_lines(path: Path, first_step: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -72,6 +73,23 @@ def test_an_early_failure_of_rank_0_is_in_its_log(tmp_path: Path, tasks: int):
     log = (run.folder / "logs" / "task-00000.log").read_text(encoding="utf-8")
     assert "error: training diverged" in log
     assert why(run.folder)["kind"] == "mistake"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_a_full_disk_is_one_line_whatever_the_number_of_ranks(tmp_path: Path, tasks: int):
+    assert Training(tmp_path / "run", tasks=tasks).end() == 0
+    saved = tmp_path / "run" / "checkpoints" / "step-000004"
+    most = max(file.stat().st_size for file in saved.iterdir()) // 2
+    longer = Training(tmp_path / "run", "--optim.steps", "8", tasks=tasks)
+    resource.prlimit(longer.process.pid, resource.RLIMIT_FSIZE, (most, most))  # ranks inherit it
+    _, err = longer.process.communicate(timeout=PATIENCE_S)
+    assert longer.process.returncode == 2
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "File too large; make room" in errors[0]
+    assert "Traceback" not in err
+    assert saved_step(tmp_path / "run") == 4
 
 
 @pytest.mark.slow
