@@ -1,20 +1,23 @@
-"""Whether somebody edited `run.yaml` by hand since the last start of a run or design. No torch."""
+"""Whether somebody edited the settings of a run, design or search by hand since its last start.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from supersam.config import read_yaml
-from supersam.config.files import RUN_FILE, STARTED_FILE
+from supersam.config.files import RUN_FILE, SEARCH_YAML, STARTED_FILE
 from supersam.runtime.atomic import write_bytes
 
 
-def write_settings(folder: Path, text: str) -> None:
-    """Write `run.yaml`, and the copy that shows later edits of it."""
-    for name in (RUN_FILE, STARTED_FILE):
+def write_settings(folder: Path, text: str, *, file: str = RUN_FILE) -> None:
+    """Write the settings' file, and the copy that shows later edits of it."""
+    for name in (file, STARTED_FILE):
         write_bytes(folder / name, text.encode())
 
 
@@ -30,12 +33,33 @@ def tell_edits(folder: Path) -> None:
     """
     if not (folder / RUN_FILE).is_file() or not (folder / STARTED_FILE).is_file():
         return
-    before, now = (read_yaml(folder / name) for name in (STARTED_FILE, RUN_FILE))
-    edited = differences(flat(before), flat(now))
+    before, now = (flat(read_yaml(folder / name)) for name in (STARTED_FILE, RUN_FILE))
+    _tell(folder / RUN_FILE, "counts from now on", differences(before, now))
+
+
+def tell_edits_of_search(folder: Path, taken: Mapping[str, Any]) -> None:
+    """Like `tell_edits` of `search.yaml`, which a command line of its own may overrule.
+
+    taken: the settings that this start takes, as `search.yaml` would hold them.
+    """
+    if not (folder / SEARCH_YAML).is_file() or not (folder / STARTED_FILE).is_file():
+        return
+    before, now = (flat(read_yaml(folder / name)) for name in (STARTED_FILE, SEARCH_YAML))
+    chosen = flat(taken)
+    edited = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
+    taken_up = {name for name in edited if chosen.get(name) == now.get(name)}
+    for verb, names in (
+        ("counts from now on", taken_up),
+        ("does not count, as the command says otherwise", edited - taken_up),
+    ):
+        some = ({name: each.get(name) for name in names} for each in (before, now))
+        _tell(folder / SEARCH_YAML, verb, differences(*some))
+
+
+def _tell(file: Path, verb: str, edited: Sequence[str]) -> None:
     if edited:
         print(
-            f"note: {folder / RUN_FILE} was edited since the last start, which counts from now "
-            f"on: {'; '.join(edited)}",
+            f"note: {file} was edited since the last start, which {verb}: {'; '.join(edited)}",
             file=sys.stderr,
             flush=True,
         )

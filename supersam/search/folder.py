@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from supersam.config import SearchRun, UserError, dump_run, load_run
-from supersam.config.files import JOURNAL_FILE, RESULTS, SEARCH_FILE, SEARCH_YAML
+from supersam.config.files import JOURNAL_FILE, RESULTS, SEARCH_FILE, SEARCH_YAML, STARTED_FILE
+from supersam.runs.edits import tell_edits_of_search, write_settings
 from supersam.runs.provenance import git_commit, versions
-from supersam.runtime.atomic import write_bytes, write_json
+from supersam.runtime.atomic import write_json
 from supersam.search.image_set import ImageSet
 from supersam.search.inputs import SearchInputs
 from supersam.search.journal import read_journal
@@ -48,9 +49,10 @@ def prepare_folder(search: SearchRun, inputs: SearchInputs) -> SearchRun:
     folder = search.folder
     search = with_own_prompt(search)
     search = search.model_copy(update={"trials": max(search.trials, trials_done(folder))})
+    tell_edits_of_search(folder, search.model_dump(mode="json", by_alias=True))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(folder / SEARCH_YAML, dump_run(search).encode())
+        write_settings(folder, dump_run(search), file=SEARCH_YAML)
         if not (folder / SEARCH_FILE).is_file():
             write_record(search, inputs, {})
         elif search.trials > read_record(folder)["config"]["trials"]:
@@ -183,7 +185,9 @@ def _require_same(search: SearchRun, inputs: SearchInputs, folder: Path) -> None
             f"{folder} holds a search on other evaluation data ({record['data']['folders']}, "
             f"content {data}; now {inputs.data}); choose another --out DIR"
         )
-    before = _fixed(load_run(SearchRun, folder / SEARCH_YAML))
+    # The last start's: an edit by hand of what a trial means would be another search, too.
+    started = folder / STARTED_FILE
+    before = _fixed(load_run(SearchRun, started if started.is_file() else folder / SEARCH_YAML))
     now = _fixed(search)
     changed = [
         f"{name}: {before.get(name)} -> {value}"

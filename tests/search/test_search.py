@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from supersam.config import load_run
+from supersam.config import UserError, load_run
 from supersam.config.search import SearchRun
 from supersam.search import Trial, pareto_front, read_journal
 from supersam.search.folder import prepare_folder, read_record
@@ -222,6 +222,33 @@ def test_a_restart_asks_for_nothing_that_the_journal_holds_whole(
     # of OpenTuner all of the era, 1,024 trials at most
     assert len(asked) == (6 if searcher == "opentuner" else 6 - len(complete))
     assert numbers(longer.front) == numbers(whole.front)
+
+
+def test_an_edit_of_the_settings_by_hand_is_said_once_and_another_search_refused(
+    run, tmp_path, closed_form, capsys
+):
+    first = search(run, tmp_path / "s", trials=4)
+    file = first.folder / "search.yaml"
+    assert "was edited" not in capsys.readouterr().err
+    file.write_text(file.read_text().replace("trials: 4", "trials: 8"))
+    again = search(run, first.folder, trials=8)
+    said = f"note: {file} was edited since the last start, which counts from now on: trials: 4 -> 8"
+    assert said in capsys.readouterr().err
+    assert again.num_trials == 8
+    file.write_text(file.read_text().replace("trials: 8", "trials: 12"))
+    search(run, first.folder, trials=8)
+    said = "which does not count, as the command says otherwise: trials: 8 -> 12\n"
+    assert said in capsys.readouterr().err
+    assert load_run(SearchRun, file).trials == 8
+    file.write_text(file.read_text().replace("images: 6", "images: 5"))
+    with pytest.raises(
+        UserError, match="holds another search. It differs in\n  protocol.images: 6 -> 5"
+    ):
+        prepare_folder(load_run(SearchRun, file), find_inputs(load_run(SearchRun, file)))
+    search(run, first.folder, trials=8)  # the command that began it still goes on
+    assert "does not count" in capsys.readouterr().err
+    search(run, first.folder, trials=8)
+    assert "was edited" not in capsys.readouterr().err
 
 
 def test_a_full_disk_loses_no_trial_that_was_kept(run, tmp_path, closed_form):
