@@ -27,8 +27,9 @@ def main(name: str | None = None) -> NoReturn:
     sys.excepthook = excuse_interrupt
     from supersam.config.commands import COMMANDS, write_completion
     from supersam.config.errors import print_error
-    from supersam.runtime.process import outlive_readers
+    from supersam.runtime.process import begin_in_utf8, outlive_readers
 
+    begin_in_utf8()
     outlive_readers()
     words = sys.argv[1:]
     if name is not None:

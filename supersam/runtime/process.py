@@ -31,6 +31,18 @@ _STATES = {
 _OVER = (psutil.STATUS_DEAD, psutil.STATUS_ZOMBIE)
 
 
+def begin_in_utf8() -> None:
+    """Start this program anew where the locale reads file names otherwise than in UTF-8.
+
+    TensorBoard takes all names for UTF-8: it refuses them in a C locale, and in one of Latin-1 it
+    writes into another folder. What the program starts inherits the mode.
+    """
+    if sys.getfilesystemencoding() == "utf-8":
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def start_ticks(pid: int) -> int | None:
     """When a process started, in clock ticks since boot; None where there is no such process."""
     try:

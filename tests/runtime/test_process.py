@@ -17,6 +17,7 @@ from supersam.runtime.process import (
     resident_gib,
     start_ticks,
 )
+from tests.paths import ROOT
 
 PRINT_MUCH = """
 from supersam.runtime.process import ends_with_reader
@@ -81,3 +82,28 @@ def test_a_process_is_described_by_its_state(sleeper):
 def test_memory_is_in_gib():
     assert 0 < resident_gib() < available_gib() * 100
     assert available_gib() <= psutil.virtual_memory().total / 2**30
+
+
+NAME_A_FOLDER = """
+import os, subprocess, sys
+from supersam.runtime.process import begin_in_utf8
+begin_in_utf8()
+os.mkdir(sys.argv[1])
+child = "import sys; print(ascii(sys.argv[1]), sys.getfilesystemencoding())"
+sys.exit(subprocess.run([sys.executable, "-c", child, sys.argv[1]]).returncode)
+"""
+
+
+@pytest.mark.parametrize("coercion", [{}, {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
+def test_names_are_utf_8_whatever_the_locale(tmp_path, coercion):
+    done = subprocess.run(
+        [sys.executable, "-c", NAME_A_FOLDER, tmp_path / "läufe"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C", **coercion},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    name, encoding = done.stdout.split()
+    assert name.endswith(r"l\xe4ufe'")
+    assert encoding == "utf-8"
+    assert (tmp_path / "läufe").is_dir()
