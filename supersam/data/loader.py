@@ -35,6 +35,10 @@ StartMethod = Literal["fork", "spawn", "forkserver"]
 
 SHARED_MEMORY = Path("/dev/shm")
 _PREFETCHED = 2  # batches that each worker has ready: DataLoader's own number
+_LARGER = (
+    "make it larger (docker run --shm-size, mount -o remount,size=), or take fewer: --data.workers "
+    "0 needs none"
+)
 MAX_EVAL_WORKERS = 4
 """Worker processes of an evaluation where their number is not set."""
 IMAGES_PER_EVAL_WORKER = 16
@@ -86,9 +90,21 @@ def _require_shared_memory(batch_bytes: int, workers: int) -> None:
     if free < needed:
         raise UserError(
             f"{SHARED_MEMORY} has {free / 2**20:.1f} MiB left, and {workers} loader worker(s) hand "
-            f"over up to {needed / 2**20:.1f} MiB of batches there; make it larger (docker run "
-            "--shm-size, mount -o remount,size=), or take fewer: --data.workers 0 needs none"
+            f"over up to {needed / 2**20:.1f} MiB of batches there; {_LARGER}"
         )
+
+
+def _or_told(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same batches. Raises UserError where a worker finds no room for one in /dev/shm.
+
+    Others may have filled it since the check before the first batch.
+    """
+    try:
+        yield from batches
+    except RuntimeError as fault:
+        if "shared memory" not in str(fault):  # torch's words, also for a worker's bus error
+            raise
+        raise UserError(f"{SHARED_MEMORY} has no room for a batch; {_LARGER}") from None
 
 
 class _Loader(DataLoader[Any]):
@@ -96,7 +112,8 @@ class _Loader(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         with interrupts_blocked():  # workers begin with the mask of their parent
-            return super().__iter__()
+            batches = super().__iter__()
+        return _or_told(batches)
 
 
 class _StepSampler:

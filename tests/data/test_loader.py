@@ -1,7 +1,10 @@
 """Loaders give each rank its batches, from any step, in any kind of worker, and count damage."""
 
 import itertools
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from supersam.data.shards import ShardReader
 from supersam.runtime.distributed import World
 from tests.data.samples import random_sample, write_shards
 from tests.data.test_dataset import damage, write_folder
+from tests.paths import ROOT
 
 SIDE = 32
 GLOBAL_BATCH = 6
@@ -192,3 +196,32 @@ def test_too_little_shared_memory_is_said_before_a_worker_dies_of_it(reader, mon
     with pytest.raises(UserError, match=r"/dev/shm has 0.0 MiB left, and 2 loader worker\(s\)"):
         loader(reader, workers=2)
     assert take(loader(reader, workers=0), 1)  # this process hands nothing over
+
+
+BIG_BATCHES = """
+import subprocess
+import numpy as np
+from supersam.config import UserError
+from supersam.data.loader import _Loader
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "/dev/shm"], check=True)
+loader = _Loader([np.zeros(100_000)] * 4, num_workers=1, multiprocessing_context="fork")
+try:
+    list(loader)
+except UserError as fault:
+    print(fault)
+"""
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode != 0,
+    reason="needs a mount namespace of its own",
+)
+def test_shared_memory_that_others_filled_is_told_in_one_line():
+    done = subprocess.run(
+        ["unshare", "-m", sys.executable, "-c", BIG_BATCHES],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith("/dev/shm has no room for a batch; make it larger"), done.stderr
