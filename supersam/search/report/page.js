@@ -63,7 +63,11 @@ function draw(box, chart, hidden) {
       const dot = series.square
         ? element("rect", { x: px(p.x) - size, y: py(p.y) - size, width: 2 * size, height: 2 * size, ...look }, group)
         : element("circle", { cx: px(p.x), cy: py(p.y), r: size, ...look }, group);
-      if (p.label) element("text", { x: px(p.x) - 8, y: py(p.y) - 10, "text-anchor": "end" }, group).textContent = p.label;
+      if (p.label) { // left of the dot, or right of it where the axis would be covered
+        const fits = px(p.x) - 8 - 7 * p.label.length > left;
+        const place = { x: px(p.x) + (fits ? -8 : 8), y: py(p.y) - 10, "text-anchor": fits ? "end" : "start" };
+        element("text", place, group).textContent = p.label;
+      }
       const tell = () => {
         tip.textContent = p.text;
         tip.style.display = "block";
