@@ -122,7 +122,7 @@ class DataConfig(Section):
     """Corrections of each prompt, as SAM was trained: every step decodes as often again, each time
     with the former mask and one more point where it is wrong, background points where it is too
     large. The loss is the mean over the first prompt and the corrections; 0 trains first prompts
-    alone, which unlearns corrections. Images are encoded once."""
+    alone. Images are encoded once."""
     augment: AugmentConfig = AugmentConfig()
     """Training-time augmentation."""
     max_bad_fraction: Fraction = 0.01
