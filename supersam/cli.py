@@ -11,7 +11,7 @@ import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from supersam import __version__
 
@@ -66,7 +66,14 @@ def run_command(name: str, words: list[str], *, prog: str) -> int:
             prog=prog,
         )
     module, _, function = command.action_for(run).partition(":")
-    return exit_code(getattr(importlib.import_module(module), function), run)
+
+    def action(run: Any) -> int:
+        code: int = getattr(importlib.import_module(module), function)(run)
+        return code
+
+    return exit_code(
+        action, run
+    )  # an import may also meet a mistake: a torchvision of another torch
 
 
 def excuse_interrupt(

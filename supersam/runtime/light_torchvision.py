@@ -4,7 +4,8 @@ segment_anything needs torchvision, one file of which asks `torch._dynamo.utils`
 it calls only when a region of interest is pooled, which SAM never does. That import alone loads
 the compiler, sympy and triton: 4.5 of 9 CPU seconds before an evaluation begins. Importing this
 module imports torchvision with a stand-in for that function, which loads the compiler when it is
-called. `torch.compile` finds the true compiler as ever.
+called. `torch.compile` finds the true compiler as ever. A torchvision that does not fit PyTorch is
+a UserError, where torchvision alone ends in a traceback about one of its operators.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+from importlib.metadata import version
 from types import ModuleType
+
+from supersam.config import UserError
 
 _COMPILER = "torch._dynamo"
 
@@ -34,8 +38,22 @@ def _import_torchvision() -> None:
         # goes on with it, as the parts that are loaded stay.
         with contextlib.suppress(ImportError):
             importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        raise UserError(_mismatch(error)) from error
     finally:
         del sys.modules[_COMPILER], sys.modules[utils.__name__]
+
+
+def _mismatch(error: RuntimeError) -> str:
+    """Tell that torchvision's library of operators cannot be loaded."""
+    torch, torchvision = version("torch"), version("torchvision")
+    return (
+        f"torchvision {torchvision} was built for another PyTorch than {torch} ({error}); install "
+        f"both from one index, for a CPU: pip install --force-reinstall torch torchvision "
+        f"--index-url https://download.pytorch.org/whl/cpu"
+    )
 
 
 importlib.import_module("torch")  # first: it must not meet the stand-in

@@ -62,3 +62,21 @@ def test_a_torchvision_that_needs_more_of_the_compiler_is_imported_all_the_same(
         "import supersam.runtime.light_torchvision, torchvision; print(torchvision.__file__)"
     )
     assert python(code, str(tmp_path)) == [str(file)]
+
+
+def test_a_torchvision_of_another_torch_is_told_in_one_line(tmp_path):
+    # As the CUDA build is beside PyTorch's CPU build: its library of operators does not load.
+    (tmp_path / "torchvision").mkdir()
+    file = tmp_path / "torchvision/__init__.py"
+    file.write_text(
+        "import torch\n@torch.library.register_fake('torchvision::nms')\ndef nms(): ...\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "supersam", "evaluate", "--run", str(tmp_path / "none")]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "torchvision::nms" in line
+    assert "--index-url https://download.pytorch.org/whl/cpu" in line
