@@ -43,6 +43,29 @@ class ObjectTable:
     """IoU of a baseline that knows the prompt but not the image; None where it was not computed."""
 
     @classmethod
+    def allocate(cls, rows: int, *, boundary: bool) -> ObjectTable:
+        """Build a table whose rows `fill` writes; without the baseline's column."""
+        columns: dict[str, Any] = {
+            name: np.empty(rows, np.int64) for name in ("sample_id", "group", "area")
+        }
+        columns |= {
+            field.name: np.empty(rows) for field in fields(cls) if field.name not in columns
+        }
+        columns["prior_iou"] = None
+        if not boundary:
+            columns["boundary_iou"] = None
+        return cls(**columns)
+
+    def fill(self, start: int, part: ObjectTable) -> int:
+        """Write the rows of `part` from row `start` on. Returns the row behind them."""
+        stop = start + len(part.area)
+        for name in (f.name for f in fields(self)):
+            column = getattr(self, name)
+            if column is not None:
+                column[start:stop] = getattr(part, name)
+        return stop
+
+    @classmethod
     def concatenate(cls, tables: Sequence[ObjectTable]) -> ObjectTable:
         """Join the rows of all tables, in their order."""
 
