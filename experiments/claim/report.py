@@ -21,7 +21,7 @@ from supersam.runtime.atomic import write_bytes, write_json
 
 matplotlib.use("Agg")
 PRIOR = "prior without the image"
-SHOWN_GREY = ("pretrained", "whole")
+SHOWN_GREY = ("pretrained", "whole", "supernet's largest", subnet(0.7))
 """Arms that are also scored without the image: the difference is what they see."""
 Table = dict[str, dict[int, Scores]]
 """Scores by arm and seed."""
