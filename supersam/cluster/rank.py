@@ -41,6 +41,9 @@ def main(folder: Path) -> int:
         if not is_full_disk(fault):
             raise
         told = describe_full_disk(fault)
+        if started_by_slurm:  # a fault like others, not a mistake: the next attempt may find room
+            print_error(told)
+            return 1
     if on_terminal:
         write_crash_log(task_log(folder, 0), f"error: {told}")
     return print_error(told)
