@@ -81,9 +81,8 @@ def expected(reader):
 
 def test_a_batch_is_what_its_contract_says(reader):
     (batch,) = take(loader(reader), 1)
-    fields = {
-        name: (tuple(t.shape), t.dtype) for name, t in vars(batch).items() if name != "num_bad"
-    }
+    values = {n: v for n, v in vars(batch).items() if n not in ("num_bad", "clicks")}
+    fields = {name: (tuple(t.shape), t.dtype) for name, t in values.items()}
     assert fields == {
         "images": ((3, 3, SIDE, SIDE), torch.uint8),
         "sizes": ((3, 2), torch.int64),
@@ -94,6 +93,7 @@ def test_a_batch_is_what_its_contract_says(reader):
         "sample_ids": ((3,), torch.int64),
     }
     assert batch.num_bad == 0
+    assert batch.clicks is None  # no corrections are asked for
     assert rows([batch.to(torch.device("cpu"))]) == rows([batch])
 
 
