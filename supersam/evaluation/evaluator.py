@@ -182,7 +182,7 @@ def score_image(
     """All objects of an image, (M,) rows. It has at least one.
 
     The rows have their memory before the first object: small arrays that stay, allocated between
-    the large ones that go, would keep the heap from shrinking, 1.5 MiB for each object of 3000 px.
+    the large ones that go, would keep the heap from shrinking.
     """
     sizes = torch.tensor([image.size])
     table, row = ObjectTable.allocate(len(image.masks), boundary=boundary), 0

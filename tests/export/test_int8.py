@@ -5,21 +5,21 @@ import json
 import pytest
 import torch
 
+from supersam.config import UserError
+from supersam.data.shards import ShardReader
+from supersam.evaluation import SamModelPredictor
+from supersam.evaluation.evaluator import score_prompts
+from supersam.evaluation.result import subtract
+from supersam.export import load_subnet
+from supersam.export.check import check_images
+from supersam.export.command import run_export
+from supersam.export.onnx_predictor import OnnxPredictor, open_session
+from supersam.standalone import ENCODER_INT8_ONNX, ENCODER_ONNX
+from tests.export.runs import export_of
+
 WHY = "it comes with supersam[onnx]"
 pytest.importorskip("onnxruntime", reason=WHY)
 onnx = pytest.importorskip("onnx", reason=WHY)
-
-from supersam.config import UserError  # noqa: E402  skips come before imports of them
-from supersam.data.shards import ShardReader  # noqa: E402  after the skips
-from supersam.evaluation import SamModelPredictor  # noqa: E402  after the skips
-from supersam.evaluation.evaluator import score_prompts  # noqa: E402  after the skips
-from supersam.evaluation.result import subtract  # noqa: E402  after the skips
-from supersam.export import load_subnet  # noqa: E402  after the skips
-from supersam.export.check import check_images  # noqa: E402  after the skips
-from supersam.export.command import run_export  # noqa: E402  after the skips
-from supersam.export.onnx_predictor import OnnxPredictor, open_session  # noqa: E402  after skips
-from supersam.standalone import ENCODER_INT8_ONNX, ENCODER_ONNX  # noqa: E402  after the skips
-from tests.export.runs import export_of  # noqa: E402  after the skips
 
 EIGHT_BITS = {"onnx": True, "int8": True, "int8_images": 4, "int8_max_loss": 1.0}
 

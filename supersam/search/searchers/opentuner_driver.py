@@ -6,27 +6,28 @@ dictionaries here, and their draws follow from the random numbers alone.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-# OpenTuner replaces the standard library's class of log lines when imported: it is put back below.
-_FORMATTER = logging.Formatter
-import opentuner  # noqa: E402 - so the imports cannot come first
-from opentuner.resultsdb.models import Configuration, Result  # noqa: E402 - as above
-from opentuner.search.bandittechniques import AUCBanditMetaTechnique  # noqa: E402 - as above
-from opentuner.search.differentialevolution import (  # noqa: E402 - as above
-    DifferentialEvolutionAlt,
-    PopulationMember,
-)
-from opentuner.search.evolutionarytechniques import (  # noqa: E402 - as above
-    NormalGreedyMutation,
-    UniformGreedyMutation,
-)
-from opentuner.search.objective import MinimizeTime  # noqa: E402 - as above
-from opentuner.search.simplextechniques import RandomNelderMead  # noqa: E402 - as above
 
-logging.Formatter = _FORMATTER  # type: ignore[misc]  # mypy takes a class for a constant
+@contextlib.contextmanager
+def _log_lines_kept() -> Iterator[None]:
+    """Put the standard library's class of log lines back, which OpenTuner's import replaces."""
+    formatter = logging.Formatter
+    yield
+    logging.Formatter = formatter  # type: ignore[misc]  # mypy takes a class for a constant
+
+
+with _log_lines_kept():
+    import opentuner
+    from opentuner.resultsdb.models import Configuration, Result
+    from opentuner.search.bandittechniques import AUCBanditMetaTechnique
+    from opentuner.search.differentialevolution import DifferentialEvolutionAlt, PopulationMember
+    from opentuner.search.evolutionarytechniques import NormalGreedyMutation, UniformGreedyMutation
+    from opentuner.search.objective import MinimizeTime
+    from opentuner.search.simplextechniques import RandomNelderMead
 
 Genes = dict[str, int]
 OnResult = Callable[[Any], None]
