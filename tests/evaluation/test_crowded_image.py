@@ -1,5 +1,6 @@
 """The memory of an image with many objects follows those that are looked at."""
 
+import os
 import subprocess
 import sys
 
@@ -34,9 +35,11 @@ print(used[-1] - used[1])
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_objects_scored():
+    # Freed blocks above 64 KiB go back to the system, so that what is resident is what is used.
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(64 * 1024)}
     done = subprocess.run(
-        [sys.executable, "-c", SCORE], capture_output=True, text=True, check=False
+        [sys.executable, "-c", SCORE], env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    grown_mib = float(done.stdout)
-    assert grown_mib < 40  # of 80 objects whose masks are 2 MiB each, and logits 36 MiB
+    # 80 objects held at full size are 170 MiB of masks, and 710 MiB of logits.
+    assert float(done.stdout) < 120
