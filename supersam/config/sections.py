@@ -161,6 +161,10 @@ class SandwichConfig(Section):
     largest_only_steps: int | None = Field(None, ge=0)
     """Steps at the start that train the largest subnet alone: subnets cut from a model that has
     learned the task are better at equal compute. null takes half of `optim.steps`, 0 none."""
+    growing_steps: int = Field(0, ge=0)
+    """Steps after those over which the space opens evenly, from its widest choices and all layers
+    to the whole of it: the smallest subnet of a step shrinks until then. 0 trains the whole space
+    from the first sandwich step on."""
     only: str | None = None
     """Train this subnet alone, without the sandwich, as fine-tuning before export: largest,
     smallest, medium, a JSON file of a subnet, or SEARCH#knee|best|cheapest|N of a search's

@@ -194,7 +194,9 @@ def _describe_steps(run: TrainRun) -> str:
     steps, alone = run.optim.steps, min(run.largest_only_steps, run.optim.steps)
     if run.sandwich.only is not None:
         return f"steps: {steps} of one subnet alone, {run.sandwich.only}"
-    return f"steps: {alone} of the largest subnet alone, then {steps - alone} of the sandwich"
+    text = f"steps: {alone} of the largest subnet alone, then {steps - alone} of the sandwich"
+    growing = run.sandwich.growing_steps
+    return f"{text}, over whose first {growing} the space opens" if growing else text
 
 
 def _build_space(run: TrainRun) -> SearchSpace:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -89,6 +89,27 @@ class SearchSpace:
         return self._spec(
             [layer for layer, p in enumerate(self.removal) if p == 0],
             lambda choices: choices[0],
+        )
+
+    def widest(self, share: float) -> SearchSpace:
+        """Return the part of this space that holds `share` of each gene's choices, widest first.
+
+        Of the removable layers that share may go, most probable ones first. 0 leaves one choice of
+        each gene and every layer; 1 is the whole space.
+        """
+        likely = sorted(self.removable, key=lambda layer: -self.removal[layer])
+        may_go = likely[: math.floor(share * len(likely))]
+
+        def cut(choices: tuple[int, ...]) -> tuple[int, ...]:
+            return choices[-max(1, math.ceil(share * len(choices))) :]
+
+        return replace(
+            self,
+            removal=tuple(p if layer in may_go else 0.0 for layer, p in enumerate(self.removal)),
+            mlp_widths=tuple(map(cut, self.mlp_widths)),
+            heads=tuple(map(cut, self.heads)),
+            embed_dims=cut(self.embed_dims),
+            resolutions=cut(self.resolutions) if self.resolutions else (),
         )
 
     def at_px(self, spec: SubnetSpec) -> str:

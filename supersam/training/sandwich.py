@@ -15,6 +15,8 @@ _STREAM = 0x5A4D  # keeps these draws apart from those of data order and prompts
 class SandwichSampler:
     """Largest, k random and smallest subnet of each step (Yu and Huang, arXiv 1903.05134).
 
+    The space may open step by step, large subnets first (Cai et al., arXiv 1908.09791).
+
     The draw is a pure function of (seed, step): the same on every rank and after every restart.
     """
 
@@ -24,6 +26,8 @@ class SandwichSampler:
     by_size: bool = False
     """Spread the random subnets evenly over the sizes of the space."""
     largest_only_steps: int = 0
+    growing_steps: int = 0
+    """Steps after those over which the space opens, from its widest choices to all of them."""
     only: SubnetSpec | None = None
     """The one subnet of every step, where the run trains no sandwich."""
 
@@ -37,8 +41,16 @@ class SandwichSampler:
             np.random.Philox(key=[self.seed, _STREAM], counter=[0, 0, 0, step])
         )
         draw = sample_by_size if self.by_size else SearchSpace.sample
-        middle = [draw(self.space, rng) for _ in range(self.random_subnets)]
-        return (self.space.largest(), *middle, self.space.smallest())
+        space = self._open_at(step)
+        middle = [draw(space, rng) for _ in range(self.random_subnets)]
+        return (space.largest(), *middle, space.smallest())
+
+    def _open_at(self, step: int) -> SearchSpace:
+        """The part of the space that a step trains: all of it once it has grown."""
+        grown = step - self.largest_only_steps
+        if grown >= self.growing_steps:
+            return self.space
+        return self.space.widest(grown / self.growing_steps)
 
     def fixed(self) -> dict[str, SubnetSpec]:
         """Return the subnets that validation scores, by their names in metrics."""

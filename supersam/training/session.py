@@ -254,6 +254,7 @@ def _build_sandwich(run: TrainRun, space: SearchSpace) -> SandwichSampler:
         run.sandwich.random_subnets,
         by_size=run.sandwich.sampling == "size",
         largest_only_steps=in_force.largest_only_steps,
+        growing_steps=run.sandwich.growing_steps,
         only=only,
     )
 

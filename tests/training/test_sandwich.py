@@ -56,6 +56,23 @@ def test_the_first_steps_may_train_the_largest_alone(tiny_space):
     assert draws.draw(3) == sampler(tiny_space).draw(3)
 
 
+def test_a_growing_space_opens_from_its_widest_subnets_to_all(tiny_space):
+    draws = sampler(tiny_space, largest_only_steps=3, growing_steps=20)
+    smallest = [draws.draw(step)[-1] for step in range(3, 30)]
+    params = [subnet_cost(spec, tiny_space.shape).params for spec in smallest]
+    assert params == sorted(params, reverse=True)
+    assert len(set(params)) > 3
+    assert smallest[0].layers == tiny_space.largest().layers
+    assert smallest[0].embed_dim == tiny_space.embed_dims[-1]
+    assert set(smallest[20:]) == {tiny_space.smallest()}
+    for step in range(3, 30):
+        subnets = draws.draw(step)
+        least = subnet_cost(subnets[-1], tiny_space.shape).params
+        assert all(tiny_space.contains(spec) for spec in subnets)
+        assert all(subnet_cost(spec, tiny_space.shape).params >= least for spec in subnets)
+    assert draws.draw(23) == sampler(tiny_space).draw(23)
+
+
 @pytest.mark.parametrize("seed", [0, 2**31, 2**63])
 def test_any_seed_works(tiny_space, seed):
     assert len(sampler(tiny_space, seed=seed).draw(0)) == 4
