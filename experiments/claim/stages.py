@@ -12,6 +12,10 @@ from supersam.space import EncoderShape, SubnetSpec, subnet_cost
 
 Words = list[str]
 
+_TARGET_LR = 2e-4
+"""At 5e-4 and above the loss on nuclei rises after the warm-up, and the model begins to look at
+the image 150 steps later (docs/results.md)."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -62,8 +66,9 @@ class Plan:
         stages = [*_shards(self), *([] if self.checkpoint else _pretrain(self))]
         for seed in range(self.seeds):
             stages += _supernet(self, seed)
-        for seed in range(self.seeds):
-            stages += [*_subnets(self, seed), *_controls(self, seed)]
+        for part in (_subnets, _references, _trained_alone):
+            for seed in range(self.seeds):
+                stages += part(self, seed)
         return stages
 
 
@@ -155,8 +160,8 @@ def _subnets(plan: Plan, seed: int) -> Iterator[Stage]:
                         "one supernet")  # fmt: skip
 
 
-def _controls(plan: Plan, seed: int) -> Iterator[Stage]:
-    """What the subnets are compared with."""
+def _references(plan: Plan, seed: int) -> Iterator[Stage]:
+    """The whole model fine-tuned, and the supernet in random order."""
     form = plan.form
     needs = ("shards nuclei-train", *(() if plan.checkpoint else ("pretrain",)))
     wholes = [("whole", form.whole_total)]
@@ -171,6 +176,10 @@ def _controls(plan: Plan, seed: int) -> Iterator[Stage]:
         *("--prioritize.seed", str(seed)),
     ]
     yield Stage(run, "train", lambda r=run: _sandwich(plan, r, seed, shuffled), (f"design-{seed}",))
+
+
+def _trained_alone(plan: Plan, seed: int) -> Iterator[Stage]:
+    """Models of each size without a supernet."""
     for size in SIZES:
         teacher = ["--loss.teacher", str(plan.run(f"first-{seed}"))]
         for kind, options in (("prune", teacher), ("uniform", [])):
@@ -242,7 +251,7 @@ def _target(plan: Plan) -> Words:
 
 def _whole(plan: Plan, run: str, steps: int, seed: int) -> Words:
     return [
-        *_training(plan, run, steps=steps, lr=5e-4, seed=seed),
+        *_training(plan, run, steps=steps, lr=_TARGET_LR, seed=seed),
         *_target(plan),
         *("--model.checkpoint", str(plan.pretrained)),
         *("--sandwich.largest-only-steps", str(steps)),
@@ -285,7 +294,7 @@ def _sandwich(plan: Plan, run: str, seed: int, options: Words) -> Words:
     """Sandwich steps from the design's weights."""
     design = space_file(plan, seed).with_name(f"space-{seed}-design")
     return [
-        *_training(plan, run, steps=plan.form.sandwich_steps, lr=3e-4, seed=seed),
+        *_training(plan, run, steps=plan.form.sandwich_steps, lr=_TARGET_LR, seed=seed),
         *("--config", str(design / "train.yaml")),
         *_target(plan),
         *("--sandwich.largest-only-steps", "0", *options),
@@ -310,7 +319,7 @@ def _alone(plan: Plan, run: str, kind: str, seed: int, size: float, options: Wor
     ]  # fmt: skip
     steps = plan.form.sandwich_steps if kind == "prune" else plan.form.whole_total
     return [
-        *_training(plan, run, steps=steps, lr=3e-4, seed=seed),
+        *_training(plan, run, steps=steps, lr=_TARGET_LR, seed=seed),
         *start,
         *_target(plan),
         *("--sandwich.only", str(shrunk(plan, kind, seed, size)), *options),
