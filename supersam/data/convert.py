@@ -124,8 +124,9 @@ def convert(
     except OSError as error:
         raise _not_writable(out, error) from error
     is_finished = (out / MANIFEST).is_file()
+    dataset_uuid = plan.dataset_uuid  # of the whole plan: made once, not for each shard
     works = [
-        _ShardWork(out / shard_file(k), k, share, source, plan.dataset_uuid, is_finished)
+        _ShardWork(out / shard_file(k), k, share, source, dataset_uuid, is_finished)
         for k, share in enumerate(plan.share(items))
     ]
     written = _run(works[part::parts], workers)

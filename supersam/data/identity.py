@@ -8,8 +8,9 @@ hold names only: there, the name without a tile's suffix stands for the image.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -44,8 +45,6 @@ class Origins:
     """(N,) the source image of each; see `Origin`."""
     group: NDArray[np.int64]
     """(N,) the clip, stack or single source image of each; see `Origin`."""
-    names: NDArray[np.int64]
-    """(N,) `stable_id` of the name of each source image."""
     by_content: bool
     """Whether content tells sources apart; where shards do not hold it, names do."""
 
@@ -53,8 +52,7 @@ class Origins:
     def by_name(names: Sequence[str]) -> Origins:
         """Return the origins of images of which only the names are known."""
         groups = [origin_by_name(name).group for name in names]
-        source = name_ids(names)
-        return Origins(source, np.array(groups, np.int64), source, by_content=False)
+        return Origins(name_ids(names), np.array(groups, np.int64), by_content=False)
 
 
 @dataclass(frozen=True)
@@ -74,27 +72,49 @@ class SharedSources:
         return "by name (some of the shards do not hold their images' content: make them anew)"
 
 
-class HasOrigins(Protocol):
+class HasSources(Protocol):
     """A `ShardReader`, as far as it is needed here."""
 
-    def origins(self) -> Origins:
-        """Return the origins of its images."""
+    def sources(self, *, by_content: bool) -> Iterator[NDArray[np.int64] | None]:
+        """The source image of each image, one array a shard; None where that is unknown."""
 
 
-def shared_sources(first: Sequence[HasOrigins], second: Sequence[HasOrigins]) -> SharedSources:
+def shared_sources(first: Sequence[HasSources], second: Sequence[HasSources]) -> SharedSources:
     """Compare the source images of two collections of shards, for example evaluation and training.
 
     Content is compared where all shards hold it, so that renamed copies and tiles are recognized;
-    otherwise names are.
+    otherwise names are. Of the second, one shard at a time is in memory: training sets are large.
     """
-    ours, theirs = ([reader.origins() for reader in readers] for readers in (first, second))
-    by_content = all(origins.by_content for origins in (*ours, *theirs))
+    shared = _count_shared(first, second, by_content=True)
+    if shared is not None:
+        return SharedSources(shared, by_content=True)
+    shared = _count_shared(first, second, by_content=False)
+    assert shared is not None  # every image has a name
+    return SharedSources(shared, by_content=False)
 
-    def keys(collection: Sequence[Origins]) -> NDArray[np.int64]:
-        parts = [origins.source if by_content else origins.names for origins in collection]
-        return np.concatenate([np.zeros(0, np.int64), *parts])
 
-    return SharedSources(int(np.isin(keys(ours), keys(theirs)).sum()), by_content)
+def _count_shared(
+    first: Sequence[HasSources], second: Sequence[HasSources], *, by_content: bool
+) -> int | None:
+    """Images of the first whose source is in the second too; None where a source is unknown."""
+    ours = [np.zeros(0, np.int64)]
+    for part in _sources(first, by_content):
+        if part is None:
+            return None
+        ours.append(part)
+    distinct, place = np.unique(np.concatenate(ours), return_inverse=True)
+    ended = np.append(distinct, -1)  # no image's number: what is beyond the last meets it
+    is_shared = np.zeros(len(distinct), np.bool_)
+    for part in _sources(second, by_content):
+        if part is None:
+            return None
+        found = np.searchsorted(distinct, part)
+        is_shared[found[ended[found] == part]] = True
+    return int(is_shared[place].sum())
+
+
+def _sources(readers: Sequence[HasSources], by_content: bool) -> Iterator[NDArray[np.int64] | None]:
+    return itertools.chain.from_iterable(each.sources(by_content=by_content) for each in readers)
 
 
 def stable_id(name: str) -> int:

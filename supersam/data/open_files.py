@@ -13,21 +13,29 @@ from supersam.data.manifest import ShardFolderError
 from supersam.data.shard_file import OpenShard
 
 _MOST = 1024
+_MOST_BYTES = 256 << 20  # shards of small images have long indexes: thousands of images each
 _TOO_MANY = (errno.EMFILE, errno.ENFILE)
 
 
 class OpenFiles:
     """Open shards of one process, least recently used first. Thread-safe."""
 
-    def __init__(self, most: int) -> None:
-        """`most` shards stay open."""
+    def __init__(self, most: int, most_bytes: int = _MOST_BYTES) -> None:
+        """`most` shards stay open, and while they are several, `most_bytes` of their indexes."""
         self.most = most
+        self.most_bytes = most_bytes
         self.pid = os.getpid()
         self._lock = threading.RLock()  # a reader may be collected, and forgotten, at any place
         self._shards: OrderedDict[tuple[object, Path], OpenShard] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._shards)
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of the indexes of the open shards."""
+        # A list, as a reader may be collected meanwhile.
+        return sum(shard.index_bytes for shard in list(self._shards.values()))
 
     def get(self, owner: object, path: Path) -> OpenShard:
         """Return the shard, opened for `owner` if it is not open.
@@ -36,10 +44,13 @@ class OpenFiles:
         """
         key = (owner, path)
         with self._lock:
-            shard = self._shards.pop(key, None)
-            while len(self._shards) >= self.most:
-                self._shards.popitem(last=False)
-            self._shards[key] = self._open(path) if shard is None else shard
+            if key not in self._shards:
+                while len(self._shards) >= self.most:
+                    self._shards.popitem(last=False)
+                self._shards[key] = self._open(path)
+                while len(self._shards) > 1 and self.index_bytes > self.most_bytes:
+                    self._shards.popitem(last=False)
+            self._shards.move_to_end(key)
             return self._shards[key]
 
     def forget(self, owner: object) -> None:

@@ -85,6 +85,9 @@ class OpenShard:
         # Views, as a number taken out of one costs a tenth of what it costs out of an array.
         self._index = {name: layout.index[name].data for name in _NUMBERS}
         self.num_images = len(self._ids)
+        self.index_bytes = sum(array.nbytes for array in layout.index.values())
+        """Bytes of memory that it takes, nearly."""
+        self.index_bytes += 0 if layout.origins is None else layout.origins.nbytes
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._last_rows: tuple[int, _MaskRows] | None = None
 
@@ -161,6 +164,10 @@ class OpenShard:
         """Return the name of image `i`."""
         start, stop = self._span("image/name_offset", i)
         return self._names[start:stop].decode()
+
+    def names(self) -> list[str]:
+        """Return the name of every image."""
+        return [self.name(i) for i in range(self.num_images)]
 
     def _origin(self, i: int, height: int, width: int) -> Origin | None:
         if self.origins is None:

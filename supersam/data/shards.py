@@ -145,20 +145,21 @@ class ShardReader:
     """A finished folder of shards as one sequence of images. Pickles; safe across fork and spawn.
 
     Files are opened when first read, by each process for itself; all readers of a process together
-    keep at most half as many open as the system allows.
+    keep at most half as many open as the system allows, and 256 MiB of their indexes.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         manifest = read_manifest(folder)
-        self._shards = manifest.shards
+        _check_present(folder, manifest.shards)
+        # Each loader worker has a reader: the lines of the manifest stay here.
+        self._files = tuple(shard.file for shard in manifest.shards)
         self.fingerprint = manifest.fingerprint
         self.num_images = manifest.num_images
         self.num_masks = manifest.num_masks
-        self.shard_sizes = tuple(shard.images for shard in self._shards)
+        self.shard_sizes = tuple(shard.images for shard in manifest.shards)
         self._first = (0, *itertools.accumulate(self.shard_sizes))
         self._own_files()
-        _check_present(folder, self._shards)
 
     def __len__(self) -> int:
         return self.num_images
@@ -195,21 +196,28 @@ class ShardReader:
 
         Raises ShardFolderError where a shard cannot be opened.
         """
-        tables, names, known = [], [], True
+        tables = [np.zeros(0, ORIGIN)]
         for shard in self._open_all():
-            names += [shard.name(i) for i in range(shard.num_images)]
-            known = known and shard.origins is not None
-            if shard.origins is not None:
-                tables.append(shard.origins)
-        if not known:
-            return Origins.by_name(names)
-        table = np.concatenate([np.zeros(0, ORIGIN), *tables])
-        return Origins(
-            table["source"].astype(np.int64),
-            table["group"].astype(np.int64),
-            name_ids(names),
-            by_content=True,
-        )
+            if shard.origins is None:
+                return Origins.by_name([n for each in self._open_all() for n in each.names()])
+            tables.append(shard.origins)
+        table = np.concatenate(tables)
+        source, group = (table[name].astype(np.int64) for name in ("source", "group"))
+        return Origins(source, group, by_content=True)
+
+    def sources(self, *, by_content: bool) -> Iterator[NDArray[np.int64] | None]:
+        """The source image of each image, one array a shard: by its content, else by its name.
+
+        None where content is asked for and the shard does not hold it. Raises ShardFolderError
+        where a shard cannot be opened.
+        """
+        for shard in self._open_all():
+            if not by_content:
+                yield name_ids(shard.names())
+            elif shard.origins is None:
+                yield None
+            else:
+                yield shard.origins["source"].astype(np.int64)
 
     def _open_all(self) -> Iterator[OpenShard]:
         """Each shard that holds an image, opened."""
@@ -262,16 +270,16 @@ class ShardReader:
             raise IndexError(f"image {index} of {self.folder}, which has {self.num_images}")
         k = bisect.bisect_right(self._first, index) - 1
         i = index - self._first[k]
-        info = self._shards[k]
+        file, images = self._files[k], self.shard_sizes[k]
         self._last = None  # its file may have to be closed for the next
         try:
-            shard = open_files().get(self._owner, self.folder / info.file)
-            if shard.num_images != info.images:
+            shard = open_files().get(self._owner, self.folder / file)
+            if shard.num_images != images:
                 raise DamagedShardError(
-                    f"holds {shard.num_images} images, {info.images} in the manifest"
+                    f"holds {shard.num_images} images, {images} in the manifest"
                 )
         except DamagedShardError as error:
-            raise BadRecordError(info.file, i, None, None, str(error)) from error
+            raise BadRecordError(file, i, None, None, str(error)) from error
         self._last = _Located(os.getpid(), index, shard, i)
         return shard, i
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from supersam.config import DataConfig, UserError
@@ -41,14 +42,12 @@ def load_calibration(
 
 def draw_batches(dataset: ShardDataset, *, images: int, batch: int) -> list[Batch]:
     """Up to `images` samples of `dataset`, evenly spread, in batches of `batch`."""
-    records = [
-        (which, index)
-        for which, reader in enumerate(dataset.readers)
-        for index in range(reader.num_images)
-    ]
-    count = min(images, len(records))
-    chosen = [records[i * len(records) // count] for i in range(count)]
-    samples = [dataset[which, index, 0] for which, index in chosen]
+    first = np.cumsum([0, *(reader.num_images for reader in dataset.readers)])
+    total = int(first[-1])
+    count = min(images, total)
+    places = [i * total // count for i in range(count)]
+    sets = np.searchsorted(first, places, side="right") - 1
+    samples = [dataset[w, p - int(first[w]), 0] for w, p in zip(sets.tolist(), places, strict=True)]
     return [collate(samples[first : first + batch]) for first in range(0, count, batch)]
 
 

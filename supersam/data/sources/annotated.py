@@ -30,7 +30,7 @@ class BadInputError(UserError, ValueError):
     """One input image that cannot be used; the others can."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there are as many as images
 class Item:
     """An input image, listed but not read."""
 
@@ -132,7 +132,8 @@ def list_files(folder: Path, suffixes: Iterable[str]) -> Iterator[tuple[str, int
             if name.lower().endswith(wanted) and not name.startswith("."):
                 path = Path(here, name)
                 found.append((path.relative_to(folder).as_posix(), file_bytes(path)))
-    yield from sorted(found)
+    found.sort()
+    yield from found
 
 
 def _not_entered(here: str, names: list[str], entered: set[tuple[int, int]]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posixpath
+import sys
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -43,11 +45,12 @@ def list_sa1b(config: SourceConfig) -> list[Item]:
             splits.append(".")
         raise no_such_split(config.split, folder, splits)
     prefix = PurePosixPath(config.split)
-    pairs: dict[PurePosixPath, dict[str, int]] = {}
+    pairs: dict[str, dict[str, int]] = {}  # text: paths of 11 million images take gigabytes
     for name, num_bytes in list_files(folder, (*IMAGE_SUFFIXES, ".json")):
-        path = prefix / name
-        pairs.setdefault(path.with_suffix(""), {})[path.suffix] = num_bytes
-    return [_item(stem, files) for stem, files in sorted(pairs.items())]
+        stem, suffix = posixpath.splitext(str(prefix / name))
+        pairs.setdefault(stem, {})[sys.intern(suffix)] = num_bytes
+    ordered = sorted(pairs.items(), key=lambda pair: pair[0].split("/"))
+    return [_item(stem, files) for stem, files in ordered]
 
 
 def read_sa1b(config: SourceConfig, item: Item) -> AnnotatedImage:
@@ -73,18 +76,19 @@ def read_sa1b(config: SourceConfig, item: Item) -> AnnotatedImage:
     return AnnotatedImage(item.name, data, size, found.objects, found.bad, counts)
 
 
-def _item(stem: PurePosixPath, files: dict[str, int]) -> Item:
+def _item(stem: str, files: dict[str, int]) -> Item:
     texts = sorted(suffix for suffix in files if suffix.lower() == ".json")
     images = sorted(suffix for suffix in files if suffix.lower() != ".json")
     total = sum(files.values())
     if len(images) == 0:
-        return Item(f"{stem}{texts[0]}", total, fault=f"no image beside {stem.name}{texts[0]}")
+        fault = f"no image beside {posixpath.basename(stem)}{texts[0]}"
+        return Item(f"{stem}{texts[0]}", total, fault=fault)
     name = f"{stem}{images[0]}"
     for kind, found in (("images", images), ("JSON files", texts)):
         if len(found) > 1:
             return Item(name, total, fault=f"{len(found)} {kind} of one name: {', '.join(found)}")
     if len(texts) == 0:
-        return Item(name, total, fault=f"no {stem.name}.json beside the image")
+        return Item(name, total, fault=f"no {posixpath.basename(stem)}.json beside the image")
     return Item(name, total, texts[0])
 
 
