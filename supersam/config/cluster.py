@@ -59,9 +59,7 @@ def minutes(text: str) -> int:
 
 
 def _time_text(value: object) -> object:
-    if isinstance(value, int):
-        raise ValueError('must be in quotes, "90" or "1:30:00": YAML reads 1:30 as the number 90')
-    return value
+    return str(value) if isinstance(value, int) else value  # minutes
 
 
 def _valid_time(value: str) -> str:

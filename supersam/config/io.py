@@ -92,12 +92,35 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_RunLoader)
     except OSError as fault:
         raise UserError(f"cannot read {path}: {fault.strerror}") from fault
-    except (UnicodeDecodeError, yaml.YAMLError) as fault:
-        raise UserError(f"cannot read {path}: {fault}") from fault
+    except UnicodeDecodeError:
+        raise UserError(f"cannot read {path}: it is not text in UTF-8; save it as such") from None
+    except yaml.MarkedYAMLError as fault:
+        raise UserError(f"cannot read {path}{_place(fault)}: {_in_one_line(fault)}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as fault:
+        told = "nested too deep" if isinstance(fault, RecursionError) else _first_line(fault)
+        raise UserError(f"cannot read {path}: {told}; is it a YAML file?") from None
     if not isinstance(values, dict):
-        kind = "empty" if values is None else f"a {type(values).__name__}"
+        kind = {"NoneType": "empty", "list": "a list"}.get(type(values).__name__, "a single word")
         raise UserError(f"{path} is {kind}; it must be a mapping of names to values")
     return values
+
+
+def _place(fault: yaml.MarkedYAMLError) -> str:
+    mark = fault.problem_mark or fault.context_mark
+    return "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
+
+
+def _in_one_line(fault: yaml.MarkedYAMLError) -> str:
+    problem = str(fault.problem or fault.context)
+    if "\\t" in problem:
+        return f"{problem}; indent with spaces"
+    if "another document" in problem:
+        return "a second document begins, and a file holds one"
+    return problem
+
+
+def _first_line(fault: Exception) -> str:
+    return str(fault).partition("\n")[0]
 
 
 def dump_yaml(values: dict[str, Any]) -> str:
@@ -105,7 +128,15 @@ def dump_yaml(values: dict[str, Any]) -> str:
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100)
 
 
-_BOOL = "tag:yaml.org,2002:bool"
+_TAG = "tag:yaml.org,2002:"
+_ALTERED = (f"{_TAG}bool", f"{_TAG}int", f"{_TAG}timestamp")
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$")
+_WORDS = {
+    "model_type": "is a section; write names and values under it, or leave it out",
+    "string_type": "must be text; put it in quotes",
+    "path_type": "must be a path; put it in quotes",
+}
+"""Of kinds of pydantic's faults, where its own words speak of Python."""
 _NULL = re.compile(r"(^|=)null$")
 """YAML's word for nothing, alone or after `--flag=`; on a command line it means the same."""
 
@@ -119,17 +150,20 @@ def _home(found: re.Match[str]) -> str:
 
 
 class _RunLoader(yaml.SafeLoader):
-    """Safe YAML in which the same key twice is an error, and `off` is a word: `when: off`.
+    """Safe YAML in which the same key twice is an error, and words and digits mean what they look.
 
-    A field that is true or false takes yes, no, on and off all the same.
+    `when: off` is a word, `time: 1:30` and `name: 2026-12-01` are texts, 010 is ten. A field that
+    is true or false takes yes, no, on and off all the same.
     """
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.YAMLError(f"the key {twice[0]!r} stands twice{node.start_mark}")
-        return super().construct_mapping(node, deep=deep)
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, key in enumerate(keys):
+            if key.value in [earlier.value for earlier in keys[:place]]:
+                problem = f"the key {key.value!r} stands twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+        return node
 
 
 def _construct_text(loader: _RunLoader, node: yaml.ScalarNode) -> str:
@@ -138,9 +172,10 @@ def _construct_text(loader: _RunLoader, node: yaml.ScalarNode) -> str:
 
 _RunLoader.add_constructor("tag:yaml.org,2002:str", _construct_text)
 _RunLoader.yaml_implicit_resolvers = {
-    letter: [pair for pair in pairs if pair[0] != _BOOL or letter in "tTfF"]
+    letter: [pair for pair in pairs if pair[0] not in _ALTERED or letter in "tTfF"]
     for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_RunLoader.add_implicit_resolver(f"{_TAG}int", _INTEGER, list("-+0123456789"))
 
 
 def _split_config(words: list[str]) -> tuple[list[Path], list[str]]:
@@ -213,15 +248,20 @@ def _describe(run_type: type[BaseModel], errors: Sequence[Any], where: str) -> s
     lines = []
     for error in errors:
         path = ".".join(str(part) for part in error["loc"])
-        if error["type"] == "extra_forbidden":
+        if error["type"] in ("extra_forbidden", "invalid_key"):
             lines.append(f"{path}: unknown name{_nearest(run_type, error['loc'])}")
         elif not path:
             lines.append(str(error["msg"]).removeprefix("Value error, "))
         else:
-            value = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
-            lines.append(f"{path}: {str(error['msg']).removeprefix('Value error, ')}{value}")
+            value = "" if isinstance(error["input"], dict) else f" (got {_shown(error['input'])})"
+            told = _WORDS.get(error["type"], str(error["msg"]).removeprefix("Value error, "))
+            lines.append(f"{path}: {told}{value}")
     head = f"{where}: {len(lines)} fault" + ("s" if len(lines) > 1 else "")
     return "\n  ".join([head, *lines])
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else repr(value)
 
 
 def _nearest(run_type: type[BaseModel], loc: tuple[int | str, ...]) -> str:
@@ -229,4 +269,6 @@ def _nearest(run_type: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     for part in loc[:-1]:
         schema = schema.model_fields[str(part)].annotation
     close = difflib.get_close_matches(str(loc[-1]), list(schema.model_fields), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; known are {list(schema.model_fields)}"
+    return (
+        f"; did you mean {close[0]}?" if close else f"; known are {', '.join(schema.model_fields)}"
+    )

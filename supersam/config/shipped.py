@@ -5,6 +5,7 @@ The only file that knows where they lie, in a clone and in an installation.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from pathlib import Path
 
@@ -30,8 +31,9 @@ def find_config(word: str) -> Path:
     Raises UserError that names the nearest configuration where there is no such file.
     """
     path, shipped = Path(word), shipped_configs()
-    if path.is_file():
-        return path
+    with contextlib.suppress(OSError):  # too long for a file's name
+        if path.is_file():
+            return path
     is_name = len(path.parts) == 1 and not path.suffix
     if is_name and word in shipped:
         return shipped[word]

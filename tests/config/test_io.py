@@ -206,15 +206,58 @@ def test_faulty_flags_end_in_one_message(capsys, words, expected):
         ("", "is empty"),
         ("[1]", "is a list"),
         ("a: [1", "cannot read"),
-        ("a: 1\na: 2", "'a' stands twice"),
+        ("a: 1\na: 2", "line 2, column 1: the key 'a' stands twice"),
         ("a: !!python/object/apply:os.getcwd []", "cannot read"),
+        ("a:\n\tb: 1", "line 2, column 1: .*; indent with spaces"),
+        ("a: 1\n---\na: 2", "line 2, column 1: a second document begins"),
+        ("? [1]\n: 2", "line 1, column 3"),
+        ("a: !!int b", "cannot read"),
+        ("[" * 3000, "nested too deep"),
+        ("a: 1" + "0" * 5000, "cannot read"),
+        (b"name: l\xe4ufe", "not text in UTF-8"),
     ],
 )
 def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path, capsys, text, expected):
-    path = write(tmp_path / "odd.yaml", text)
+    path = tmp_path / "odd.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=expected):
         read_yaml(path)
-    assert "odd.yaml" in complaint(capsys, "--config", path)
+    told = complaint(capsys, "--config", path)
+    assert "odd.yaml" in told
+    assert told.count("\n") == 1
+
+
+def test_words_and_digits_of_a_file_mean_what_they_look_like(tmp_path):
+    text = "{a: off, b: 010, c: 1:30:00, d: 2026-12-01, e: 007, f: 1_000, g: 0x10, h: -3, i: 2.5}"
+    assert read_yaml(write(tmp_path / "a.yaml", text)) == {
+        **{"a": "off", "b": "010", "c": "1:30:00", "d": "2026-12-01", "e": "007"},
+        **{"f": 1000, "g": 16, "h": -3, "i": 2.5},
+    }
+    text = (
+        "optim: {seed: 010}\nname: 2026-12-01\ncluster: {time: 1:30:00}\ndata: {source: synthetic}"
+    )
+    run = parse("--config", write(tmp_path / "b.yaml", text))
+    assert (run.optim.seed, run.name, run.cluster.time) == (10, "2026-12-01", "1:30:00")
+    assert load_run(TrainRun, write(tmp_path / "run.yaml", dump_run(run))) == run
+
+
+def test_a_file_may_share_values_by_anchors_and_merge_keys(tmp_path):
+    text = "a: {b: &b {x: 1, y: 2}}\nc: {<<: *b, y: 4}\nd: *b"
+    values = read_yaml(write(tmp_path / "a.yaml", text))
+    assert (values["c"], values["d"]) == ({"x": 1, "y": 4}, {"x": 1, "y": 2})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("optim:", "optim: is a section; write names and values under it, or leave it out"),
+        ("optim: {1: 2}", "optim.1: unknown name; known are steps, lr"),
+        ("name: 7", "name: must be text; put it in quotes (got 7)"),
+        ("run: 5", "run: must be a path; put it in quotes (got 5)"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_in_plain_words(tmp_path, capsys, text, expected):
+    assert expected in complaint(capsys, "--config", write(tmp_path / "a.yaml", text))
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path, capsys):
