@@ -11,7 +11,7 @@ import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from supersam import __version__
 
@@ -57,23 +57,22 @@ def run_command(name: str, words: list[str], *, prog: str) -> int:
     if words[:1] == ["--version"]:
         print(f"supersam {__version__}")
         return 0
-    with ends_with_reader():  # --help
-        run = parse_cli(
-            command.run_type,
-            words,
-            default_config=command.default_config,
-            recall=command.recall,
-            prog=prog,
-        )
-    module, _, function = command.action_for(run).partition(":")
 
-    def action(run: Any) -> int:
+    def act(words: list[str]) -> int:
+        with ends_with_reader():  # --help
+            run = parse_cli(
+                command.run_type,
+                words,
+                default_config=command.default_config,
+                recall=command.recall,
+                prog=prog,
+            )
+        module, _, function = command.action_for(run).partition(":")
         code: int = getattr(importlib.import_module(module), function)(run)
         return code
 
-    return exit_code(
-        action, run
-    )  # an import may also meet a mistake: a torchvision of another torch
+    # an import may also meet a mistake: a torchvision of another torch
+    return exit_code(act, words)
 
 
 def excuse_interrupt(

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 Options = TypeVar("Options")
@@ -18,6 +19,10 @@ _DISK_FAULTS = tuple(
     os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 )
 """The system's words, which libraries repeat in errors of their own."""
+_PATH_FAULTS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
+
+
+_ADDRESS = re.compile(r"\w+:/")
 
 
 class UserError(Exception):
@@ -33,16 +38,20 @@ def print_error(fault: object) -> int:
 def exit_code(action: Callable[[Options], int], options: Options) -> int:
     """Perform `action` on `options`; a user's mistake becomes one message and exit code 2.
 
-    So does a disk that takes no more: full, over the quota, read-only.
+    So does a disk that takes no more: full, over the quota, read-only; and a path that cannot be
+    one, or that this user may not reach.
     """
     try:
         return action(options)
     except UserError as fault:
         return print_error(fault)
     except OSError as fault:
-        if not is_full_disk(fault):
+        if is_full_disk(fault):
+            return print_error(describe_full_disk(fault))
+        if fault.errno not in _PATH_FAULTS or fault.filename is None:
             raise
-        return print_error(describe_full_disk(fault))
+        remedy = "name another path, or have its permissions changed"
+        return print_error(f"{os.fspath(fault.filename)}: {fault.strerror}; {remedy}")
 
 
 def is_full_disk(fault: BaseException | None) -> bool:
@@ -57,3 +66,10 @@ def describe_full_disk(fault: OSError) -> str:
         f"{told}; make room, or free some of the quota, and give the same command again: what was "
         "saved is kept"
     )
+
+
+def describe_missing(path: Path) -> str:
+    """What is wrong with a path at which there is nothing, as the end of a sentence about it."""
+    if _ADDRESS.match(str(path)):
+        return "is an address; download it, and name the file"
+    return "does not exist"

@@ -5,7 +5,6 @@ The only file that knows where they lie, in a clone and in an installation.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 from pathlib import Path
 
@@ -31,9 +30,8 @@ def find_config(word: str) -> Path:
     Raises UserError that names the nearest configuration where there is no such file.
     """
     path, shipped = Path(word), shipped_configs()
-    with contextlib.suppress(OSError):  # too long for a file's name
-        if path.is_file():
-            return path
+    if path.is_file():
+        return path
     is_name = len(path.parts) == 1 and not path.suffix
     if is_name and word in shipped:
         return shipped[word]

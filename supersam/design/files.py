@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from supersam.config import DesignRun, ModelConfig, UserError, dump_run, dump_yaml, load_run
+from supersam.config.errors import describe_missing
 from supersam.config.files import (
     DESIGN_CONFIG,
     DESIGN_WEIGHTS,
@@ -78,7 +79,7 @@ def check_design(run: DesignRun) -> None:
             f"images; ask for --calibration.images {images}, or name more shards with --data"
         )
     if not run.checkpoint.exists():
-        raise UserError(f"checkpoint {run.checkpoint} does not exist")
+        raise UserError(f"checkpoint {run.checkpoint} {describe_missing(run.checkpoint)}")
     if run.out.suffix != ".yaml" or run.out.is_dir():
         raise UserError(f"--out {run.out} is not the name of a file; use {run.out}/space.yaml")
     if run.out.exists():

@@ -6,17 +6,20 @@ import logging
 import pickle
 import re
 import struct
+import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from supersam.config import UserError
+from supersam.config.errors import describe_missing
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +28,26 @@ _UNREADABLE = (
     *(OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError),
     *(struct.error, zipfile.BadZipFile),
 )
-_HEAD_BYTES = 64
+_HEAD_BYTES = 512
+_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
+_TEXTS = (
+    ("version https://git-lfs", "a Git LFS pointer, not the weights; fetch them with git lfs pull"),
+    ("/annex/objects/", "a git-annex pointer, not the weights; fetch them with git annex get"),
+    ("<", "a web page, as a failed download leaves it; fetch it again"),
+    ("{", "JSON, such as an index of several files or a server's message; name a file of weights"),
+    ("", "a text; name a file of weights"),
+)
+"""How files begin that are texts, and what they are."""
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_DEEPEST = 3
+"""Dictionaries within each other that are searched for the weights."""
+_FEW = 8
+_ROUNDED = 2**-8
+"""Of numbers kept in bfloat16."""
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "sam", "net")
 """Where training scripts keep the weights, beside their optimizer and epoch."""
+_REFUSED = re.compile(r"GLOBAL ([\w.]+)")
+"""In PyTorch's message: the class or function that a file would have run."""
 _ANCHOR = re.compile(r"(?P<prefix>.*?)(?:image|vision)_encoder\.pos_embed")
 _PIXELS = {"pixel_mean": (123.675, 116.28, 103.53), "pixel_std": (58.395, 57.12, 57.375)}
 """Buffers that segment-anything does not save: every SAM normalises images by these."""
@@ -70,50 +90,70 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """
     state = _unwrap(_read_values(path), path)
     state = _without_prefix(state, path)
-    state = _from_hugging_face(state, path)
-    state = _without_pixels(state, path)
+    state = _without_pixels(_from_hugging_face(state, path), path)
     _require_finite(state, path)
     return state
 
 
 def _read_values(path: Path) -> Any:
     head = _read_head(path)
+    if (kind := _other_kind(head, path)) is not None:
+        raise UserError(f"checkpoint {path} is {kind}")
     try:
         if _is_safetensors(head, path):
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of what it refuses then
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (*_UNREADABLE, SafetensorError) as fault:
         raise UserError(
-            f"checkpoint {path} cannot be read ({_first_line(fault)}); it is damaged or cut short "
-            f"({path.stat().st_size:,} bytes): fetch it again and compare its checksum"
+            f"checkpoint {path} cannot be read ({_first_sentence(fault)}); it is damaged or cut "
+            f"short ({path.stat().st_size:,} bytes): fetch it again and compare its checksum"
         ) from None
     except pickle.UnpicklingError as fault:
+        found = _REFUSED.search(str(fault))
+        if found is None:
+            raise UserError(
+                f"checkpoint {path} is not a file of weights; torch.save and safetensors write them"
+            ) from None
         raise UserError(
-            f"checkpoint {path} is not a plain file of tensors ({_first_line(fault)}); a file that "
-            "needs code to be read is refused: save its state_dict() alone with torch.save"
+            f"checkpoint {path} is not a plain file of tensors: it holds {found[1]}, and a file "
+            "that needs code to be read is refused; save its state_dict() alone with torch.save"
         ) from None
 
 
 def _read_head(path: Path) -> bytes:
-    """The first bytes. Raises UserError for what is not a file of weights at first sight."""
-    if path.is_dir():
-        raise UserError(f"checkpoint {path} is a folder; name the file of weights in it")
     try:
+        if path.is_dir():
+            raise UserError(f"checkpoint {path} is a folder; name the file of weights in it")
         with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
+            return file.read(_HEAD_BYTES)
     except FileNotFoundError:
-        raise UserError(f"checkpoint {path} does not exist") from None
+        raise UserError(f"checkpoint {path} {describe_missing(path)}") from None
     except OSError as fault:
         raise UserError(f"checkpoint {path} cannot be opened: {fault.strerror}") from None
-    if head.startswith(b"version https://git-lfs"):
-        raise UserError(
-            f"checkpoint {path} is a Git LFS pointer, not the weights; fetch them with git lfs pull"
-        )
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise UserError(
-            f"checkpoint {path} is a web page, as a failed download leaves it; fetch it again"
-        )
-    return head
+
+
+def _other_kind(head: bytes, path: Path) -> str | None:
+    """What a file is at first sight, and the remedy, where it is not one of weights."""
+    if head == b"":
+        return "empty, as an interrupted download leaves it; fetch it again"
+    for begin, program in _PACKED.items():
+        if head.startswith(begin):
+            return f"compressed by {program}; unpack it first"
+    if head[257:262] == b"ustar":
+        return "a TAR archive; unpack it first"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any(name.endswith("/constants.pkl") for name in names):
+            return "a TorchScript program; save its state_dict() with torch.save"
+        if not any(name.endswith("/data.pkl") for name in names):
+            return f"a ZIP archive of {_few(names)}; unpack it first"
+    text = head.decode("utf-8-sig", errors="replace").lstrip()
+    if text[:-1].replace("\n", "").replace("\r", "").replace("\t", "").isprintable():
+        return next(words for begin, words in _TEXTS if text.startswith(begin))
+    return None
 
 
 def _is_safetensors(head: bytes, path: Path) -> bool:
@@ -131,19 +171,23 @@ def _unwrap(values: Any, path: Path) -> dict[str, Tensor]:
         if _is_state(inner) and any(_ANCHOR.fullmatch(key) for key in inner):
             logger.info("%s: the weights are taken from its entry %r", path, name)
             return dict(inner)
+    entries = _few(map(str, values)) if isinstance(values, dict) else ""
+    found = f", and none of its entries ({entries}) holds the weights of a SAM" if entries else ""
     raise UserError(
-        f"checkpoint {path} is not a dictionary of tensors as in sam_vit_b_01ec64.pth, and none of "
-        f"its entries {', '.join(_WRAPPERS)} holds the weights of a SAM"
+        f"checkpoint {path} is not a dictionary of tensors as in sam_vit_b_01ec64.pth{found}; save "
+        "a model's state_dict() alone with torch.save"
     )
 
 
-def _candidates(values: Any) -> Iterator[tuple[str, Any]]:
-    """Entries that may hold the weights, the usual names first."""
-    if not isinstance(values, dict):
+def _candidates(values: Any, within: str = "", depth: int = 1) -> Iterator[tuple[str, Any]]:
+    """Entries that may hold the weights: the usual names first, then what lies in any of them."""
+    if not isinstance(values, dict) or _is_state(values) or depth > _DEEPEST:
         return
     usual = [name for name in _WRAPPERS if name in values]
-    for name in (*usual, *(key for key in values if key not in usual)):
-        yield str(name), values[name]
+    names = (*usual, *(key for key in values if key not in usual))
+    yield from ((f"{within}{name}", values[name]) for name in names)
+    for name in names:
+        yield from _candidates(values[name], f"{within}{name}.", depth + 1)
 
 
 def _is_state(values: Any) -> bool:
@@ -189,21 +233,25 @@ def _translated(name: str, *, shift: bool) -> str:
 def _without_pixels(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The state without the constants of normalisation; the log tells where they are others."""
     for name, usual in _PIXELS.items():
-        found = state.get(name)
-        if found is not None and not torch.allclose(found.float().flatten(), torch.tensor(usual)):
+        if name not in state:
+            continue
+        found = [round(value, 3) for value in state[name].double().flatten().tolist()]
+        if len(found) != len(usual) or not np.allclose(found, usual, rtol=_ROUNDED):
             logger.warning(
                 "%s: it was trained with %s %s; images are normalised with %s",
-                *(path, name, [round(v, 3) for v in found.flatten().tolist()], list(usual)),
+                *(path, name, found, list(usual)),
             )
     return {name: value for name, value in state.items() if name not in _PIXELS}
 
 
 def _require_finite(state: dict[str, Tensor], path: Path) -> None:
     for name, value in state.items():
-        if not value.is_floating_point():
+        if value.dtype not in _FLOATS or value.layout is not torch.strided or value.is_meta:
+            kind = "without values" if value.is_meta else str(value.dtype).removeprefix("torch.")
+            kind = kind if value.layout is torch.strided else "sparse"
             raise UserError(
-                f"checkpoint {path}: {name} is of type {str(value.dtype).removeprefix('torch.')}, "
-                "not of floating point; a quantised model cannot be taken"
+                f"checkpoint {path}: {name} is {kind}, where floating point of 16 to 64 bits is "
+                "needed; a quantised or pruned model cannot be taken"
             )
         bad = int((~value.isfinite()).sum())
         if bad > 0:
@@ -213,5 +261,11 @@ def _require_finite(state: dict[str, Tensor], path: Path) -> None:
             )
 
 
-def _first_line(fault: Exception) -> str:
-    return (str(fault).strip().splitlines() or [type(fault).__name__])[0][:160]
+def _first_sentence(fault: Exception) -> str:
+    text = str(fault).strip() or type(fault).__name__
+    return re.split(r"\. |\.?\n", text)[0][:160]
+
+
+def _few(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:_FEW]) + (" and others" if len(listed) > _FEW else "")

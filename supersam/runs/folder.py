@@ -14,6 +14,7 @@ from supersam.config.files import (
     SUBNET_FILE,
 )
 from supersam.config import TrainRun, UserError, dump_run, load_run
+from supersam.config.errors import describe_missing
 from supersam.data.manifest import read_manifest
 from supersam.runs.edits import differences, flat, tell_edits, write_settings
 from supersam.runs.subnet_reference import find_subnet
@@ -130,12 +131,12 @@ def require_weights(run: TrainRun) -> None:
     Once a run has a checkpoint of its own, what it began from may be gone.
     """
     if run.loss.teacher is not None and not run.loss.teacher.exists():
-        raise UserError(f"--loss.teacher {run.loss.teacher} does not exist")
+        raise UserError(f"--loss.teacher {run.loss.teacher} {describe_missing(run.loss.teacher)}")
     start = run.model.checkpoint
     if start is None or saved_step(run.folder) > 0:
         return
     if not start.exists():
-        raise UserError(f"--model.checkpoint {start} does not exist")
+        raise UserError(f"--model.checkpoint {start} {describe_missing(start)}")
     is_checkpoint = not start.is_dir() or (start / CHECKPOINT_MANIFEST).is_file()
     if not is_checkpoint and not list(start.glob(f"{CHECKPOINTS}/step-*/{CHECKPOINT_MANIFEST}")):
         raise UserError(

@@ -49,7 +49,8 @@ def measure_goodput(
 ) -> Goodput:
     """Compute it from the starts and ends of the attempts and from rank 0's account of each.
 
-    now: the end of an attempt that still runs.
+    now: the end of an attempt that still runs, or died without a word; an older one counts for
+    nothing.
     """
     joined = _join(events, attempts, now)
     allocated = productive = 0.0
@@ -107,7 +108,7 @@ def _join(
         nearest = min(inside, key=lambda t: abs(t.started - start.time), default=None)
         if nearest is not None:
             accounts.remove(nearest)  # an attempt before that ended too soon has none
-        until = now if end is None else end.time
+        until = max(start.time, now) if end is None else end.time
         reason = None if end is None else end.reason
         joined.append(_Attempt(start.time, until, max(1, len(set(start.hosts))), reason, nearest))
     return joined

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 import tyro
 import yaml
 
+from supersam.cli import run_command
 from supersam.config import (
     EvaluateRun,
     ShardRun,
@@ -23,7 +26,7 @@ from supersam.config import (
 )
 from supersam.config.choices import known_flags
 from supersam.config.commands import COMMANDS
-from supersam.config.errors import exit_code
+from supersam.config.errors import describe_missing, exit_code
 from supersam.config.shipped import find_config, shipped_configs
 from tests.paths import ROOT
 
@@ -348,6 +351,26 @@ def test_a_disk_that_takes_no_more_is_one_message(fault, capsys):
     assert "out/journal.jsonl" in said
     assert "Errno" not in said
     assert "make room" in said
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR])
+def test_a_path_that_cannot_be_one_is_one_message(code, capsys):
+    def fail(_: object) -> int:
+        raise OSError(code, os.strerror(code), "a/b")
+
+    assert exit_code(fail, None) == 2
+    assert capsys.readouterr().err.startswith(f"error: a/b: {os.strerror(code)}; name another path")
+
+
+@pytest.mark.parametrize("words", [["--config", "x" * 300], ["--run", "x" * 5000]])
+def test_a_name_that_is_too_long_is_refused_before_anything_is_read(words, capsys):
+    assert run_command("train", words, prog="train") == 2
+    assert "File name too long" in capsys.readouterr().err
+
+
+def test_an_address_in_place_of_a_file_is_told_from_a_missing_file():
+    assert describe_missing(Path("https://x.org/sam.pth")).startswith("is an address; download it")
+    assert describe_missing(Path("a:b/sam.pth")) == "does not exist"
 
 
 def test_another_fault_of_the_system_is_not_the_users():

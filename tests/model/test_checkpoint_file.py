@@ -1,8 +1,11 @@
 """Checkpoints of other people's training scripts, and files that are none."""
 
+import gzip
 import logging
 import os
 import re
+import tarfile
+import zipfile
 
 import pytest
 import torch
@@ -57,6 +60,9 @@ FORMS = {
     "state_dict": lambda state: {"epoch": 1, "state_dict": state},
     "model_state_dict": lambda state: {"model_state_dict": state, "loss": 0.5},
     "another name": lambda state: {"epoch": 1, "weights": state},
+    "in two": lambda state: {"checkpoint": {"epoch": 2, "state_dict": state}, "epoch": 1},
+    "model_ema": lambda state: {"model_ema": state, "optimizer": {"state": {}}},
+    "bfloat16 pixels": lambda state: state | {n: v.bfloat16() for n, v in PIXELS.items()},
     "module.": lambda state: {f"module.{name}": value for name, value in state.items()},
     "module.sam.": lambda state: {"model": {f"module.sam.{n}": v for n, v in state.items()}},
     "beside a head": lambda state: (
@@ -77,7 +83,9 @@ def test_a_checkpoint_in_another_form_gives_the_same_weights(form, state, tmp_pa
     assert set(found) == set(state)
     for name, value in state.items():
         assert torch.equal(found[name].to(torch.float16), value.half()), name
-    assert len(caplog.records) == {"pixels": 0, "half": 0, "module.sam.": 2}.get(form, 1)
+    assert len(caplog.records) == {
+        **{"pixels": 0, "bfloat16 pixels": 0, "half": 0, "module.sam.": 2}
+    }.get(form, 1)
 
 
 def test_a_sam_model_of_safetensors_with_its_shared_embedding_is_read(state, tmp_path):
@@ -111,10 +119,65 @@ def test_a_weight_that_is_not_finite_is_named(state, tmp_path, value):
         read_checkpoint(tmp_path / "bad.pth")
 
 
-def test_quantised_weights_are_refused(state, tmp_path):
-    torch.save({n: v.to(torch.int8) for n, v in state.items()}, tmp_path / "int8.pth")
-    with pytest.raises(UserError, match="is of type int8"):
-        read_checkpoint(tmp_path / "int8.pth")
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda value: value.to(torch.int8), "is int8, where floating point"),
+        (lambda value: value.to(torch.float8_e4m3fn), "is float8_e4m3fn"),
+        (lambda value: value.to_sparse(), "is sparse"),
+        (lambda value: value.to("meta"), "is without values"),
+    ],
+)
+def test_quantised_pruned_and_absent_weights_are_refused(state, tmp_path, change, said):
+    torch.save({n: change(v) for n, v in state.items()}, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=said):
+        read_checkpoint(tmp_path / "odd.pth")
+
+
+class RunsCode:
+    """An object whose reading would write a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_an_object_in_a_checkpoint_is_named_and_not_built(state, tmp_path):
+    torch.save({"model": dict(state), "args": RunsCode(tmp_path / "ran")}, tmp_path / "a.pth")
+    with pytest.raises(
+        UserError, match=r"it holds posix\.mkdir, and a file that needs code"
+    ) as found:
+        read_checkpoint(tmp_path / "a.pth")
+    assert "\n" not in str(found.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_without_weights_names_what_it_holds(tmp_path):
+    torch.save({"optimizer": {"state": {}}, "step": 4}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"its entries \(optimizer, step\)"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_program_of_torchscript_is_named(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "a.pt")
+    with pytest.raises(UserError, match="is a TorchScript program; save its state_dict"):
+        read_checkpoint(tmp_path / "a.pt")
+
+
+def test_an_archive_of_something_else_is_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        archive.writestr("sam.pth", b"x")
+    with tarfile.open(tmp_path / "b.pth", "w") as archive:
+        archive.add(tmp_path / "a.pth", "sam.pth")
+    for name, said in (
+        ("a.pth", "is a ZIP archive of sam.pth; unpack"),
+        ("b.pth", "a TAR archive"),
+    ):
+        with pytest.raises(UserError, match=said):
+            read_checkpoint(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +186,14 @@ def test_quantised_weights_are_refused(state, tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:a\n", "is a Git LFS pointer"),
         (b"\n<!DOCTYPE html><html>403</html>", "is a web page"),
         (b"<HTML>", "is a web page"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?><Error/>", "is a web page"),
+        (b"/annex/objects/SHA256E-s3--abc.pth\n", "is a git-annex pointer"),
+        (b'{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "is JSON, such as an index"),
+        (b"Not found\r\n", "is a text"),
+        (gzip.compress(b"weights"), "is compressed by gzip; unpack"),
+        (b"", "is empty"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(600), "is not a file of weights"),
+        (bytes(600), "cannot be read .* damaged or cut short"),
         (None, "is a folder; name the file"),
     ],
 )

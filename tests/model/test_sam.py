@@ -105,14 +105,14 @@ def test_tensors_that_are_no_sam_are_said_to_be_none(tiny_shape, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"junk", b"", b"]]s.", b"K]}}jK]]"])
-def test_a_file_of_anything_is_said_to_be_damaged(tiny_shape, tmp_path, content):
+def test_a_file_of_anything_is_refused_in_a_word_on_what_it_is(tiny_shape, tmp_path, content):
     path = tmp_path / "junk.pth"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"junk\.pth cannot be read"):
+    with pytest.raises(UserError, match=r"junk\.pth (cannot be read|is empty|is a text)"):
         load_sam(tiny_shape, path)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_a_truncated_file_is_said_to_be_damaged(tiny_shape, official_file, tmp_path, share):
     path = tmp_path / "short.pth"
     data = official_file.read_bytes()

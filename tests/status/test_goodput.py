@@ -54,6 +54,15 @@ def interrupted() -> tuple[list[AttemptEvent], list[AttemptTimes]]:
     return events, [first, second]
 
 
+def test_an_attempt_that_died_before_any_sign_of_life_takes_no_hours_back(interrupted) -> None:
+    events, accounts = interrupted
+    before = measure_goodput(events, accounts, now=HOUR + 2700)
+    died = [*events, event(3, "start", HOUR + 9000)]
+    after = measure_goodput(died, accounts, now=HOUR + 2700)
+    assert after.allocated_node_h == before.allocated_node_h
+    assert all(hours >= 0 for hours in after.lost_node_h.values())
+
+
 def test_an_attempt_that_ended_too_soon_has_no_account_of_its_own() -> None:
     events = [
         event(1, "start", 0.0),
