@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 from dataclasses import replace
@@ -15,9 +16,11 @@ from opentuner.measurement.interface import DefaultMeasurementInterface
 from opentuner.resultsdb.models import Result
 
 from supersam.config import Constraint, SpaceConfig
-from supersam.config.search import SearcherName
+from supersam.config.search import SearcherName, SearchRun
 from supersam.search import hypervolume
+from supersam.search.ask_tell import AskTell
 from supersam.search.costs import fit_limits, known_costs, require_feasible
+from supersam.search.journal import Journal
 from supersam.search.pareto import cost_matrix
 from supersam.search.searchers import Problem, build_searcher, opentuner_bandit
 from supersam.search.searchers.baselines import iter_subnets
@@ -80,6 +83,56 @@ def tell_late(searcher, batches, recorded=()):
             searcher.tell(waiting.pop())
         waiting.append([evaluate(s, i, number) for i, s in enumerate(proposed[-1])])
     return proposed
+
+
+def proposals_of_a_search(name, folder, *, draw, restart_every=None):
+    """What a whole search proposes whose chunks are done in the order of `draw`.
+
+    restart_every: chunks after which it is ended, with what was under way, and begun again.
+    """
+    search = SearchRun(run=folder, searcher=name, trials=40, population=8, chunk=3)
+    with contextlib.closing(Journal(folder / "journal.jsonl")) as journal:
+
+        def begin():
+            fixed = [evaluate(SPACE.largest()), evaluate(SPACE.smallest())]
+            searcher = build_searcher(name, PROBLEM)
+            recorded = list(journal)
+            plan = AskTell(
+                search, searcher, journal, protocol={}, references=fixed, recorded=recorded
+            )
+            return plan, []
+
+        plan, waiting = begin()
+        done = 0
+        while not plan.is_finished:
+            waiting += iter(plan.next_chunk, None)
+            chunk = waiting.pop(draw(len(waiting)))
+            journal.append(
+                replace(evaluate(r.spec, r.index, r.batch), key=r.key) for r in chunk.requests
+            )
+            plan.advance()
+            done += 1
+            if restart_every is not None and done % restart_every == 0:
+                plan, waiting = begin()
+        return [trial.spec for trial in plan.trials()]
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_proposals_do_not_depend_on_who_finishes_first_nor_on_restarts(name, tmp_path):
+    rng = np.random.default_rng(0)
+    orders = {
+        "first": (lambda count: 0, None),
+        "last": (lambda count: count - 1, None),
+        "any": (lambda count: int(rng.integers(count)), 2),
+    }
+    found = {}
+    for order, (draw, restart_every) in orders.items():
+        (tmp_path / order).mkdir()
+        found[order] = proposals_of_a_search(
+            name, tmp_path / order, draw=draw, restart_every=restart_every
+        )
+    assert len(found["first"]) == 40
+    assert found["last"] == found["any"] == found["first"]
 
 
 @pytest.mark.parametrize("at", [0, 3, 31, 32, 33, 37])

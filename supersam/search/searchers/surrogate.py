@@ -20,7 +20,11 @@ _EXPLORE = 0.2
 
 
 class PredictorSearcher(Searcher):
-    """NSGA-II whose children are judged by a predictor; the best of many are evaluated."""
+    """NSGA-II whose children are judged by a predictor; the best of many are evaluated.
+
+    It is fitted anew for each batch, on the trials of the batches told, in their order: a restart
+    fits on the same numbers. Another library or processor may sum them otherwise in the last digit.
+    """
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
