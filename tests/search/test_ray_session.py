@@ -91,6 +91,20 @@ def test_a_ray_that_does_not_start_is_told_with_its_reason():
         read_address(process)
 
 
+def test_a_ray_that_does_not_start_is_silent_where_its_search_was_killed():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "supersam.search.ray.local", "-1"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | ray_environment("token", loopback=True),
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(PATIENCE_S) == 1
+
+
 def test_a_ray_that_starts_too_slowly_for_its_own_limit_is_started_again(place):
     """Ray waits 30 s for itself, which is too short on a busy machine."""
     environment = os.environ | ray_environment("token", loopback=True) | {"TMPDIR": str(place)}

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from supersam.config import UserError
+from supersam.runtime.process import outlive_readers
 from supersam.runtime.scratch import scratch_folder
 from supersam.search.ray.address import OBJECT_STORE_BYTES, ray_environment, require_short
 
@@ -81,6 +82,7 @@ def main() -> int:
     """
     import ray
 
+    outlive_readers()  # it may have been killed meanwhile
     with scratch_folder(_PREFIX) as folder:
         try:
             _start(int(sys.argv[1]), folder)
