@@ -54,7 +54,7 @@ def run_stages(plan: Plan, deadline: float, *, only: str | None, at_once: int) -
     Returns whether all has ended well.
     """
     stages = plan.stages()
-    ended = {stage.name for stage in stages if has_ended(plan, stage)}
+    ended = {stage.name for stage in stages if has_ended(plan, stage.name)}
     waiting = [stage for stage in stages if stage.name not in ended]
     total = len(stages)
     running: dict[Future[bool], Stage] = {}

@@ -17,9 +17,9 @@ from supersam.runtime.process import end_with_parent
 ROOT = Path(__file__).parents[2]
 
 
-def has_ended(plan: Plan, stage: Stage) -> bool:
-    """Whether the stage has ended well, in this start or an earlier one."""
-    return _record(plan, stage.name).is_file()
+def has_ended(plan: Plan, stage: str) -> bool:
+    """Whether the stage of this name has ended well, in this start or an earlier one."""
+    return _record(plan, stage).is_file()
 
 
 def perform(plan: Plan, stage: Stage) -> bool:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from experiments.claim.forms import SIZES
+from experiments.claim.run import has_ended
 from experiments.claim.stages import Plan, chosen, control_name, export_name
 from experiments.claim.subnets import random_of_size
 from supersam.config.files import SPACE_FILE
@@ -46,6 +47,8 @@ class Arm:
     seed: int
     folder: Path
     """A run, or an export."""
+    stage: str | None = None
+    """The stage that trains it; None where that is not the experiment's."""
     spec: Path | None = None
     """File with the subnet of a supernet; None: the largest, or all that an export holds."""
 
@@ -56,29 +59,34 @@ class Arm:
 
 
 def arms(plan: Plan) -> Iterator[Arm]:
-    """All arms whose model is there."""
+    """All arms whose model is there and has been trained to its end."""
     for arm in _all_arms(plan):
         files = [arm.folder, *([] if arm.spec is None else [arm.spec])]
-        if all(path.exists() for path in files):
+        ended = arm.stage is None or has_ended(plan, arm.stage)
+        if ended and all(path.exists() for path in files):
             yield arm
 
 
 def _all_arms(plan: Plan) -> Iterator[Arm]:
-    yield Arm("pretrained", 0, plan.pretrained)
+    def trained(name: str, seed: int, run: str, spec: Path | None = None) -> Arm:
+        return Arm(name, seed, plan.run(run), run, spec)
+
+    yield Arm("pretrained", 0, plan.pretrained, None if plan.checkpoint else "pretrain")
     for seed in range(plan.seeds):
-        yield Arm("whole", seed, plan.run(f"whole-{seed}"))
-        yield Arm("whole, equal compute", seed, plan.run(f"whole-equal-{seed}"))
-        yield Arm("supernet's largest", seed, plan.run(f"supernet-{seed}"))
+        yield trained("whole", seed, f"whole-{seed}")
+        yield trained("whole, equal compute", seed, f"whole-equal-{seed}")
+        yield trained("supernet's largest", seed, f"supernet-{seed}")
         for size in SIZES:
             share = f"-{size:.0%}".replace("%", " %")
             spec = chosen(plan, seed, size)
-            yield Arm(f"subnet {share}", seed, plan.run(f"supernet-{seed}"), spec)
-            exported = plan.out / "exports" / export_name(seed, size, tuned=True)
-            yield Arm(f"subnet {share}, tuned", seed, exported)
-            yield Arm(f"random order {share}", seed, plan.run(f"random-order-{seed}"), spec)
+            yield trained(f"subnet {share}", seed, f"supernet-{seed}", spec)
+            name = export_name(seed, size, tuned=True)
+            exported = plan.out / "exports" / name
+            yield Arm(f"subnet {share}, tuned", seed, exported, f"export {name}")
+            yield trained(f"random order {share}", seed, f"random-order-{seed}", spec)
             for kind, words in (("prune", "prune and tune"), ("uniform", "uniform")):
-                folder = plan.run(control_name(kind, seed, size))
-                yield Arm(f"{words} {share}", seed, folder, folder / "subnet.json")
+                run = control_name(kind, seed, size)
+                yield trained(f"{words} {share}", seed, run, plan.run(run) / "subnet.json")
 
 
 @dataclass(frozen=True)

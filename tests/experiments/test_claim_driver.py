@@ -11,7 +11,7 @@ from experiments.claim.__main__ import main, run_stages
 from experiments.claim.criteria import Difference, judge, subnet
 from experiments.claim.forms import FORMS, SIZES
 from experiments.claim.report import paired
-from experiments.claim.score import HiddenImage, Scores
+from experiments.claim.score import HiddenImage, Scores, arms
 from experiments.claim.split import split_nuclei
 from experiments.claim.stages import Plan, whole_params_m
 from experiments.claim.subnets import best_within, pruned
@@ -172,6 +172,17 @@ def test_stages_of_an_earlier_start_count_whatever_only_names(tmp_path):
     assert sorted(file.name for file in (plan.out / "logs").iterdir()) == ["pretrain.log"]
 
 
+def test_only_models_that_were_trained_to_the_end_are_scored(tmp_path):
+    plan = Plan(tmp_path / "data", tmp_path / "out", FORMS["small"])
+    for run in ("pretrained", "whole-0", "uniform-50-0"):
+        plan.run(run).mkdir(parents=True)
+        (plan.run(run) / "subnet.json").write_text("{}")
+    (plan.out / "stages").mkdir()
+    for stage in ("pretrain", "uniform-50-0"):
+        (plan.out / "stages" / f"{stage}.json").write_text("{}")
+    assert [arm.name for arm in arms(plan)] == ["pretrained", "uniform -50 %"]
+
+
 def test_a_report_without_models_or_without_shards_is_one_line(tmp_path, capsys, monkeypatch):
     for part in ("train", "val"):
         source = tmp_path / "data" / "nuclei_sa1b" / part
@@ -186,6 +197,10 @@ def test_a_report_without_models_or_without_shards_is_one_line(tmp_path, capsys,
         f"error: no model is trained yet; see {tmp_path / 'out' / 'logs'}\n"
     )
     (tmp_path / "out" / "runs" / "pretrained").mkdir(parents=True)
+    assert main() == 2  # its training has not ended
+    assert "no model is trained yet" in capsys.readouterr().err
+    (tmp_path / "out" / "stages").mkdir()
+    (tmp_path / "out" / "stages" / "pretrain.json").write_text("{}")
     assert main() == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
