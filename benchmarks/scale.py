@@ -12,8 +12,8 @@ processor; MiB are what it holds afterwards and at its peak, above what it held 
 worker is a real one, forked: MiB are its own memory, after its first batch and after --samples of
 random shards; what it is handed where it is not forked is named below. Questions marked * open
 every shard: they are asked of --share shards, and their seconds multiplied; so are the MiB of
-`convert again`, which lists every input. With --gate, exits with 1 where a question takes more than
-its limit in the larger set.
+`convert again`, which lists every input. With --gate, exits with 1 where one takes more than its
+limit in the larger set.
 """
 
 import argparse
@@ -86,6 +86,8 @@ def main():
         results = {}
         for question in args.only:
             costs = {name: ask(question, folders, name, args) for name in ("small", "large")}
+            if question in OF_SHARE:
+                multiply(costs, question, args.shards / args.share)
             results[question] = costs
             print_row(question, **costs)
     print_record("scale", {"sizes": large, **results})
@@ -109,12 +111,14 @@ def ask(question, folders, name, args):
         "shared with training": (compare_sources, folders["small"]),
         "convert again": (convert_again,),
     }[question]
-    cost = apart(call, folders["share" if is_share else name], *more)
-    if is_share:
-        cost["cpu_s"] *= args.shards / args.share
-    if is_share and question == "convert again":
-        cost |= {key: cost[key] * args.shards / args.share for key in ("mib", "peak_mib")}
-    return cost
+    return apart(call, folders["share" if is_share else name], *more)
+
+
+def multiply(costs, question, times):
+    """Take what a share of the large set costs above the small set as many times."""
+    for name in ("cpu_s", "mib", "peak_mib") if question == "convert again" else ("cpu_s",):
+        small = costs["small"][name]
+        costs["large"][name] = small + times * (costs["large"][name] - small)
 
 
 def first_batch(folder, epochs):
