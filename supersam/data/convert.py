@@ -32,6 +32,7 @@ from supersam.data.manifest import (
 from supersam.data.plan import OtherSourceError, claim_folder, inputs_sha256, make_plan
 from supersam.data.shards import ShardWriter
 from supersam.data.sources import BadInputError, Item, SourceError, list_items, read_samples
+from supersam.data.sources.values import one_line
 from supersam.runtime.atomic import file_sha256, stale_temporaries, write_json
 from supersam.runtime.logging import shown
 from supersam.runtime.process import begin_worker
@@ -129,7 +130,12 @@ def convert(
         _ShardWork(out / shard_file(k), k, share, source, dataset_uuid, is_finished)
         for k, share in enumerate(plan.share(items))
     ]
-    written = _run(works[part::parts], workers)
+    try:
+        written = _run(works[part::parts], workers)
+    except BaseException:
+        if parts == 1 and not any(sidecar(work.path).is_file() for work in works):
+            _remove([out / PLAN])  # nothing is kept, so other settings may be tried
+        raise
     kept = len(works[part::parts]) - written
     missing = tuple(work.path.name for work in works if not sidecar(work.path).is_file())
     manifest = None if missing else _finish(out, works, source, is_changed=written > 0)
@@ -263,13 +269,15 @@ def _convert_shard(work: _ShardWork) -> Generator[None, None, _Result | None]:
         except BadInputError as error:
             if work.source.on_bad == "error":
                 raise BadInputError(f"{error}; mend it or take --on-bad skip") from error
-            skipped.append(SkippedInput(item.name, str(error).removeprefix(f"{item.name}: ")))
+            place = skipped_objects if item.is_annotation else skipped
+            name = one_line(item.name)
+            place.append(SkippedInput(name, str(error).removeprefix(f"{name}: ")))
         else:
             for sample in found.samples:
                 writer.add(sample)
             counts += found.counts
             skipped_objects += [
-                SkippedInput(f"{item.name}, {which}", why) for which, why in found.bad
+                SkippedInput(one_line(f"{item.name}, {which}"), why) for which, why in found.bad
             ]
         yield
     try:

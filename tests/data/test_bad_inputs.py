@@ -1,5 +1,6 @@
 """Inputs that cannot be used: named and refused, or skipped, counted and listed. Never a crash."""
 
+import gzip
 import json
 import re
 
@@ -66,6 +67,7 @@ ANNOTATION_FAULTS = {
         "not text in COCO's compressed form",
     ),
     "bytes": ({"size": [40, 56], "counts": "b'52'"}, "Python's print of bytes"),
+    "a lone surrogate": ({"size": [40, 56], "counts": "\ud800"}, "not text in COCO's compressed"),
     "true and false": ({"size": [40, 56], "counts": [True] * 9}, "a run length is true"),
     "negative": ({"size": [40, 56], "counts": [-1, 2241]}, "a run length is negative"),
     "a number too long": ({"size": [40, 56], "counts": "o" * 20 + "0"}, "more than 32 bits"),
@@ -77,6 +79,10 @@ ANNOTATION_FAULTS = {
     "words": ([["a"] * 6], "a polygon's coordinate is .a.; a number is needed"),
     "null": ([[10.0, 10.0, None, 10.0, 40.0, 40.0]], "a polygon's coordinate is null"),
     "NaN": ([[10.0, 10.0, float("nan"), 10.0, 40.0, 40.0]], "is NaN; a finite number"),
+    "no float64 when clipped": (
+        [[0, 0, 1e308, 0, 1e308, 1e308, -1e308, 1e308]],
+        "lies in no image",
+    ),
     "infinity": ([[10.0, 10.0, float("inf"), 10.0, 40.0, 40.0]], "is Infinity; a finite number"),
     "a huge number": ([[10**400, 10, 20, 10, 40, 40]], "a finite number is needed"),
     "text": ("mask.png", "its segmentation is .mask.png.; polygons or run lengths are needed"),
@@ -268,6 +274,78 @@ def test_a_coco_json_of_another_form_is_told_in_words(tmp_path, record, reason):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("entries", ["images", "annotations"])
+@pytest.mark.parametrize("bad", [None, "oops", {"file_name": "b.png"}])
+def test_a_bad_entry_of_a_coco_list_costs_itself(tmp_path, entries, bad):
+    image = {"id": 1, "file_name": "1.png", "height": SIZE[0], "width": SIZE[1]}
+    mask = compressed(rectangle(2, 2, 9, 9))
+    annotations = [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": mask}]
+    root = make_coco(tmp_path / "in", [image], annotations)
+    path = root / "annotations" / "instances_val.json"
+    edit(path, lambda record: record[entries].insert(0, bad))
+    config = SourceConfig(kind="coco", root=root, split="val")
+    with pytest.raises(BadInputError, match=rf"1 of 2 .* {entries[:-1]} 0 of instances_val.json"):
+        convert(config, tmp_path / "error")
+    manifest = convert(config.model_copy(update={"on_bad": "skip"}), tmp_path / "skip").manifest
+    skipped, others = manifest.skipped, manifest.skipped_objects
+    if entries == "annotations":
+        skipped, others = others, skipped
+    assert (len(skipped), len(others), manifest.num_images) == (1, 0, 1)
+
+
+@pytest.mark.parametrize("size", [(10**30, SIZE[1]), (10**6, 10**6), SIZE[::-1]])
+@pytest.mark.parametrize("kind", ["polygon", "run lengths"])
+def test_a_size_that_the_image_has_not_is_refused_before_masks_are_drawn(tmp_path, kind, size):
+    height, width = size
+    mask = [[0, 0, width, 0, width, height, 0, height]]
+    if kind == "run lengths":
+        mask = {"size": size, "counts": [0, height * width]}
+    image = {"id": 1, "file_name": "1.png", "height": SIZE[0], "width": SIZE[1]}
+    annotations = [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": mask}]
+    root = make_coco(tmp_path / "in", [image], annotations)
+    path = root / "annotations" / "instances_val.json"
+    edit(path, lambda record: record["images"][0].update(height=height, width=width))
+    with pytest.raises(BadInputError, match=f"has 40 x 56 px, its annotation {height} x {width}"):
+        convert(SourceConfig(kind="coco", root=root, split="val"), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it holds no bytes"),
+        (b"\0" * 99, "it holds no bytes, or zeros alone"),
+        (gzip.compress(b"{}"), "it is compressed by gzip; unpack it with gunzip"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer"),
+        ('{"a": "\u00fc"}'.encode("latin-1"), "byte 7 is not UTF-8 text; save it as UTF-8"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "holds a number of more digits than can be read"),
+    ],
+)
+def test_a_file_that_is_no_json_is_told_for_what_it_is(tmp_path, content, reason):
+    root = make_sa1b(tmp_path / "in", 1)
+    (root / "train" / "sa_0000.json").write_bytes(content)
+    with pytest.raises(BadInputError, match=rf"sa_0000.json (is not a JSON file: )?{reason}"):
+        convert(SourceConfig(kind="sa1b", root=root), tmp_path / "out")
+
+
+@pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_json_in_other_codings_of_unicode_is_read(tmp_path, coding):
+    root = make_sa1b(tmp_path / "in", 1)
+    path = root / "train" / "sa_0000.json"
+    path.write_bytes(path.read_text().encode(coding))
+    assert convert(SourceConfig(kind="sa1b", root=root), tmp_path / "out").manifest.num_masks == 2
+
+
+def test_a_failure_before_the_first_shard_leaves_the_folder_free(tmp_path):
+    root = make_sa1b(tmp_path / "in", 2)
+    (root / "train" / "sa_0001.json").write_text("{}")
+    config = SourceConfig(kind="sa1b", root=root)
+    with pytest.raises(BadInputError):
+        convert(config, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    other = config.model_copy(update={"on_bad": "skip", "min_area_px": 5})
+    assert convert(other, tmp_path / "out").manifest.num_images == 1
+
+
 def test_lists_nested_without_end_are_told_in_words(tmp_path):
     root = make_sa1b(tmp_path / "in", 3)
     (root / "train" / "sa_0001.json").write_text("[" * 200_000)
@@ -323,7 +401,7 @@ def labelmap_root(root, count=3):
         (lambda root: save(root / "images/train/1.png", noise(1)), "2 images of the stem 1"),
         (
             lambda root: save(root / "annotations/train/1.png", noise(1)),
-            "1.png has colours .mode RGB., not ids; export it",
+            "1.png has colours .40 x 56 x 3., not ids; export it",
         ),
         (
             lambda root: save(root / "annotations/train/1.png", np.ones((9, 9), np.uint8)),

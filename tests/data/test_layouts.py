@@ -2,6 +2,7 @@
 
 import json
 import os
+import unicodedata
 
 import numpy as np
 import pytest
@@ -107,6 +108,22 @@ def test_another_image_of_the_same_last_name_is_not_taken(tmp_path):
     )
     with pytest.raises(BadInputError, match=r"train/night/a.png: a.png cannot be read: No such"):
         names(kind="coco", root=tmp_path)
+
+
+@pytest.mark.parametrize(("written", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize("kind", ["coco", "sa1b", "labelmap"])
+def test_an_accent_may_be_a_character_of_its_own(tmp_path, kind, written, stored):
+    here, there = (unicodedata.normalize(form, "M\u00fcller") for form in (stored, written))
+    place = "images/train" if kind == "labelmap" else "train"
+    save(tmp_path / place / f"{here}.png", noise(0))
+    if kind == "coco":
+        content = record({"id": 1, "file_name": f"{there}.png"})
+        write(tmp_path / "annotations" / "instances_train.json", content)
+    elif kind == "sa1b":
+        write(tmp_path / "train" / f"{there}.json", sa1b_record([MASK]))
+    else:
+        save(tmp_path / "annotations" / "train" / f"{there}.png", LABELS)
+    assert names(kind=kind, root=tmp_path) == [f"{place}/{here}.png"]
 
 
 def test_lvis_names_images_by_their_address(tmp_path):
@@ -216,7 +233,16 @@ def test_cityscapes_own_folders_and_names(tmp_path):
 
 @pytest.mark.parametrize(
     ("image", "mapped"),
-    [("a.jpg", "a_mask.png"), ("a.jpg", "a_labelIds.png"), ("a.png", "a.tif"), ("a.jpg", "a.PNG")],
+    [
+        ("a.jpg", "a_mask.png"),
+        ("a.jpg", "a_labelIds.png"),
+        ("a.png", "a.tif"),
+        ("a.jpg", "a.PNG"),
+        ("a.jpg", "a-mask.png"),
+        ("a.jpg", "a_Segmentation.png"),
+        ("a.jpg", "a.jpg.png"),
+        ("a.jpg", "a_cp_masks.png"),
+    ],
 )
 def test_names_of_label_maps(tmp_path, image, mapped):
     save(tmp_path / "images" / "train" / image, noise(0))
@@ -235,7 +261,9 @@ def test_a_map_with_equal_channels_holds_ids(tmp_path, mode):
 def test_a_jpeg_is_not_taken_as_a_label_map(tmp_path):
     save(tmp_path / "images" / "train" / "a.jpg", noise(0))
     save(tmp_path / "annotations" / "train" / "a.jpg", LABELS)
-    with pytest.raises(BadInputError, match="a.jpg is a JPEG, which changes ids at edges; export"):
+    with pytest.raises(
+        BadInputError, match="a.jpg is compressed as JPEG, which changes ids at edges; export"
+    ):
         names(kind="labelmap", root=tmp_path)
 
 
@@ -320,6 +348,59 @@ def test_a_name_that_is_not_utf8_is_refused_by_name(tmp_path):
     report = convert(source.model_copy(update={"on_bad": "skip"}), tmp_path / "skip")
     assert [skipped.name for skipped in report.manifest.skipped] == [r"train/M\udcfcnchen.jpg"]
     assert report.manifest.num_images == 1
+
+
+def test_a_name_that_would_break_a_line_is_told_in_one(tmp_path, capsys):
+    name = "a\nerror: \x1b[31m\"b'"
+    add_sa1b(tmp_path / "in" / "train", name, [MASK], noise(0))
+    source = SourceConfig(kind="sa1b", root=tmp_path / "in")
+    report = convert(source, tmp_path / "out")
+    assert ShardReader(tmp_path / "out").read(0).name == f"train/{name}.jpg"
+    write(tmp_path / "in" / "train" / f"{name}.json", {"annotations": [None]})
+    add_sa1b(tmp_path / "in" / "train", "good", [MASK], noise(1))
+    with pytest.raises(BadInputError) as told:
+        convert(source, tmp_path / "error")
+    assert str(told.value).isprintable()
+    report = convert(source.model_copy(update={"on_bad": "skip"}), tmp_path / "skip")
+    (skipped,) = report.manifest.skipped
+    assert (skipped.name + skipped.reason).isprintable()
+
+
+@pytest.mark.parametrize("name", ["a\0.png", "x" * 300 + ".png", "a\ud800.png", "."])
+def test_a_name_that_no_file_can_have_costs_its_image(tmp_path, name):
+    save(tmp_path / "in" / "train" / "b.png", noise(0))
+    content = record({"id": 1, "file_name": name}, {"id": 2, "file_name": "b.png"})
+    write(tmp_path / "in" / "annotations" / "instances_train.json", content)
+    source = SourceConfig(kind="coco", root=tmp_path / "in")
+    with pytest.raises(BadInputError):
+        convert(source, tmp_path / "error")
+    report = convert(source.model_copy(update={"on_bad": "skip"}), tmp_path / "skip")
+    assert (len(report.manifest.skipped), report.manifest.num_images) == (1, 1)
+
+
+def test_a_folder_that_may_not_be_read_is_told(tmp_path, monkeypatch):
+    make_sa1b(tmp_path, 2)
+    make_sa1b(tmp_path / "train", 2, split="closed")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(SourceError, match="closed cannot be read: Permission denied; allow it"):
+        list_items(SourceConfig(kind="sa1b", root=tmp_path))
+    with pytest.raises(SourceError, match="cannot be read: File name too long"):
+        list_items(SourceConfig(kind="sa1b", root=tmp_path / ("x" * 300)))
+
+
+def test_what_is_not_a_file_is_not_read(tmp_path):
+    make_sa1b(tmp_path, 2)
+    (tmp_path / "train" / "sa_0001.jpg").unlink()
+    os.mkfifo(tmp_path / "train" / "sa_0001.jpg")
+    with pytest.raises(BadInputError, match="sa_0001.jpg is a folder or a device"):
+        names(kind="sa1b", root=tmp_path)
 
 
 def test_a_link_to_nothing_is_named_with_its_target(tmp_path):

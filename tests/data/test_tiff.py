@@ -129,3 +129,80 @@ def test_colours_with_alpha_and_in_planes_are_rgb(tmp_path):
     planes = np.moveaxis(colours[..., :3], 3, 1)
     write(tmp_path, stack=planes, photometric="rgb", planarconfig="separate")
     assert np.array_equal(pixels(tmp_path), colours[..., :3])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize("compression", ["tiff_lzw", "zstd", "tiff_adobe_deflate"])
+def test_compressed_masks_of_every_type_keep_their_ids(tmp_path, compression, dtype):
+    write(tmp_path)
+    ids = np.zeros(SIZE, dtype)
+    ids[5:15, 5:15], ids[5:15, 15:25] = 1, 200
+    pages = [Image.fromarray(ids)] * 3
+    path = tmp_path / "train_groundtruth.tif"
+    pages[0].save(path, save_all=True, append_images=pages[1:], compression=compression)
+    for sample in read(tmp_path):
+        assert [(m.category, m.area) for m in sample.masks] == [(1, 100), (200, 100)]
+
+
+def test_a_mask_in_jpeg_is_refused(tmp_path):
+    write(tmp_path)
+    path = tmp_path / "train_groundtruth.tif"
+    pages = [Image.fromarray(page) for page in MASKS]
+    pages[0].save(path, save_all=True, append_images=pages[1:], compression="jpeg")
+    with pytest.raises(BadInputError, match="page 0 of train_groundtruth.tif is compressed by JPE"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("number", [np.inf, 1e20, 2.0**63])
+def test_ids_beyond_what_can_be_stored_are_refused(tmp_path, number):
+    write(tmp_path, masks=np.where(MASKS > 0, number, 0))
+    with pytest.raises(BadInputError, match="mask page 0 has ids beyond"):
+        read(tmp_path)
+
+
+def test_every_page_is_seen_by_its_own_palette_and_direction(tmp_path):
+    colours = np.zeros((3, 256), np.uint16)
+    colours[1] = np.arange(256) * 257
+    with tifffile.TiffWriter(tmp_path / "train.tif") as file:
+        file.write(STACK[0], photometric="minisblack")
+        file.write(255 - STACK[1], photometric="miniswhite")
+        file.write(STACK[2], photometric="palette", colormap=colours)
+    tifffile.imwrite(tmp_path / "train_groundtruth.tif", MASKS, photometric="minisblack")
+    found = pixels(tmp_path)
+    assert np.array_equal(found[:2, ..., 0], STACK[:2])
+    assert np.array_equal(found[2], np.stack([STACK[2] * 0, STACK[2], STACK[2] * 0], axis=2))
+
+
+def test_reduced_copies_of_pages_are_left_out(tmp_path):
+    write(tmp_path)
+    with tifffile.TiffWriter(tmp_path / "train.tif") as file:
+        for page in STACK:
+            file.write(page, photometric="minisblack", contiguous=False)
+            file.write(page[::2, ::2].copy(), photometric="minisblack", subfiletype=1)
+    assert np.array_equal(pixels(tmp_path)[..., 0], STACK)
+
+
+def test_inks_become_rgb_and_other_colours_are_refused(tmp_path):
+    inks = np.random.default_rng(5).integers(0, 256, (3, *SIZE, 4), np.uint8)
+    inks[..., 3] = 0
+    write(tmp_path, stack=inks, photometric="separated")
+    assert np.array_equal(pixels(tmp_path), 255 - inks[..., :3])
+    write(tmp_path, stack=inks[..., :3].copy(), photometric="cielab")
+    with pytest.raises(BadInputError, match="page 0 of train.tif has colours of kind CIELAB"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train", "train_groundtruth"])
+def test_two_stacks_of_one_name_are_refused(tmp_path, name):
+    write(tmp_path)
+    (tmp_path / f"{name}.tiff").write_bytes((tmp_path / f"{name}.tif").read_bytes())
+    with pytest.raises(SourceError, match=f"has {name}.tif and {name}.tiff; leave one"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"II*\0", b"\x89PNG", b""])
+def test_a_file_that_is_no_tiff_is_told_in_words(tmp_path, content):
+    write(tmp_path)
+    (tmp_path / "train.tif").write_bytes(content)
+    with pytest.raises(SourceError, match="train.tif (is not a TIFF file, or|holds no bytes)"):
+        read(tmp_path)

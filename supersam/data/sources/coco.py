@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -14,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from supersam.config.data import SourceConfig
 from supersam.data.manifest import Counts
 from supersam.data.sources.annotated import (
+    IMAGE_SUFFIXES,
     AnnotatedImage,
     AnnotatedObject,
     BadInputError,
@@ -21,6 +24,7 @@ from supersam.data.sources.annotated import (
     ObjectList,
     SourceError,
     file_bytes,
+    list_files,
     no_such_split,
     read_file,
     settle_size,
@@ -35,6 +39,7 @@ from supersam.data.sources.values import (
     load_json,
     show,
 )
+from supersam.runtime.table import count
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +60,9 @@ def list_coco(config: SourceConfig) -> list[Item]:
     """Return the images of the split by name, each with its annotations."""
     root = source_root(config.root)
     path = _find_json(root, config.split)
-    images, annotations = _load_index(path)
-    repeated = {id for id, count in Counter(map(_id, images)).items() if count > 1}
+    images, annotations, items = _load_index(path)
+    repeated = {id for id, times in Counter(map(_id, images)).items() if times > 1}
     places = _Places(root, config.split)
-    items = []
     for image in images:
         own = annotations.pop(_id(image), []) if _id(image) not in repeated else []
         name, fault = places.find(image)
@@ -68,7 +72,13 @@ def list_coco(config: SourceConfig) -> list[Item]:
         items.append(Item(name, num_bytes, _Detail(image, own), fault))
     lost = sum(len(own) for id, own in annotations.items() if id not in repeated)
     if lost:
-        logger.warning("%d annotations of %s belong to no image listed there", lost, path)
+        logger.warning(
+            "%s of %s %s to no image listed there, such as one of image_id %s",
+            count(lost, "annotation"),
+            path,
+            "belongs" if lost == 1 else "belong",
+            next(show(own[0]["image_id"]) for id, own in annotations.items() if id not in repeated),
+        )
     return _flag_repeated_names(sorted(items, key=lambda item: item.name))
 
 
@@ -132,10 +142,20 @@ class _Places:
             given = show(image.get("file_name"))
             return f"image id {show(image['id'])}", f"its file_name is {given}; a name is needed"
         for name in self._candidates(written):
-            if (self._root / name).is_file():
+            if os.path.isfile(self._root / name):
                 return name, None
+        if not written.isascii():
+            for name in self._candidates(written):
+                if (found := self._by_letters.get(_letters(name))) is not None:
+                    return found, None
         # Reading it will say that it is not there, or is a link to nothing.
         return next(self._candidates(written), f"{self._folders[0]}/{written}"), None
+
+    @cached_property
+    def _by_letters(self) -> dict[str, str]:
+        """Files whose names may be written in other characters; listed where one is not found."""
+        names = (name for name, _ in list_files(self._root, IMAGE_SUFFIXES))
+        return {_letters(name): name for name in names if not name.isascii()}
 
     def _candidates(self, written: str) -> Iterator[str]:
         """Names to look for: as written, then without leading folders that are not here."""
@@ -148,8 +168,14 @@ class _Places:
         for start in range(len(parts)):
             for folder in self._folders:
                 yield _join(folder, "/".join(parts[start:]))
-            if any((self._root / folder / parts[start]).is_dir() for folder in self._folders[:3]):
+            folders = (self._root / folder / parts[start] for folder in self._folders[:3])
+            if any(os.path.isdir(folder) for folder in folders):
                 return  # that folder is here, so another one is not meant
+
+
+def _letters(name: str) -> str:
+    """A name in one form of Unicode: an accented letter may be one character or two."""
+    return unicodedata.normalize("NFC", str(PurePosixPath(name)))
 
 
 def _join(folder: str, name: str) -> str:
@@ -165,8 +191,8 @@ def _written_name(image: _Record) -> str | None:
     return name if isinstance(name, str) and name.strip() else None
 
 
-def _load_index(path: Path) -> tuple[list[_Record], dict[Any, list[_Record]]]:
-    """The images, and the annotations by image id."""
+def _load_index(path: Path) -> tuple[list[_Record], dict[Any, list[_Record]], list[Item]]:
+    """The images, the annotations by image id, and the entries of either that are neither."""
     try:
         record = load_json(path.read_bytes())
         if not isinstance(record, dict):
@@ -174,29 +200,46 @@ def _load_index(path: Path) -> tuple[list[_Record], dict[Any, list[_Record]]]:
         for name in ("images", "annotations"):
             if name not in record:
                 raise BadValueError(f"has no {name}; images and annotations are needed")
-        images = _records(record["images"], "image", "id")
+        images, bad = _records(record["images"], "image", "id", path)
+        annotations, more = _records(record["annotations"], "annotation", "image_id", path)
         by_image: dict[Any, list[_Record]] = {_id(image): [] for image in images}
-        for annotation in _records(record["annotations"], "annotation", "image_id"):
+        for annotation in annotations:
             by_image.setdefault(_id(annotation, "image_id"), []).append(annotation)
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from error
     except BadValueError as error:
         raise SourceError(f"{path} {error}") from error
-    return images, by_image
+    return images, by_image, [*bad, *more]
 
 
-def _records(value: Any, what: str, key: str) -> list[_Record]:
-    """A list of objects that have `key`. Raises BadValueError that completes "FILE ..."."""
+def _records(value: Any, what: str, key: str, path: Path) -> tuple[list[_Record], list[Item]]:
+    """The objects of a list that have `key`, and the other entries, to be refused or skipped.
+
+    Raises BadValueError that completes "FILE ..." where it is no list, or one of other things.
+    """
     try:
         found = list_of(value, f"the list of {what}s")
     except BadValueError as error:
         raise BadValueError(f"is not a COCO JSON: {error}") from error
+    good, bad = [], []
     for k, each in enumerate(found):
-        if not isinstance(each, dict):
-            raise BadValueError(f"is not a COCO JSON: {what} {k} is {show(each)}, not an object")
-        if each.get(key) is None or isinstance(each[key], list | dict):
-            raise BadValueError(f"is not a COCO JSON: {what} {k} has no {key}")
-    return found
+        fault = _entry_fault(each, key)
+        if fault is None:
+            good.append(each)
+            continue
+        name, is_annotation = f"{what} {k} of {path.name}", what == "annotation"
+        bad.append(Item(name, 0, fault=f"it {fault}", is_annotation=is_annotation))
+    if bad and not good:
+        raise BadValueError(f"is not a COCO JSON: {what} 0 {_entry_fault(found[0], key)}")
+    return good, bad
+
+
+def _entry_fault(entry: Any, key: str) -> str | None:
+    if not isinstance(entry, dict):
+        return f"is {show(entry)}, not an object"
+    if entry.get(key) is None or isinstance(entry[key], list | dict):
+        return f"has no {key}"
+    return None
 
 
 def _id(record: _Record, key: str = "id") -> Any:

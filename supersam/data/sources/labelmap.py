@@ -7,17 +7,16 @@ pixels of an id. Maps of instance ids, 8 or 16 bit, work alike: each id is a cla
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Collection, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from supersam.config.data import SourceConfig
+from supersam.data.images import BadImageError, deep_colours, is_lossy_webp, open_image
 from supersam.data.manifest import Counts
 from supersam.data.rle import Runs, window_runs
 from supersam.data.sources.annotated import (
@@ -26,19 +25,28 @@ from supersam.data.sources.annotated import (
     AnnotatedObject,
     BadInputError,
     Item,
+    SourceError,
     list_files,
     no_such_split,
     read_file,
     source_root,
+    stem_key,
 )
+from supersam.data.sources.tiff_pages import TiffPages
 
 _MAPS = (".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jpg", ".jpeg")
 _MAX_ID = 0xFFFF
-_MODES = frozenset({"1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N"})
+_LARGEST = 1 << 53
+"""Above it, not every whole number is a float64."""
+_LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")
 _FOLDERS = (("images", "annotations"), ("leftImg8bit", "gtFine"), ("leftImg8bit", "gtCoarse"))
 # What tools append to an image's stem; other maps of the same image, which are not of class ids.
 _IMAGE_END = re.compile(r"_leftImg8bit$")
-_MAP_END = re.compile(r"(?:_gt(?:Fine|Coarse))?_(?:labelIds|masks?|labels?|seg(?:mentation)?|gt)$")
+_MAP_END = re.compile(
+    r"(?:_gt(?:Fine|Coarse))?[_.-](?:labelIds|(?:cp_)?masks?|labels?|lbl|annotations?|"
+    r"seg(?:mentation)?s?|gt|jpe?g|png|tiff?|bmp|webp)$",
+    re.IGNORECASE,
+)
 _OTHER_MAP = re.compile(r"_gt(?:Fine|Coarse)_(?:color|instanceIds|(?:label|instance)TrainIds)$")
 
 _Files = dict[str, list[tuple[str, int]]]
@@ -135,20 +143,20 @@ def _find_folders(root: Path, split: str) -> tuple[str, str]:
 def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> _Files:
     found: _Files = {}
     for name, num_bytes in list_files(folder, suffixes):
-        found.setdefault(str(PurePosixPath(name).with_suffix("")), []).append((name, num_bytes))
+        found.setdefault(stem_key(name), []).append((name, num_bytes))
     return found
 
 
 def _shorten_stems(images: _Files, maps: _Files) -> tuple[_Files, _Files]:
     """Stems without what tools append, where that makes a pair."""
-    bare = {_IMAGE_END.sub("", stem): stem for stem in images}
-    renamed = {}
+    bare = {_IMAGE_END.sub("", stem): stem for stem in images} | {stem: stem for stem in images}
+    renamed: _Files = {}
     for stem in [*maps]:
         if stem in images:
             continue
         short = _MAP_END.sub("", stem)
         if short in bare and short not in maps:
-            renamed[bare[short]] = maps.pop(stem)
+            renamed.setdefault(bare[short], []).extend(maps.pop(stem))
         elif _OTHER_MAP.search(stem):
             del maps[stem]
     return images, maps | renamed
@@ -172,47 +180,77 @@ def _item(
         wanted = f"{map_folder}/{stem}.png"
         return Item(name, num_bytes, fault=f"no label map {wanted} for this image")
     if len(maps) > 1:
-        return Item(name, num_bytes, fault=f"{len(maps)} label maps of the stem {stem}")
+        listed = ", ".join(map_name for map_name, _ in maps)
+        return Item(name, num_bytes, fault=f"{len(maps)} label maps of the stem {stem}: {listed}")
     return Item(name, num_bytes, f"{map_folder}/{maps[0][0]}")
 
 
+def to_ids(numbers: NDArray[Any], what: str) -> NDArray[np.int64]:
+    """Return the ids of (H, W) numbers, or of (H, W, C) where all channels are equal.
+
+    Raises BadInputError, which begins with `what`.
+    """
+    if numbers.ndim == 3 and np.all(numbers == numbers[..., :1]):
+        numbers = numbers[..., 0]
+    if numbers.ndim != 2 or numbers.dtype.kind not in "biuf":
+        shape = " x ".join(map(str, numbers.shape))
+        raise BadInputError(
+            f"{what} has colours ({shape}), not ids; export it with one class id "
+            "per pixel, grey or palette, 8 or 16 bit"
+        )
+    if numbers.dtype.kind == "f" and not np.array_equal(numbers, np.rint(numbers)):
+        raise BadInputError(f"{what} has fractions or NaN; whole numbers are needed")
+    if numbers.max() > _LARGEST or numbers.dtype.kind == "f" and numbers.min() < -_LARGEST:
+        raise BadInputError(f"{what} has ids beyond 2^53; number its objects anew")
+    return numbers.astype(np.int64)
+
+
 def _read_labels(path: Path) -> NDArray[np.int64]:
-    labels = _one_channel(_open_map(path), path.name).astype(np.int64)
+    what = f"the label map {path.name}"
+    data = read_file(path)
+    is_tiff = data[:2] in (b"II", b"MM")
+    labels = to_ids(_read_tiff(path, what) if is_tiff else _read_picture(data, what), what)
     if labels.min() < 0 or labels.max() > _MAX_ID:
         raise BadInputError(
-            f"the label map {path.name} has ids from {labels.min()} to {labels.max()}; ids from 0 "
-            f"to {_MAX_ID} can be read"
+            f"{what} has ids from {labels.min()} to {labels.max()}; ids from 0 to {_MAX_ID} can be "
+            "read"
         )
     return labels
 
 
-def _open_map(path: Path) -> Image.Image:
-    data = read_file(path)
+def _read_tiff(path: Path, what: str) -> NDArray[Any]:
     try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except UnidentifiedImageError:
+        pages = TiffPages(path)
+    except SourceError as error:
+        raise BadInputError(str(error)) from error
+    _require_one(len(pages), what)
+    return pages.read_ids(0)
+
+
+def _read_picture(data: bytes, what: str) -> NDArray[Any]:
+    """The numbers of a file that Pillow reads, as stored: (H, W), or (H, W, C) without alpha."""
+    try:
+        image = open_image(data, max_pixels=None)  # its image is refused where it is too large
+        deep = deep_colours(image, data)
+    except BadImageError as error:
+        raise BadInputError(f"{what} {str(error).removeprefix('the image ')}") from error
+    if image.format in _LOSSY or image.format == "WEBP" and is_lossy_webp(data):
         raise BadInputError(
-            f"the label map {path.name} cannot be decoded: it is not in a known format"
-        ) from None
-    except Exception as error:  # on damaged bytes the decoders raise whatever they meet
-        raise BadInputError(f"the label map {path.name} cannot be decoded: {error}") from error
-    if image.format in ("JPEG", "MPO"):
-        raise BadInputError(
-            f"the label map {path.name} is a JPEG, which changes ids at edges; export it as PNG"
+            f"{what} is compressed as {image.format}, which changes ids at edges; export it as PNG"
         )
-    return image
+    _require_one(getattr(image, "n_frames", 1), what)
+    if deep is not None:
+        return deep
+    numbers = np.asarray(image)
+    if image.format == "PNG" and image.mode == "L" and (bits := data[24]) < 8:
+        return numbers // np.uint8(255 // (2**bits - 1))  # Pillow spreads them over 8 bits
+    if image.mode not in ("LA", "PA", "RGBA"):
+        return numbers
+    if image.format == "WEBP" and not numbers[..., -1].all():
+        raise BadInputError(f"{what} is a WebP without ids where it is clear; export it as PNG")
+    return numbers[..., :-1]
 
 
-def _one_channel(image: Image.Image, name: str) -> NDArray[np.integer[Any]]:
-    """(H, W) ids; of colour images only where all channels are equal. Alpha says nothing."""
-    if image.mode in _MODES:
-        return np.asarray(image)
-    if image.mode in ("LA", "RGB", "RGBA"):
-        channels = np.asarray(image)[..., : -1 if image.mode[-1] == "A" else None]
-        if np.all(channels == channels[..., :1]):
-            return channels[..., 0]
-    raise BadInputError(
-        f"the label map {name} has colours (mode {image.mode}), not ids; export it with one class "
-        "id per pixel, grey or palette, 8 or 16 bit"
-    )
+def _require_one(pictures: int, what: str) -> None:
+    if pictures > 1:
+        raise BadInputError(f"{what} holds {pictures} pictures; save one map for each image")

@@ -24,7 +24,7 @@ from supersam.data.sources.sa1b import list_sa1b, read_sa1b
 from supersam.data.sources.samples import Samples, make_samples
 from supersam.data.sources.synthetic import list_synthetic, read_synthetic
 from supersam.data.sources.tiff import list_tiff, read_page_content, read_tiff
-from supersam.data.sources.values import not_utf8
+from supersam.data.sources.values import not_utf8, one_line
 from supersam.runtime.extensions import is_extension
 
 _List = Callable[[SourceConfig], list[Item]]
@@ -46,6 +46,16 @@ def _layout(config: SourceConfig) -> tuple[_List, _Read]:
 
 def list_items(config: SourceConfig) -> list[Item]:
     """Return the inputs of a source in the order of their names. Raises SourceError."""
+    try:
+        return _list_items(config)
+    except OSError as error:
+        place = error.filename or config.root
+        raise SourceError(
+            f"{place} cannot be read: {error.strerror}; allow it to be read, or name another --root"
+        ) from error
+
+
+def _list_items(config: SourceConfig) -> list[Item]:
     try:
         items = _layout(config)[0](config)
     except SourceError as error:
@@ -71,13 +81,15 @@ def read_samples(config: SourceConfig, item: Item) -> Samples:
         return make_samples(image, config, group=group)
     except BadInputError as error:
         raise BadInputError(f"{item.name}: {error}") from error
+    except OSError as error:
+        raise BadInputError(f"{item.name}: it cannot be read: {error.strerror}") from error
 
 
 def _printable(item: Item) -> Item:
     """The item, refused by a name that can be printed where its own is not UTF-8."""
     if not not_utf8(item.name):
         return item
-    shown = item.name.encode("utf-8", "backslashreplace").decode()
+    shown = one_line(item.name)
     fault = "the file's name is not UTF-8 and cannot be stored; rename the file"
     return replace(item, name=shown, detail=None, fault=fault)
 

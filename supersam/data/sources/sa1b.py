@@ -22,6 +22,7 @@ from supersam.data.sources.annotated import (
     read_file,
     settle_size,
     source_root,
+    stem_key,
 )
 from supersam.data.sources.segmentation import Size, has_mask, read_mask
 from supersam.data.sources.values import (
@@ -33,6 +34,9 @@ from supersam.data.sources.values import (
     number,
     show,
 )
+
+_LARGEST_SCORE = 1e6
+"""Estimates may leave 0 to 1; a number beyond any estimate is another one, or not a float32."""
 
 
 def list_sa1b(config: SourceConfig) -> list[Item]:
@@ -46,17 +50,18 @@ def list_sa1b(config: SourceConfig) -> list[Item]:
         raise no_such_split(config.split, folder, splits)
     prefix = PurePosixPath(config.split)
     pairs: dict[str, dict[str, int]] = {}  # text: paths of 11 million images take gigabytes
-    for name, num_bytes in list_files(folder, (*IMAGE_SUFFIXES, ".json")):
-        stem, suffix = posixpath.splitext(str(prefix / name))
-        pairs.setdefault(stem, {})[sys.intern(suffix)] = num_bytes
+    for listed, num_bytes in list_files(folder, (*IMAGE_SUFFIXES, ".json")):
+        name = str(prefix / listed)
+        stem = stem_key(name)
+        pairs.setdefault(stem, {})[_part(stem, name)] = num_bytes
     ordered = sorted(pairs.items(), key=lambda pair: pair[0].split("/"))
-    return [_item(stem, files) for stem, files in ordered]
+    return [_item(stem, parts) for stem, parts in ordered]
 
 
 def read_sa1b(config: SourceConfig, item: Item) -> AnnotatedImage:
     """Return one image and the annotations of the JSON beside it."""
     path = source_root(config.root) / item.name
-    json_path = path.with_suffix(item.detail)
+    json_path = source_root(config.root) / _whole_name(stem_key(item.name), item.detail)
     try:
         stated, annotations = _read_record(read_file(json_path))
     except BadValueError as error:
@@ -76,20 +81,32 @@ def read_sa1b(config: SourceConfig, item: Item) -> AnnotatedImage:
     return AnnotatedImage(item.name, data, size, found.objects, found.bad, counts)
 
 
-def _item(stem: str, files: dict[str, int]) -> Item:
-    texts = sorted(suffix for suffix in files if suffix.lower() == ".json")
-    images = sorted(suffix for suffix in files if suffix.lower() != ".json")
-    total = sum(files.values())
+def _item(stem: str, parts: dict[str, int]) -> Item:
+    """The image and the JSON of a stem, from the parts that `_part` made of their names."""
+    texts = sorted(part for part in parts if part.lower().endswith(".json"))
+    images = sorted(parts.keys() - {*texts})
+    total = sum(parts.values())
     if len(images) == 0:
-        fault = f"no image beside {posixpath.basename(stem)}{texts[0]}"
-        return Item(f"{stem}{texts[0]}", total, fault=fault)
-    name = f"{stem}{images[0]}"
+        name = _whole_name(stem, texts[0])
+        return Item(name, total, fault=f"no image beside {posixpath.basename(name)}")
+    name = _whole_name(stem, images[0])
     for kind, found in (("images", images), ("JSON files", texts)):
         if len(found) > 1:
-            return Item(name, total, fault=f"{len(found)} {kind} of one name: {', '.join(found)}")
+            listed = ", ".join(PurePosixPath(_whole_name(stem, part)).suffix for part in found)
+            return Item(name, total, fault=f"{len(found)} {kind} of one name: {listed}")
     if len(texts) == 0:
-        return Item(name, total, fault=f"no {posixpath.basename(stem)}.json beside the image")
+        return Item(name, total, fault=f"no {PurePosixPath(name).stem}.json beside the image")
     return Item(name, total, texts[0])
+
+
+def _part(stem: str, name: str) -> str:
+    """The suffix of a name; "/" and the name where its stem is written in other characters."""
+    suffix = posixpath.splitext(name)[1]
+    return sys.intern(suffix) if name == stem + suffix else f"/{name}"
+
+
+def _whole_name(stem: str, part: str) -> str:
+    return part[1:] if part.startswith("/") else stem + part
 
 
 def _read_record(data: bytes) -> tuple[Size | None, list[Any]]:
@@ -126,7 +143,10 @@ def _object(annotation: Any, size: Size) -> AnnotatedObject:
 
 def _score(annotation: dict[str, Any], name: str) -> float:
     value = annotation.get(name)
-    return 1.0 if value is None else number(value, name)
+    score = 1.0 if value is None else number(value, name)
+    if abs(score) > _LARGEST_SCORE:
+        raise BadValueError(f"{name} is {show(value)}; about 0 to 1 is expected")
+    return score
 
 
 def _point(value: Any) -> tuple[float, float] | None:

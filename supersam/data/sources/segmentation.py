@@ -17,6 +17,8 @@ from supersam.data.rle import (
 from supersam.data.sources.values import BadValueError, number, show, whole
 
 Size = tuple[int, int]
+_FARTHEST = 1e100
+"""Of a polygon's coordinates: beyond, products of clipping it are no float64."""
 
 
 def has_mask(segmentation: object) -> bool:
@@ -76,7 +78,7 @@ def _read_run_lengths(segmentation: dict[str, Any], size: Size | None) -> tuple[
                 "its counts are Python's print of bytes (b'...'); write counts.decode() into the "
                 "JSON"
             )
-        rle = counts.encode()
+        rle = counts.encode("utf-8", "surrogatepass")  # what is not ASCII is refused below
     elif isinstance(counts, list):
         plain = {type(n) for n in counts} == {int}  # else each is looked at, which takes long
         found = counts if plain else [whole(n, "a run length") for n in counts]
@@ -123,6 +125,9 @@ def _polygon(part: Any) -> list[float]:
     values = part if _is_plain(part) else [number(n, "a polygon's coordinate") for n in part]
     if len(values) < 6 or len(values) % 2 == 1:
         raise BadValueError(f"a polygon has {len(values)} numbers; 3 or more x, y pairs are needed")
+    farthest = max(values, key=abs)
+    if abs(farthest) > _FARTHEST:
+        raise BadValueError(f"a polygon's coordinate is {show(farthest)}; it lies in no image")
     return values
 
 

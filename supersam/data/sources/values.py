@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from supersam.runtime.foreign import foreign_content
+
 _SHOWN = 40
 _LONGEST_ID = 1 << 63
 
@@ -17,12 +19,26 @@ class BadValueError(ValueError):
 
 def load_json(data: bytes) -> Any:
     """Return what a JSON file holds. Raises BadValueError."""
+    if (foreign := foreign_content(data)) is not None:
+        raise BadValueError(f"is not a JSON file: it {foreign}")
     try:
         return json.loads(data)
     except RecursionError as error:
         raise BadValueError("is not readable: its lists are nested too deeply") from error
-    except ValueError as error:  # not JSON, or not UTF-8
+    except UnicodeDecodeError as error:
+        raise BadValueError(
+            f"is not a JSON file: byte {error.start} is not {error.encoding.upper()} text; save it "
+            "as UTF-8"
+        ) from error
+    except json.JSONDecodeError as error:
         raise BadValueError(f"is not a JSON file: {error}") from error
+    except ValueError as error:
+        raise BadValueError("holds a number of more digits than can be read") from error
+
+
+def one_line(text: str) -> str:
+    """Return `text` with what would break a line of a terminal, or its encoding, escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def show(value: object) -> str:
