@@ -196,3 +196,23 @@ def test_a_file_in_no_format_is_told_the_same_way_each_time():
             load_image(b"no picture")
         reasons.add(str(told.value))
     assert reasons == {"the image cannot be decoded: it is not in a known format"}
+
+
+def as_tiff(pixels, **options):
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_white_is_zero_is_turned_at_every_depth(dtype):
+    grey = noise(0)[..., 0].astype(dtype)
+    black = load_image(as_tiff(grey, photometric="minisblack")).pixels.astype(int)
+    white = load_image(as_tiff(255 - grey, photometric="miniswhite")).pixels
+    assert np.abs(black - white).max() <= 1
+
+
+def test_bytes_with_a_sign_are_refused():
+    data = as_tiff(np.full(SIZE, -5, np.int8), photometric="minisblack")
+    with pytest.raises(BadImageError, match="8 bits with a sign; convert the image to unsigned"):
+        load_image(data)

@@ -77,6 +77,20 @@ def test_tiff_maps_of_every_type_hold_the_stored_ids(tmp_path, dtype, photometri
     assert np.array_equal(read(tmp_path), IDS)
 
 
+@pytest.mark.parametrize("white_is_zero", [False, True])
+def test_tiff_maps_of_4_bits_hold_the_stored_ids(tmp_path, white_is_zero):
+    packed = (IDS[:, ::2] << 4) | IDS[:, 1::2]
+    height, width = SIZE
+    photometric = 0 if white_is_zero else 1
+    tags = [(256, width), (257, height), (258, 4), (259, 1), (262, photometric), (273, 122)]
+    tags += [(277, 1), (278, height), (279, packed.size)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
+    assert len(head) == 122
+    place(tmp_path, "a.tif").write_bytes(head + packed.tobytes())
+    assert np.array_equal(read(tmp_path), IDS)
+
+
 def test_a_reduced_copy_beside_a_tiff_map_is_left_out(tmp_path):
     with tifffile.TiffWriter(place(tmp_path, "a.tif")) as file:
         file.write(IDS, photometric="minisblack")

@@ -243,7 +243,7 @@ def _read_picture(data: bytes, what: str) -> NDArray[Any]:
         return deep
     numbers = np.asarray(image)
     if image.format == "PNG" and image.mode == "L" and (bits := data[24]) < 8:
-        return numbers // np.uint8(255 // (2**bits - 1))  # Pillow spreads them over 8 bits
+        numbers = np.floor_divide(numbers, 255 // (2**bits - 1))  # Pillow spreads them over 8 bits
     if image.mode not in ("LA", "PA", "RGBA"):
         return numbers
     if image.format == "WEBP" and not numbers[..., -1].all():

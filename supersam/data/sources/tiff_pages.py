@@ -90,7 +90,8 @@ class TiffPages:
         if photometric == tifffile.PHOTOMETRIC.MINISWHITE:
             pixels = _inverted(pixels, stored.bitspersample)
         if photometric == tifffile.PHOTOMETRIC.PALETTE and stored.colormap is not None:
-            return (np.asarray(stored.colormap).T[pixels] >> 8).astype(np.uint8)
+            colours: NDArray[np.uint8] = (np.asarray(stored.colormap).T[pixels] >> 8).astype("u1")
+            return colours
         if photometric == tifffile.PHOTOMETRIC.SEPARATED and pixels.shape[2:] == (4,):
             return _inks_to_rgb(pixels)
         # Of compressed YCbCr, the decoders make RGB.
@@ -125,7 +126,7 @@ class TiffPages:
 def _decode(page: Any, path: Path) -> NDArray[Any]:
     try:
         pixels = np.asarray(page.asarray())
-    except (ImportError, ValueError) as error:
+    except (ImportError, NotImplementedError, ValueError) as error:
         # LZW and others need a package that tifffile does not bring; Pillow knows some of them.
         if isinstance(error, ValueError) and "imagecodecs" not in str(error):
             raise
@@ -146,7 +147,7 @@ def _decode_by_pillow(page: Any, path: Path) -> NDArray[Any]:
     if mode in ("1", "L") and page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
         pixels = ~pixels  # Pillow turns these pages itself; `shown` does it for all
     if mode == "L" and page.bitspersample < 8:
-        return pixels // np.uint8(255 // (2**page.bitspersample - 1))  # it scales them too
+        pixels = np.floor_divide(pixels, 255 // (2**page.bitspersample - 1))  # it spreads them
     return pixels if pixels.dtype == bool else pixels.astype(page.dtype)
 
 
@@ -160,7 +161,7 @@ def _inverted(pixels: NDArray[Any], bits: int) -> NDArray[Any]:
 def _to_whole_bytes(pixels: NDArray[Any], bits: int) -> NDArray[Any]:
     """Pixels of 2 or 4 bits in the range of 8."""
     if 1 < bits < 8 and pixels.dtype == np.uint8:
-        return pixels * np.uint8(255 // (2**bits - 1))
+        pixels = np.multiply(pixels, 255 // (2**bits - 1))
     return pixels
 
 
