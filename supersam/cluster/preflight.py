@@ -8,7 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from supersam.cluster.follow_up import script_text
-from supersam.cluster.ranked_run import RankedRun, legal_node_counts, require_legal_world
+from supersam.cluster.ranked_run import (
+    RankedRun,
+    alternatives,
+    legal_node_counts,
+    require_legal_world,
+)
 from supersam.cluster.slurm.commands import SlurmError, missing_slurm, run_command
 from supersam.config import SlurmSite, TrainRun, UserError
 from supersam.config.cluster import minutes
@@ -80,7 +85,7 @@ def _show_scripts(run: TrainRun, show: Callable[[str], None]) -> None:
 
     show(
         f"nodes of {count(run.cluster.ranks_per_node, 'rank')} that divide the batch: "
-        f"{legal_node_counts(run)}"
+        f"{alternatives(legal_node_counts(run))}"
     )
     show(f"\nsubmitted would be\n\n{sbatch_text(run)}")
     if run.cluster.then is not None:
@@ -142,7 +147,7 @@ def check_partition(cluster: SlurmSite, partitions: list[dict[str, str]]) -> lis
     chosen = [p for p in partitions if _is_chosen(p, wanted)]
     if not chosen:
         asked = f"partition {wanted} does not exist" if wanted else "no partition is the default"
-        return [f"error: {asked}; there are {names}: choose with --partition"]
+        return [f"error: {asked}; there are {', '.join(names)}: choose with --partition"]
     partition = chosen[0]
     return [
         f"ok: partition {partition['PartitionName']}, {partition.get('TotalNodes', '?')} nodes",

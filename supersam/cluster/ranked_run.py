@@ -5,6 +5,7 @@ Imports torch only inside functions: the command line must not wait for it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from supersam.config import DesignRun, TrainRun, UserError, load_run, read_yaml
@@ -52,15 +53,23 @@ def legal_node_counts(run: RankedRun) -> list[int]:
     return [size // each for size in run.legal_world_sizes if size % each == 0]
 
 
+def alternatives(counts: Sequence[int]) -> str:
+    """Numbers to choose from, as a message has them: 1, 2 or 4."""
+    *first, last = map(str, counts or ("no",))
+    return f"{', '.join(first)} or {last}" if first else last
+
+
 def require_legal_world(run: RankedRun, world_size: int) -> None:
     """Raise UserError where the work does not divide among `world_size` ranks."""
     legal = run.legal_world_sizes
     if world_size in legal:
         return
     if not isinstance(run, TrainRun):
-        raise UserError(f"{world_size} ranks; at most {legal[-1]} can share this work")
+        raise UserError(
+            f"{world_size} ranks; at most {legal[-1]} can share this work: ask for fewer"
+        )
     raise UserError(
         f"{world_size} ranks do not divide the {run.optim.global_batch} images of a step "
-        f"(--optim.accumulate {run.optim.accumulate}); legal are {legal} ranks, "
-        f"that is {legal_node_counts(run)} nodes of {run.cluster.ranks_per_node}"
+        f"(--optim.accumulate {run.optim.accumulate}); take {alternatives(legal)} ranks: "
+        f"{alternatives(legal_node_counts(run))} nodes of {run.cluster.ranks_per_node}"
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from tyro.conf import Positional, Suppress
@@ -15,7 +16,7 @@ _ALWAYS = ("--config", "--help", "--version")
 
 
 def check_choices(run_type: type[BaseModel], flags: Sequence[str]) -> None:
-    """Raise UserError for a mistyped flag, or a value that is not one of its flag's words.
+    """Raise UserError for a mistyped flag, or a value that is none of its flag's words or numbers.
 
     The message names the nearest one. A flag that is like none is left to tyro.
     """
@@ -31,6 +32,7 @@ def check_choices(run_type: type[BaseModel], flags: Sequence[str]) -> None:
         following = flags[index + 1 :] if flag.is_repeated else flags[index + 1 : index + 2]
         for each in [value] if joined else _until_flag(following):
             _require_known(given, each, flag.words)
+            _require_number(given, each, flag.number)
 
 
 class Flag(NamedTuple):
@@ -41,6 +43,12 @@ class Flag(NamedTuple):
     """What its value may be; empty where that is open."""
     is_repeated: bool
     """Whether it takes several values."""
+    number: type[int] | type[float] | None
+    """What its value must be, where that is a number."""
+    section: str
+    """Name of the class that declares it."""
+    field: str
+    """Its name there."""
 
 
 def known_flags(section: type[BaseModel], prefix: str = "--") -> Iterator[Flag]:
@@ -57,15 +65,23 @@ def known_flags(section: type[BaseModel], prefix: str = "--") -> Iterator[Flag]:
         aliases = [alias for m in metadata for alias in getattr(m, "aliases", None) or ()]
         turned_off = [f"{prefix}no-{name}"] if kind is bool else []
         names = (prefix + name, *aliases, *turned_off)
-        yield Flag(names, *_words(kind))
+        inner, is_repeated = _kind_of_one(kind)
+        is_choice = get_origin(inner) is Literal
+        words = tuple(str(word) for word in get_args(inner)) if is_choice else ()
+        number = inner if inner in (int, float) else None
+        yield Flag(names, words, is_repeated, number, section.__name__, key)
 
 
-def _words(kind: Any) -> tuple[tuple[str, ...], bool]:
-    """The words that a value of that type may be, and whether there are several values."""
-    is_repeated = get_origin(kind) is tuple
-    inner = get_args(kind)[0] if is_repeated else kind
-    is_choice = get_origin(inner) is Literal
-    return tuple(str(word) for word in get_args(inner)) if is_choice else (), is_repeated
+def _kind_of_one(kind: Any) -> tuple[Any, bool]:
+    """The type of one value, without bounds and None, and whether there are several values."""
+    is_repeated = False
+    while get_origin(kind) in (Annotated, Union, UnionType, tuple):
+        parts = [part for part in get_args(kind) if part is not NoneType]
+        if get_origin(kind) in (Union, UnionType) and len(parts) > 1:
+            break
+        is_repeated |= get_origin(kind) is tuple
+        kind = parts[0]
+    return kind, is_repeated
 
 
 def _until_flag(words: Sequence[str]) -> Iterator[str]:
@@ -82,8 +98,18 @@ def _refuse_slip(given: str, known: dict[str, Flag]) -> None:
 
 
 def _require_known(given: str, value: str, words: Sequence[str]) -> None:
-    if not words or value in words:
+    if not words or value in (*words, "None"):
         return
     close = difflib.get_close_matches(value, words, n=1)
     remedy = f"did you mean {close[0]}? " if close else ""
     raise UserError(f"{given} {value} is not known; {remedy}known are {', '.join(words)}")
+
+
+def _require_number(given: str, value: str, number: type[int] | type[float] | None) -> None:
+    if number is None or value == "None":
+        return
+    try:
+        number(value)
+    except ValueError:
+        kind = "a whole number" if number is int else "a number"
+        raise UserError(f"{given} {value} is not {kind}") from None

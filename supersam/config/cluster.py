@@ -112,7 +112,8 @@ class SlurmSite(Section):
     """Settings of a site's profile that this command does not use: read, and left out."""
 
     cluster: Literal["auto", "inline", "local", "slurm"] = "auto"
-    """auto: Slurm where there is one and nodes are asked for, else this machine."""
+    """auto: Slurm where --nodes is given, else this machine; inline: this process, a search without
+    Ray; local: processes of this machine."""
     nodes: PositiveInt | None = None
     """Nodes of the Slurm job."""
     partition: Plain | None = None
@@ -148,7 +149,7 @@ class SlurmSite(Section):
         if not isinstance(values, dict) or not cls.other_commands:
             return values
         if values.get("then") is not None:
-            raise ValueError("then follows a training alone; leave it out")
+            raise ValueError("--then follows a training alone; leave it out")
         return {name: value for name, value in values.items() if name not in cls.other_commands}
 
     @model_validator(mode="after")
@@ -212,7 +213,8 @@ class TrainCluster(RankCluster):
     gpu_memory_gib: PositiveFloat | None = None
     """Memory of one GPU; `--dry-run` says which batch fits. Null takes the visible GPU's."""
     then: Annotated[str, AfterValidator(_valid_command)] | None = None
-    """What to do when training has succeeded, on Slurm as a job: "evaluate --subnet smallest"."""
+    """Command after a training that has succeeded, evaluate or search, on Slurm as a job: "evaluate
+    --subnet smallest"."""
 
 
 class DesignCluster(RankCluster):

@@ -130,7 +130,7 @@ class DataConfig(Section):
     block_records: PositiveInt = 32
     """Records read as one sequential piece; the unit of the global shuffle."""
     window_blocks: PositiveInt = 4
-    """Blocks whose records are mixed with each other inside a lane."""
+    """Blocks whose records are shuffled together."""
 
     @model_validator(mode="after")
     def _names_its_data(self) -> DataConfig:

@@ -15,7 +15,7 @@ class ExportRun(SubnetOfRun):
     """One subnet of a trained run as a folder that segment-anything alone can use."""
 
     out: Path
-    """Folder to write; absent, empty, or this very export."""
+    """Folder to write: new or empty; where it holds this very export, nothing is done."""
     onnx: bool = False
     """Also write encoder.onnx and decoder.onnx, and compare their masks with PyTorch's."""
     int8: bool = False
@@ -46,8 +46,7 @@ class ExportRun(SubnetOfRun):
     def _rate_has_steps(self) -> ExportRun:
         if self.finetune_lr is not None and self.finetune_steps == 0:
             raise ValueError(
-                f"--finetune-lr {self.finetune_lr:g} is for a fine-tuning; say how long: "
-                "--finetune-steps N"
+                f"--finetune-lr {self.finetune_lr:g} needs a fine-tuning; add --finetune-steps N"
             )
         return self
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
 import os
 import re
 import sys
@@ -14,9 +16,10 @@ import tyro
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from supersam.config.choices import check_choices
+from supersam.config.choices import check_choices, known_flags
 from supersam.config.errors import UserError, print_error
 from supersam.config.files import RUN_FILE
+from supersam.config.sections import NAME, PART
 from supersam.config.shipped import find_config
 
 Run = TypeVar("Run", bound=BaseModel)
@@ -48,22 +51,28 @@ def parse_cli(
         if not paths and (recalled or default_config):
             paths = [path for path in (recalled or default_config,) if path is not None]
         check_choices(run_type, flags)
-        defaults = _lenient(run_type, merge(*(read_yaml(path) for path in paths)))
+        values = merge(*(read_yaml(path) for path in paths))
+        defaults = _lenient(run_type, values, ", ".join(map(str, paths)))
     except UserError as fault:
         raise SystemExit(print_error(fault)) from None
+    boxed = io.StringIO()
     try:
-        return tyro.cli(
-            run_type,
-            prog=prog,
-            args=[*flags, *added],
-            default=defaults,
-            description=f"{run_type.__doc__}\n\n--config FILE (may repeat; later files win) reads "
-            "values from YAML, --config NAME from a shipped file (supersam config lists them); "
-            "flags win over files.",
-        )
-    except ValidationError as fault:  # of one section, before the whole is put together
-        text = _describe(run_type, fault.errors(), fault.title)
-        raise SystemExit(print_error(text)) from None
+        with contextlib.redirect_stderr(boxed):
+            return tyro.cli(
+                run_type,
+                prog=prog,
+                args=[*flags, *added],
+                default=defaults,
+                description=f"{run_type.__doc__}\n\n--config FILE (may repeat; later files win) "
+                "reads values from YAML, --config NAME from a shipped file (supersam config lists "
+                "them); flags win over files.",
+            )
+    except (SystemExit, ValidationError) as ended:
+        refused = _refusal(ended)
+        if refused is None:
+            sys.stderr.write(boxed.getvalue())
+            raise
+        raise SystemExit(print_error(_describe_flags(run_type, refused, flags))) from None
 
 
 def load_run(run_type: type[Run], path: Path) -> Run:
@@ -135,8 +144,19 @@ _WORDS = {
     "model_type": "is a section; write names and values under it, or leave it out",
     "string_type": "must be text; put it in quotes",
     "path_type": "must be a path; put it in quotes",
+    "bool_parsing": "must be true or false",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "tuple_type": "must be a list, in brackets",
 }
 """Of kinds of pydantic's faults, where its own words speak of Python."""
+_PATTERNS = {
+    NAME: "must be letters, digits and . _ -, the first a letter or digit",
+    PART: "must be K/N, such as 2/8",
+}
 _NULL = re.compile(r"(^|=)null$")
 """YAML's word for nothing, alone or after `--flag=`; on a command line it means the same."""
 
@@ -185,7 +205,7 @@ def _split_config(words: list[str]) -> tuple[list[Path], list[str]]:
         if word == "--config":
             value = next(pending, None)
             if value is None:
-                raise UserError("--config needs a FILE or a NAME")
+                raise UserError("--config needs a FILE or a NAME; supersam config lists the names")
             paths.append(find_config(value))
         elif word.startswith("--config="):
             paths.append(find_config(word.split("=", 1)[1]))
@@ -211,7 +231,7 @@ def _require_more_than_a_run(flags: list[str]) -> None:
         raise UserError(f"no run {words[1]} to go on with; --config FILE --run DIR begins one")
 
 
-def _lenient(run_type: type[Run], values: dict[str, Any]) -> Run:
+def _lenient(run_type: type[Run], values: dict[str, Any], where: str) -> Run:
     """The files' values as defaults for the flags.
 
     Everything wrong with a value is reported here. What only the whole run can violate (a missing
@@ -222,7 +242,7 @@ def _lenient(run_type: type[Run], values: dict[str, Any]) -> Run:
     except ValidationError as fault:
         real = [e for e in fault.errors() if e["loc"] and e["type"] != "missing"]
         if real:
-            raise UserError(_describe(run_type, real, "configuration")) from None
+            raise UserError(_describe(run_type, real, where)) from None
     fields: dict[str, Any] = {}
     for name, field in run_type.model_fields.items():
         kind = field.annotation
@@ -243,6 +263,28 @@ def _validate(run_type: type[Run], values: dict[str, Any], where: str) -> Run:
         raise UserError(_describe(run_type, fault.errors(), where)) from None
 
 
+def _refusal(ended: BaseException | None) -> ValidationError | None:
+    """What made the flag parser give up, where a value was refused."""
+    while ended is not None and not isinstance(ended, ValidationError):
+        ended = ended.__context__
+    return ended
+
+
+def _describe_flags(run_type: type[BaseModel], refused: ValidationError, given: list[str]) -> str:
+    """The faults of one section's values, each with its flag."""
+    lines = []
+    for error in refused.errors():
+        names = [
+            flag.names[0]
+            for flag in known_flags(run_type)
+            if (flag.section, flag.field) == (refused.title, *error["loc"][:1])
+        ]
+        typed = [name for name in names if name in given]
+        field = ".".join(str(part) for part in error["loc"][:1])
+        lines.append(_line(error, next(iter(typed or names), field)))
+    return "\n  ".join(lines)
+
+
 def _describe(run_type: type[BaseModel], errors: Sequence[Any], where: str) -> str:
     """All faults of a configuration, one a line, each with its dotted path."""
     lines = []
@@ -250,18 +292,23 @@ def _describe(run_type: type[BaseModel], errors: Sequence[Any], where: str) -> s
         path = ".".join(str(part) for part in error["loc"])
         if error["type"] in ("extra_forbidden", "invalid_key"):
             lines.append(f"{path}: unknown name{_nearest(run_type, error['loc'])}")
-        elif not path:
-            lines.append(str(error["msg"]).removeprefix("Value error, "))
         else:
-            value = "" if isinstance(error["input"], dict) else f" (got {_shown(error['input'])})"
-            told = _WORDS.get(error["type"], str(error["msg"]).removeprefix("Value error, "))
-            lines.append(f"{path}: {told}{value}")
-    head = f"{where}: {len(lines)} fault" + ("s" if len(lines) > 1 else "")
-    return "\n  ".join([head, *lines])
+            lines.append(_line(error, path))
+    if len(lines) == 1:
+        return f"{where}: {lines[0]}"
+    return "\n  ".join([f"{where}: {len(lines)} faults", *lines])
 
 
-def _shown(value: Any) -> str:
-    return "null" if value is None else repr(value)
+def _line(error: Any, name: str) -> str:
+    """One fault: the name of the setting, what is wrong, and the value where neither says it."""
+    told = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
+    told = _WORDS.get(error["type"], told)
+    told = _PATTERNS.get(error.get("ctx", {}).get("pattern"), told)
+    if not name or told.startswith("--"):
+        return told
+    shown = "null" if error["input"] is None else str(error["input"])
+    is_told = isinstance(error["input"], dict) or repr(shown) in told
+    return f"{name}: {told}" + ("" if is_told else f" (got {shown})")
 
 
 def _nearest(run_type: type[BaseModel], loc: tuple[int | str, ...]) -> str:

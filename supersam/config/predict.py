@@ -76,7 +76,9 @@ class PredictRun(Section):
     @model_validator(mode="after")
     def _out_is_a_new_picture(self) -> PredictRun:
         if self.out.suffix.lower() != ".png":
-            raise ValueError(f"--out {self.out} does not end in .png; the JSON lies beside it")
+            raise ValueError(
+                f"--out {self.out} is not a .png file; name one: the JSON is written beside it"
+            )
         if self.image.resolve() in (self.out.resolve(), self.out.with_suffix(".json").resolve()):
             raise ValueError(f"--out {self.out} would replace the image itself; choose another")
         return self
@@ -89,5 +91,5 @@ def _numbers(flag: str, text: str, count: int) -> tuple[float, ...]:
     except ValueError:
         numbers = ()
     if len(numbers) != count or not all(0 <= number < float("inf") for number in numbers):
-        raise ValueError(f"{flag} {text} is not {shape}: {count} numbers of pixels with commas")
+        raise ValueError(f"{flag} {text} is not {shape}; give {count} pixel numbers with commas")
     return numbers

@@ -13,6 +13,8 @@ from supersam.config.data import DataConfig, SourceConfig
 from supersam.config.design import PrioritizeConfig
 from supersam.config.files import RUN_FILE
 from supersam.config.sections import (
+    NAME,
+    PART,
     CheckpointConfig,
     EngineConfig,
     LossConfig,
@@ -37,7 +39,7 @@ class ShardRun(Section):
     """Converting processes."""
     shard_mib: PositiveInt = 256
     """Size at which a shard is finished."""
-    part: str | None = Field(None, pattern=r"^[1-9]\d*/[1-9]\d*$")
+    part: str | None = Field(None, pattern=PART)
     """Do a share of the shards, for example 2/8, as one job of an array; the last one finishes."""
     verify: Path | None = None
     """Check a finished folder instead of converting."""
@@ -52,7 +54,9 @@ class ShardRun(Section):
         if self.out is not None and needs_root and self.source.root is None:
             raise ValueError(f"--source {self.source.kind} needs --root DIR, the data set's folder")
         if self.share[0] >= self.share[1]:
-            raise ValueError(f"--part {self.part} counts too far; the last one is K/K")
+            raise ValueError(
+                f"--part {self.part} is not one of {self.share[1]} parts; count from 1"
+            )
         return self
 
     @property
@@ -67,7 +71,7 @@ class ShardRun(Section):
 class TrainRun(Section):
     """Sandwich-rule training of a supernet."""
 
-    name: str = Field("demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field("demo", pattern=NAME)
     """Name of the run; its folder is `runs/NAME`."""
     run: Path | None = None
     """Folder of the run; null takes `runs/NAME`."""
@@ -199,7 +203,7 @@ class ReportRun(Section):
     @model_validator(mode="after")
     def _one_or_several(self) -> ReportRun:
         if not self.folders:
-            raise ValueError("name the folder of a search, or several to compare")
+            raise ValueError("name the folder of a search, RUN/results/NAME, or several to compare")
         if len(self.folders) > 1 and self.out is None:
             raise ValueError("several searches need --out DIR, the folder of their comparison")
         if len(self.folders) == 1 and self.out is not None:

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from supersam.config.cluster import SearchCluster
 from supersam.config.files import RESULTS
-from supersam.config.sections import Extension, Fraction, Section, or_own
+from supersam.config.sections import NAME, Extension, Fraction, Section, or_own
 
 Flat = tyro.conf.arg(name="")
 
@@ -52,14 +52,14 @@ class Constraint:
         match = _CONSTRAINT.fullmatch(text)
         if match is None:
             raise ValueError(
-                f"constraint {text!r} is not METRIC<=NUMBER or METRIC>=NUMBER, such as "
+                f"{text!r} is not METRIC<=NUMBER or METRIC>=NUMBER, such as "
                 "params_m<=45; features of nodes are --node-constraint"
             )
         metric, sign, number = match.groups()
         _require_limitable(metric, text)
         if sign not in ("<=", ">="):
             raise ValueError(
-                f"constraint {text!r} has {sign}; a limit includes its number: write "
+                f"{text!r} has {sign}; a limit includes its number: write "
                 f"{metric}<={number} or {metric}>={number}"
             )
         return cls(metric, sign == "<=", _limit(number, metric, text))
@@ -78,12 +78,12 @@ def _require_limitable(metric: str, text: str) -> None:
     known = ", ".join(LIMITABLE)
     if metric in get_args(Metric):
         raise ValueError(
-            f"constraint {text!r} limits what only evaluation tells; limits are on {known}, and "
+            f"{text!r} limits what only evaluation tells; limits are on {known}, and "
             f"{metric} is one of --objectives: choose from the front by it"
         )
     close = difflib.get_close_matches(metric, LIMITABLE, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
-    raise ValueError(f"constraint {text!r} names an unknown metric; {hint}known are {known}")
+    raise ValueError(f"{text!r} names an unknown metric; {hint}known are {known}")
 
 
 def _limit(number: str, metric: str, text: str) -> float:
@@ -93,7 +93,7 @@ def _limit(number: str, metric: str, text: str) -> float:
         limit = math.nan
     if not 0 < limit < math.inf:
         raise ValueError(
-            f"constraint {text!r}: {number!r} is not a number above 0; {metric} counts "
+            f"{text!r}: {number!r} is not a number above 0; {metric} counts "
             f"{_UNITS[metric]}, such as {metric}<=45"
         )
     return limit
@@ -119,8 +119,8 @@ class ProtocolConfig(Section):
     objects_per_image: PositiveInt | None = 16
     """Objects of an image to look at, spread evenly; null looks at all."""
     resolution: Literal["logits", "original"] = "original"
-    """Where IoU is taken while searching; the front is always reported at the original one. On the
-    logits' grid close subnets come in another order; it is for a GPU that waits for the masks."""
+    """Where IoU is taken while searching; the front is always reported at the original one. logits
+    is faster where a GPU waits for the masks, and may order close subnets otherwise."""
     images_per_batch: PositiveInt = 4
     """Images encoded at a time."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -141,7 +141,7 @@ class ProtocolConfig(Section):
     def _rungs_ascend(self) -> ProtocolConfig:
         if list(self.rungs) != sorted(set(self.rungs)) or not all(0 < r < 1 for r in self.rungs):
             raise ValueError(
-                f"--protocol.rungs {self.rungs} must be ascending shares between 0 and 1"
+                f"--protocol.rungs {' '.join(map(str, self.rungs))} must ascend, between 0 and 1"
             )
         return self
 
@@ -191,7 +191,7 @@ class SearchRun(Section):
 
     run: Path
     """Folder of a training run."""
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "search"
+    name: Annotated[str, Field(pattern=NAME)] = "search"
     """Name of the search; its folder is RUN/results/NAME."""
     out: Path | None = None
     """Folder of the search; null takes RUN/results/NAME."""
@@ -275,9 +275,8 @@ class SearchRun(Section):
     @model_validator(mode="after")
     def _objectives_differ(self) -> SearchRun:
         if len(self.objectives) == 0 or len(set(self.objectives)) != len(self.objectives):
-            raise ValueError(
-                f"--objectives {self.objectives} must be one or more different metrics"
-            )
+            given = " ".join(self.objectives) or "none"
+            raise ValueError(f"--objectives {given}; name one or more different metrics")
         return self
 
     @model_validator(mode="after")

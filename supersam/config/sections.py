@@ -6,6 +6,7 @@ What is read is in `data.py`, where it runs in `cluster.py`. No torch, no files.
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -14,7 +15,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt,
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
-Extension = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Of a run or a search: also the name of a folder."""
+PART = r"^[1-9]\d*/[1-9]\d*$"
+"""Of several jobs: the second of eight is 2/8."""
+_EXTENSION = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+Extension = Annotated[str, Field(pattern=_EXTENSION)]
 """`module:object`: an object of the user's own; see docs/extending.md."""
 
 
@@ -23,7 +29,7 @@ def or_own(words: object) -> BeforeValidator:
 
     def check(value: Any) -> Any:
         known = [str(word) for word in get_args(words)]
-        if not isinstance(value, str) or value in known or ":" in value:
+        if not isinstance(value, str) or value in known or re.match(_EXTENSION, value):
             return value
         close = difflib.get_close_matches(value, known, n=1)
         remedy = f"did you mean {close[0]}? " if close else ""
@@ -111,7 +117,7 @@ class SpaceConfig(Section):
     resolutions: tuple[PositiveInt, ...] = ()
     """Sides of the square input, pixels, that subnets may have, in any space: multiples of 16, none
     larger than the model's `image_size`, at which images are loaded and the largest subnet works.
-    None keeps that size for all, or what a `file` says."""
+    Empty keeps that size for all, or what `file` says."""
 
 
 class OptimConfig(Section):
@@ -287,4 +293,5 @@ class WatchdogConfig(Section):
     stall_steps: float = Field(10.0, gt=0)
     """A stall lasts at least as long as this many steps (their median)."""
     other_s: float = Field(480.0, gt=0)
-    """The same outside of training: start, validation, saving; below a collective's own 600 s."""
+    """Least seconds without progress that count as a stall at the start, in a validation or while
+    saving; less than the 600 s after which a collective gives up."""

@@ -37,7 +37,7 @@ def faults(**cluster: object) -> list[str]:
     [
         (
             {"partition": "bach"},
-            "partition bach does not exist; there are ['small', 'batch', 'urgent']",
+            "partition bach does not exist; there are small, batch, urgent",
         ),
         ({"time": "2-00:00:00"}, "--time 2-00:00:00 is above the partition's MaxTime=1-00:00:00"),
         ({"nodes": 9}, "9 nodes, the partition has 8"),

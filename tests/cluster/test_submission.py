@@ -86,7 +86,7 @@ def test_more_nodes_than_there_are_make_no_job(asked: Path, slurm, tmp_path: Pat
     [
         ({"nodes": 3}, None),
         ({"nodes": 4}, "4 nodes, the partition has 3"),
-        ({"nodes": 2, "partition": "nope"}, "partition nope does not exist; there are ['batch']"),
+        ({"nodes": 2, "partition": "nope"}, "partition nope does not exist; there are batch"),
     ],
 )
 def test_a_dry_run_finds_what_slurm_would_refuse(

@@ -83,7 +83,7 @@ def test_a_sites_profile_may_hold_what_is_for_trainings(tmp_path, capsys):
         (["--constraint", "params_m<=8", "--sweep.constraints", "params_m>=9"], "drop one of them"),
         (["--objectives", "miou", "miou"], "different metrics"),
         (["--searcher", "annealing"], "nsga2"),
-        (["--protocol.rungs", "0.5", "0.2"], "ascending"),
+        (["--protocol.rungs", "0.5", "0.2"], "must ascend"),
         (["--checkpoint", "last", "--trials", "0"], "greater than"),
         (["--then", "evaluate"], "--then"),
         (["--spare-nodes", "1"], "--spare-nodes"),

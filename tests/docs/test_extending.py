@@ -138,7 +138,7 @@ def test_a_searcher_must_be_one(tiny_space):
         ),
         (SearchRun, {"run": "x", "searcher": "optna"}, "did you mean optuna"),
         (ShardRun, {"out": "x", "source": {"kind": "cocoo"}}, "did you mean coco"),
-        (SearchRun, {"run": "x", "searcher": "a:b:c"}, "should match pattern"),
+        (SearchRun, {"run": "x", "searcher": "a:b:c"}, "module:object of your own"),
     ],
 )
 def test_a_typo_names_the_nearest_word_of_ours(kind, values, message):

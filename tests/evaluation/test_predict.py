@@ -154,7 +154,7 @@ def test_the_label_of_a_prompt_at_the_frame_stays_in_the_picture(point):
         ({}, "say what to segment"),
         ({"auto": True, "point": ("1,1",)}, "--auto takes no prompts"),
         ({"auto": True, "export": None}, "name one model"),
-        ({"auto": True, "out": "masks.jpg"}, "does not end in .png"),
+        ({"auto": True, "out": "masks.jpg"}, "is not a .png file; name one"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(image, exported, values, message):

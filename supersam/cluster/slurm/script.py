@@ -110,7 +110,9 @@ def shell_safe_path(path: Path) -> Path:
         {char for char in str(path) if not char.isprintable() or char in "'\"\\$`%!#~&;<>|*?"}
     )
     if odd:
-        raise UserError(f"the path {str(path)!r} holds {odd}, which Slurm cannot take; rename it")
+        raise UserError(
+            f"the path {str(path)!r} holds {' '.join(odd)}, which Slurm cannot take; rename it"
+        )
     return path
 
 

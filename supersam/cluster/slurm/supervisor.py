@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from supersam.cluster.ranked_run import legal_node_counts, load_ranked_run
+from supersam.cluster.ranked_run import alternatives, legal_node_counts, load_ranked_run
 from supersam.cluster.rendezvous import clear_rendezvous
 from supersam.cluster.slurm import commands as slurm
 from supersam.cluster.slurm import srun
@@ -150,7 +150,11 @@ class _Job:
         here = slurm.retry_slurm(lambda: slurm.job_hosts(self.id))
         lost = slurm.retry_slurm(lambda: slurm.lost_hosts(here))
         if not lost:
-            raise UserError(f"the allocation holds none of {legal_node_counts(self.run)} nodes")
+            nodes = alternatives(legal_node_counts(self.run))
+            raise UserError(
+                f"too few hosts in this allocation: the batch divides among "
+                f"{nodes} nodes; ask for as many with --nodes"
+            )
         logger.info("%s of this allocation cannot be reached; %s", lost, WORDS["requeue"])
         return self._requeue()
 
