@@ -99,7 +99,11 @@ def test_times_are_read_as_slurm_reads_them(text, expected):
     assert minutes(text) == expected
 
 
-@pytest.mark.parametrize("value", ["", "1h", "0", "-5", "1:2:3:4", 5400])
+def test_a_number_of_a_file_is_minutes():
+    assert TrainCluster.model_validate({"time": 90}).time == "90"
+
+
+@pytest.mark.parametrize("value", ["", "1h", "0", "-5", "1:2:3:4", 0, True])
 def test_what_is_no_time_is_refused(value):
     with pytest.raises(ValidationError, match="time"):
         TrainCluster.model_validate({"time": value})
