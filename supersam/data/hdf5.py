@@ -43,6 +43,7 @@ from numpy.typing import NDArray
 import supersam
 from supersam.data.manifest import SCHEMA_MAJOR, SCHEMA_MINOR, ShardFolderError, check_schema
 from supersam.data.sample import ImageFormat
+from supersam.runtime.foreign import HEAD_BYTES, foreign_content
 
 SHARD_FORMAT = "supersam-shard"
 FORMATS: tuple[ImageFormat, ...] = ("jpeg", "png")
@@ -145,12 +146,19 @@ def read_layout(path: Path) -> Layout:
     except (OSError, KeyError, RuntimeError) as error:
         if isinstance(error, ShardFolderError | DamagedShardError) or _is_refused(error):
             raise
-        raise DamagedShardError(f"cannot be opened: {error}") from error
+        foreign = foreign_content(_head(path))
+        reason = f"cannot be opened: {error}" if foreign is None else f"is {foreign}"
+        raise DamagedShardError(reason) from error
     if crc32(*(index[name] for name in INDEX)) != index_crc32:
         raise DamagedShardError("its index is damaged (CRC-32)")
     if origins is not None and crc32(origins) != origin_crc32:
         raise DamagedShardError("its table of source images is damaged (CRC-32)")
     return Layout(index, position, origins)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
 
 
 def _is_refused(error: Exception) -> bool:

@@ -149,8 +149,8 @@ def open_image(
         with _without_pixel_limit():
             image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
-        foreign = foreign_content(data) or "is not in a known format"
-        raise BadImageError(f"the image cannot be decoded: it {foreign}") from None
+        foreign = foreign_content(data) or "not in a known format"
+        raise BadImageError(f"the image cannot be decoded: it is {foreign}") from None
     except Exception as error:  # on damaged bytes the decoders raise whatever they meet
         raise BadImageError(f"the image cannot be decoded: {error}") from error
     if max_pixels is not None and image.width * image.height > max_pixels:

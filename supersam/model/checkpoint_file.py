@@ -20,6 +20,7 @@ from torch import Tensor
 
 from supersam.config import UserError
 from supersam.config.errors import describe_missing
+from supersam.runtime.foreign import HEAD_BYTES, foreign_content
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +29,6 @@ _UNREADABLE = (
     *(OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError),
     *(struct.error, zipfile.BadZipFile),
 )
-_HEAD_BYTES = 512
-_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
-_TEXTS = (
-    ("version https://git-lfs", "a Git LFS pointer, not the weights; fetch them with git lfs pull"),
-    ("/annex/objects/", "a git-annex pointer, not the weights; fetch them with git annex get"),
-    ("<", "a web page, as a failed download leaves it; fetch it again"),
-    ("{", "JSON, such as an index of several files or a server's message; name a file of weights"),
-    ("", "a text; name a file of weights"),
-)
-"""How files begin that are texts, and what they are."""
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _DEEPEST = 3
 """Dictionaries within each other that are searched for the weights."""
@@ -127,7 +118,7 @@ def _read_head(path: Path) -> bytes:
         if path.is_dir():
             raise UserError(f"checkpoint {path} is a folder; name the file of weights in it")
         with path.open("rb") as file:
-            return file.read(_HEAD_BYTES)
+            return file.read(HEAD_BYTES)
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} {describe_missing(path)}") from None
     except OSError as fault:
@@ -136,23 +127,16 @@ def _read_head(path: Path) -> bytes:
 
 def _other_kind(head: bytes, path: Path) -> str | None:
     """What a file is at first sight, and the remedy, where it is not one of weights."""
-    if head == b"":
-        return "empty, as an interrupted download leaves it; fetch it again"
-    for begin, program in _PACKED.items():
-        if head.startswith(begin):
-            return f"compressed by {program}; unpack it first"
-    if head[257:262] == b"ustar":
-        return "a TAR archive; unpack it first"
+    # PyTorch writes ZIP archives: one that is cut short is told by its reader.
+    if not head.startswith(b"PK") and (kind := foreign_content(head)) is not None:
+        return kind
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
         if any(name.endswith("/constants.pkl") for name in names):
             return "a TorchScript program; save its state_dict() with torch.save"
         if not any(name.endswith("/data.pkl") for name in names):
-            return f"a ZIP archive of {_few(names)}; unpack it first"
-    text = head.decode("utf-8-sig", errors="replace").lstrip()
-    if text[:-1].replace("\n", "").replace("\r", "").replace("\t", "").isprintable():
-        return next(words for begin, words in _TEXTS if text.startswith(begin))
+            return f"a ZIP archive of {_few(names)}; unpack it with unzip"
     return None
 
 

@@ -312,10 +312,11 @@ def test_a_size_that_the_image_has_not_is_refused_before_masks_are_drawn(tmp_pat
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "it holds no bytes"),
-        (b"\0" * 99, "it holds no bytes, or zeros alone"),
+        (b"", "it is empty"),
+        (b"\0" * 99, "it is filled with zeros"),
         (gzip.compress(b"{}"), "it is compressed by gzip; unpack it with gunzip"),
         (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer"),
+        (b"not what is meant", "Expecting value: line 1"),
         ('{"a": "\u00fc"}'.encode("latin-1"), "byte 7 is not UTF-8 text; save it as UTF-8"),
         (b'{"a": ' + b"9" * 5000 + b"}", "holds a number of more digits than can be read"),
     ],
@@ -443,7 +444,7 @@ def test_a_stack_of_unusable_numbers_is_refused(tmp_path):
 def test_a_stack_that_is_none_is_refused(tmp_path):
     (tmp_path / "train.tif").write_text("hello")
     (tmp_path / "train_groundtruth.tif").write_text("hello")
-    with pytest.raises(SourceError, match=r"train.tif is not a TIFF file"):
+    with pytest.raises(SourceError, match=r"train.tif is a text"):
         convert(SourceConfig(kind="tiff", root=tmp_path), tmp_path / "out")
 
 

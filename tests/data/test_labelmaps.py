@@ -135,7 +135,7 @@ def lossy_webp(path):
             "has fractions or NaN",
         ),
         ("a.tif", lambda path: path.write_bytes(b"II*\0"), "a.tif is not a TIFF file"),
-        ("a.png", lambda path: path.write_bytes(b""), "a.png cannot be decoded: it holds no bytes"),
+        ("a.png", lambda path: path.write_bytes(b""), "a.png cannot be decoded: it is empty"),
     ],
 )
 def test_a_map_whose_ids_are_not_certain_is_refused(tmp_path, name, damage, reason):

@@ -204,5 +204,5 @@ def test_two_stacks_of_one_name_are_refused(tmp_path, name):
 def test_a_file_that_is_no_tiff_is_told_in_words(tmp_path, content):
     write(tmp_path)
     (tmp_path / "train.tif").write_bytes(content)
-    with pytest.raises(SourceError, match="train.tif (is not a TIFF file, or|holds no bytes)"):
+    with pytest.raises(SourceError, match="train.tif is (not a TIFF file, or|empty)"):
         read(tmp_path)

@@ -193,7 +193,8 @@ def test_an_archive_of_something_else_is_named(tmp_path):
         (gzip.compress(b"weights"), "is compressed by gzip; unpack"),
         (b"", "is empty"),
         (b"\x89PNG\r\n\x1a\n" + bytes(600), "is not a file of weights"),
-        (bytes(600), "cannot be read .* damaged or cut short"),
+        (bytes(600), "is filled with zeros"),
+        (b"PK\x03\x04" + bytes(600), "cannot be read .* damaged or cut short"),
         (None, "is a folder; name the file"),
     ],
 )

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from supersam.data.sources.annotated import BadInputError, SourceError
-from supersam.runtime.foreign import foreign_content
+from supersam.runtime.foreign import HEAD_BYTES, foreign_content
 
 # What it logs of damaged files is raised too, and said in words here.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-_HEAD_BYTES = 64
 _REDUCED_OR_MASK = 1 | 4
 """Bits of NewSubfileType: a smaller copy of another page, or its transparency."""
 _LOSSY = {
@@ -42,9 +41,9 @@ class TiffPages:
             raise SourceError(f"{path} cannot be read: {error.strerror}") from error
         except Exception as error:  # on damaged bytes tifffile raises whatever it meets
             with path.open("rb") as file:
-                foreign = foreign_content(file.read(_HEAD_BYTES))
-            unknown = "is not a TIFF file, or was cut short; save it again"
-            raise SourceError(f"{path} {foreign or unknown}") from error
+                foreign = foreign_content(file.read(HEAD_BYTES))
+            unknown = "not a TIFF file, or was cut short; save it again"
+            raise SourceError(f"{path} is {foreign or unknown}") from error
         self.dtype: np.dtype[Any] = np.dtype(first.dtype)
         self._planes = self._contiguous_planes()
 

@@ -19,8 +19,8 @@ class BadValueError(ValueError):
 
 def load_json(data: bytes) -> Any:
     """Return what a JSON file holds. Raises BadValueError."""
-    if (foreign := foreign_content(data)) is not None:
-        raise BadValueError(f"is not a JSON file: it {foreign}")
+    if (foreign := foreign_content(data, is_text_meant=True)) is not None:
+        raise BadValueError(f"is not a JSON file: it is {foreign}")
     try:
         return json.loads(data)
     except RecursionError as error:
