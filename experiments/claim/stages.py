@@ -12,7 +12,7 @@ from supersam.space import EncoderShape, SubnetSpec, subnet_cost
 
 Words = list[str]
 
-_TARGET_LR = 2e-4
+_LR = 2e-4
 """At 5e-4 and above the loss on nuclei rises after the warm-up, and the model begins to look at
 the image 150 steps later (docs/results.md)."""
 _DISTILLED = ["--loss.distill", "--loss.distill-embedding-weight", "0"]
@@ -109,11 +109,11 @@ def _pretrain(plan: Plan) -> Iterator[Stage]:
 
     def stage(name: str, run: str, sets: Sequence[str], steps: int, *options: str) -> Stage:
         words = [
-            *_training(plan, run, steps=steps, lr=7e-4, seed=0),
+            *_training(plan, run, steps=steps, seed=0),
             *("--data.train", *(str(plan.shards(name)) for name in sets)),
             *("--data.val", str(plan.shards("natural-val"))),
             *("--data.augment.crop-px", *map(str, form.pretrain_crop_px)),
-            *("--engine.threads", str(plan.threads), "--optim.clip-norm", "1"),
+            *("--engine.threads", str(plan.threads)),
             *("--sandwich.largest-only-steps", str(steps), *options),
         ]
         after = tuple(f"shards {name}" for name in (*sets, "natural-val"))
@@ -224,14 +224,14 @@ def _model(form: Form) -> Words:
     ]
 
 
-def _training(plan: Plan, run: str, *, steps: int, lr: float, seed: int) -> Words:
+def _training(plan: Plan, run: str, *, steps: int, seed: int) -> Words:
     """What all trainings have in common."""
     form = plan.form
     model = [] if plan.checkpoint is not None else _model(form)
     return [
         *("--config", str(Path(__file__).with_name("training.yaml"))),
         *("--name", run, "--run", str(plan.run(run)), *model),
-        *("--optim.steps", str(steps), "--optim.lr", str(lr), "--optim.seed", str(seed)),
+        *("--optim.steps", str(steps), "--optim.lr", str(_LR), "--optim.seed", str(seed)),
         *("--optim.warmup-steps", str(max(1, steps // 20))),
         *("--optim.global-batch", str(form.batch)),
         *("--space.removable", *(str(layer) for layer in form.removable)),
@@ -247,14 +247,12 @@ def _target(plan: Plan) -> Words:
         *("--data.train", str(plan.shards("nuclei-train"))),
         *("--data.val", str(plan.shards("nuclei-select"))),
         *("--data.augment.crop-px", *map(str, plan.form.crop_px)),
-        # The pretrained model has left empty masks behind; dice alone finds the outline best.
-        *("--loss.mask", "dice"),
     ]
 
 
 def _whole(plan: Plan, run: str, steps: int, seed: int) -> Words:
     return [
-        *_training(plan, run, steps=steps, lr=_TARGET_LR, seed=seed),
+        *_training(plan, run, steps=steps, seed=seed),
         *_target(plan),
         *("--model.checkpoint", str(plan.pretrained)),
         *("--sandwich.largest-only-steps", str(steps)),
@@ -297,7 +295,7 @@ def _sandwich(plan: Plan, run: str, seed: int, options: Words) -> Words:
     """Sandwich steps from the design's weights."""
     design = space_file(plan, seed).with_name(f"space-{seed}-design")
     return [
-        *_training(plan, run, steps=plan.form.sandwich_steps, lr=_TARGET_LR, seed=seed),
+        *_training(plan, run, steps=plan.form.sandwich_steps, seed=seed),
         *("--config", str(design / "train.yaml")),
         *_target(plan),
         *("--sandwich.largest-only-steps", "0", *options),
@@ -322,7 +320,7 @@ def _alone(plan: Plan, run: str, kind: str, seed: int, size: float, options: Wor
     ]  # fmt: skip
     steps = plan.form.sandwich_steps if kind == "prune" else plan.form.whole_total
     return [
-        *_training(plan, run, steps=steps, lr=_TARGET_LR, seed=seed),
+        *_training(plan, run, steps=steps, seed=seed),
         *start,
         *_target(plan),
         *("--sandwich.only", str(shrunk(plan, kind, seed, size)), *options),

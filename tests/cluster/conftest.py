@@ -131,6 +131,7 @@ def devcluster(session_cluster: DevCluster) -> Iterator[DevCluster]:
     """The session's cluster with all hosts idle, before the test and after it."""
     session_cluster.wait_idle()
     yield session_cluster
+    session_cluster.show_state()
     session_cluster.run(["scancel", "--user", "root"])
     session_cluster.start("ctl")
     for host in session_cluster.hosts:

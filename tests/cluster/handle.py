@@ -14,6 +14,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[2]
 COMMAND = PROJECT / "slurm" / "devcluster" / "devcluster"
 RUN_ROOT = Path("/run/supersam-devcluster")
+_LAST_LINES = 60
 
 
 def devcluster_command(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
@@ -75,6 +76,17 @@ class DevCluster:
         """Wait until every host is idle."""
         idle = dict.fromkeys(self.hosts, "idle")
         wait_for(lambda: self.host_states() == idle, timeout_s, what="all hosts idle")
+
+    def show_state(self) -> None:
+        """Print Slurm's jobs, hosts and last words, which pytest shows where a test failed."""
+        for command in (["scontrol", "show", "job"], ["sinfo", "--Node", "--long"]):
+            done = subprocess.run(
+                command, env=self.env, capture_output=True, text=True, timeout=60, check=False
+            )
+            print(f"--- {' '.join(command)}\n{done.stdout}{done.stderr}")
+        for log in sorted((RUN_ROOT / self.name).rglob("slurm*d.log")):
+            lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+            print(f"--- {log}", *lines, sep="\n")
 
     def wait_for_saved_state(self, since: float) -> None:
         """Wait until slurmctld has saved what happened at `since`: killed before, it forgets it."""
