@@ -18,6 +18,13 @@ _LEAST_BYTES = 4096
 _BY_SLURM = ("node failure", "time limit", "preempted", "preempted without notice")
 _TIGHT_GIB = 0.5
 _TIMES = ("never", "once", "twice")
+_HELD = {
+    "launch_failed_requeued_held": "; a host could not start it, and Slurm holds it until you let "
+    "it go: scontrol release {job}; where that happens again, tell the site's support",
+    "JobHeldUser": "; you, or a command of yours, held it: scontrol release {job}",
+    "JobHeldAdmin": "; the site holds it: ask its support why",
+}
+"""What to do about a job that never starts by itself, by Slurm's reason."""
 _WORDS = 300
 
 
@@ -44,7 +51,9 @@ def explain(record: RunRecord) -> Why:
     if state == "pending" and record.job is not None:
         reason = f"{record.job.state.lower()}, reason {record.job.reason or 'not given'}"
         begin = f", expected start {record.job.start}" if record.job.start else ""
-        return Why(state, f"in the queue as job {record.job_id}: {reason}{begin}{_history(record)}")
+        held = _HELD.get(record.job.reason.replace(" ", "_"), "").format(job=record.job_id)
+        words = f"in the queue as job {record.job_id}: {reason}{begin}{held}"
+        return Why(state, words + _history(record))
     if state in ("cancelled", "stopped"):
         return Why(state, f"{_how_stopped(record)} at step {record.step}{_kept(record)}")
     if state == "stuck" and record.hang is not None:

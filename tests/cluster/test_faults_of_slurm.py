@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
+from supersam.cluster.slurm import commands as slurm
 from supersam.health.bad_hosts import count_host_hangs
 from supersam.health.watchdog import read_hang_report
-from tests.cluster.handle import DevCluster, wait_for
+from tests.cluster.handle import RUN_ROOT, DevCluster, wait_for
 from tests.cluster.light_run import PATIENCE_S, LightRun
 from tests.cluster.tiny_run import status, why
 
@@ -105,6 +108,56 @@ def test_a_requeue_while_the_supervisor_starts_is_no_fault_of_the_users(
     run.wait_for_step(10, attempt=last.attempt)
     assert "too few hosts in this allocation" not in run.supervisor_log()
     assert [event.reason for event in run.events("end")] in ([], ["requeued"])
+
+
+def test_a_requeued_job_that_need_not_wait_starts_on_the_host_that_it_has_just_left(
+    devcluster: DevCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In the very second in which it left, the host would refuse it, and Slurm call it FAILED."""
+    monkeypatch.setenv("SLURM_CONF", devcluster.env["SLURM_CONF"])
+    script = tmp_path / "job.sh"
+    script.write_text("#!/bin/sh\nsleep 600\n")
+    job_id = devcluster.submit(script, "--nodelist=n2", "--output=/dev/null")
+
+    def state() -> str:
+        return devcluster.job(job_id)["JobState"]
+
+    def is_settled() -> bool:
+        return state() in ("RUNNING", "FAILED")
+
+    for restarts in range(5):
+        wait_for(is_settled, PATIENCE_S, what=f"start {restarts}")
+        assert state() == "RUNNING"
+        time.sleep(1.0 - time.time() % 1.0)  # the whole second is left for the way back
+        devcluster.run(["scontrol", "requeue", job_id])
+        wait_for(lambda: state() == "PENDING", PATIENCE_S, what="the way back to the queue")
+        slurm.end_begin_time_wait(job_id)
+    wait_for(is_settled, PATIENCE_S, what="the last start")
+    assert state() == "RUNNING"
+
+
+def test_a_job_that_no_host_could_start_is_held_and_the_status_says_what_to_do(
+    devcluster: DevCluster, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    broken = RUN_ROOT / devcluster.name / "hosts" / "n2" / "spool"
+    away = broken.with_name("spool-away")
+    broken.rename(away)  # slurmd has no place for the job's script
+    try:
+        run = LightRun(devcluster, folder, monkeypatch, nodes=1, sbatch=["nodelist=n2"])
+        assert run.submit() == 0
+
+        def is_held() -> bool:
+            return "held" in devcluster.job(run.job_id)["Reason"]
+
+        wait_for(is_held, PATIENCE_S, what="a job on hold")
+        assert f"scontrol release {run.job_id}" in why(folder, devcluster.env)["text"]
+    finally:
+        shutil.rmtree(broken, ignore_errors=True)  # slurmd may have begun another
+        away.rename(broken)
+    devcluster.run(["scontrol", "release", run.job_id])
+    run.open_gate(10)
+    run.wait_for_step(10)
+    run.cancel(attempts=1)
 
 
 def test_a_place_taken_at_once_is_called_preempted_after_the_controller_forgot_it(

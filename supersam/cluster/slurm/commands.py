@@ -196,8 +196,12 @@ def exclude_hosts(job_id: str, hosts: str) -> None:
 
 
 def end_begin_time_wait(job_id: str) -> None:
-    """Let a requeued job start as soon as there are hosts, not after Slurm's wait."""
-    run_command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+    """Let a requeued job start as soon as there are hosts, not after Slurm's wait.
+
+    Two seconds from now: a host that the job has just left refuses a start of the same second, by
+    its credential's time ("already killed, do not launch batch job"), and the job would be FAILED.
+    """
+    run_command("scontrol", "update", f"JobId={job_id}", "StartTime=now+2seconds")
 
 
 def _signal_name(number: int) -> str:
