@@ -33,9 +33,14 @@ def keep_crash_log(log: Path) -> None:
 
 
 def write_crash_log(log: Path, text: str) -> None:
-    """Append `text` to `log`; where the disk is full, say so on stderr instead."""
+    """Append `text` to `log`; where the disk is full, say so on stderr.
+
+    Nothing where the folder is gone: then that is the fault, which is told anyway.
+    """
     try:
         with log.open("a", encoding="utf-8") as file:
             file.write(text.rstrip() + "\n")
+    except FileNotFoundError:
+        pass
     except OSError as fault:
         print(f"{log} could not be written: {fault}", file=sys.stderr)

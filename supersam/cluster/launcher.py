@@ -27,7 +27,7 @@ from supersam.config import TrainRun, UserError
 from supersam.config.errors import USAGE_ERROR, print_error
 from supersam.config.files import CANCEL_FILE, DESIGN_CACHE, JOB_FILE, TENSORBOARD
 from supersam.health.records import ATTEMPT_VARIABLE, saved_step
-from supersam.runs.attempts import end_attempt, reason_of, start_attempt
+from supersam.runs.attempts import AttemptEvent, end_attempt, reason_of, start_attempt
 from supersam.runs.claim import FolderInUseError, claimed, require_unclaimed
 from supersam.runtime.next_command import command
 from supersam.runtime.process import ends_with_reader, keep_others_from_writing
@@ -203,5 +203,14 @@ def _recorded(folder: Path, tasks: int, execute: Callable[[], int]) -> int:
         raise
     finally:
         del os.environ[ATTEMPT_VARIABLE]
-        end_attempt(folder, started, reason_of(code), code)
+        _record_end(folder, started, code)
     return code
+
+
+def _record_end(folder: Path, started: AttemptEvent, code: int) -> None:
+    """Record the end of an attempt; where the folder is gone, what ended it is told instead."""
+    try:
+        end_attempt(folder, started, reason_of(code), code)
+    except OSError:
+        if code == 0:
+            raise

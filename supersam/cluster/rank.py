@@ -16,7 +16,7 @@ from supersam.cluster.crash_log import keep_crash_log, task_log, write_crash_log
 from supersam.cluster.ranked_run import RankedRun, execute_ranked_run, load_ranked_run
 from supersam.cluster.rendezvous import join_step
 from supersam.config import UserError
-from supersam.config.errors import describe_full_disk, is_full_disk, print_error
+from supersam.config.errors import describe_os_error, print_error
 from supersam.runtime.process import no_gc_while_importing, outlive_readers
 
 
@@ -38,9 +38,10 @@ def main(folder: Path) -> int:
     except UserError as fault:
         told = str(fault)
     except OSError as fault:
-        if not is_full_disk(fault):
+        described = describe_os_error(fault)
+        if described is None:
             raise
-        told = describe_full_disk(fault)
+        told = described
         if started_by_slurm:  # a fault like others, not a mistake: the next attempt may find room
             print_error(told)
             return 1

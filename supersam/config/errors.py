@@ -20,6 +20,7 @@ _DISK_FAULTS = tuple(
 )
 """The system's words, which libraries repeat in errors of their own."""
 _PATH_FAULTS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
+_DEVICE_FAULTS = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV)
 
 
 _ADDRESS = re.compile(r"\w+:/")
@@ -38,20 +39,46 @@ def print_error(fault: object) -> int:
 def exit_code(action: Callable[[Options], int], options: Options) -> int:
     """Perform `action` on `options`; a user's mistake becomes one message and exit code 2.
 
-    So does a disk that takes no more: full, over the quota, read-only; and a path that cannot be
-    one, or that this user may not reach.
+    So does a fault of the disk or of a path, see `describe_os_error`.
     """
     try:
         return action(options)
     except UserError as fault:
         return print_error(fault)
     except OSError as fault:
-        if is_full_disk(fault):
-            return print_error(describe_full_disk(fault))
-        if fault.errno not in _PATH_FAULTS or fault.filename is None:
+        if (told := describe_os_error(fault)) is None:
             raise
+        return print_error(told)
+
+
+def describe_os_error(fault: OSError) -> str | None:
+    """Return what is wrong with a disk or a path, and the remedy; None for faults of other kinds.
+
+    A disk that takes no more: full, over the quota, read-only. A path that cannot be one, that this
+    user may not reach, or at which there is nothing, as where a folder is deleted during the work.
+    A disk, or the connection to it, that fails.
+    """
+    while fault.filename is None and isinstance(fault.__cause__, OSError):
+        fault = fault.__cause__
+    if is_full_disk(fault):
+        return _describe_full_disk(fault)
+    if fault.filename is None:
+        return None
+    path = Path(os.fsdecode(fault.filename))
+    if fault.errno in _PATH_FAULTS:
         remedy = "name another path, or have its permissions changed"
-        return print_error(f"{os.fspath(fault.filename)}: {fault.strerror}; {remedy}")
+        return f"{path}: {fault.strerror}; {remedy}"
+    if fault.errno == errno.ENOENT and len(path.parts) > 1:  # else a program that is absent
+        return (
+            f"{_highest_missing(path)} does not exist, or was deleted or moved during the work; "
+            "bring it back, or give the same command again"
+        )
+    if fault.errno in _DEVICE_FAULTS:
+        return (
+            f"{path}: {fault.strerror}; mend the disk or the connection to it, and give the same "
+            "command again: what was saved is kept"
+        )
+    return None
 
 
 def is_full_disk(fault: BaseException | None) -> bool:
@@ -59,13 +86,19 @@ def is_full_disk(fault: BaseException | None) -> bool:
     return isinstance(fault, OSError) and any(words in str(fault) for words in _DISK_FAULTS)
 
 
-def describe_full_disk(fault: OSError) -> str:
+def _describe_full_disk(fault: OSError) -> str:
     """The fault without the system's number, and the remedy."""
     told = re.sub(r"^\[Errno \d+\] | \(os error \d+\)", "", str(fault))
     return (
         f"{told}; make room, or free some of the quota, and give the same command again: what was "
         "saved is kept"
     )
+
+
+def _highest_missing(path: Path) -> Path:
+    """`path`, or the highest folder above it that is absent."""
+    missing = [place for place in (path, *path.parents) if not os.path.lexists(place)]
+    return missing[-1] if missing else path
 
 
 def describe_missing(path: Path) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import multiprocessing
+import os
+import re
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -42,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 256 << 20
 _POLL_S = 0.5
+_SYSTEMS_WORDS = re.compile(r"error message = '([^']+)'")
+"""In an error of h5py, which is long and may lack the number."""
 
 
 class OutputError(UserError):
@@ -153,9 +158,16 @@ def _refuse_known_faults(items: Sequence[Item], source: SourceConfig) -> None:
 
 
 def _not_writable(path: Path, error: OSError) -> OutputError:
+    if error.errno in (None, errno.ENOENT) and not path.exists():
+        return OutputError(
+            f"--out {path} was deleted or moved during the conversion; bring it back, or give the "
+            "same command again"
+        )
+    within = _SYSTEMS_WORDS.search(str(error))
+    reason = within[1] if within else error if error.errno is None else os.strerror(error.errno)
     return OutputError(
-        f"--out {path} cannot be written: {error.strerror or error}; name another folder, or make "
-        "room (finished shards are kept)"
+        f"--out {path} cannot be written: {reason}; name another folder, or make room (finished "
+        "shards are kept)"
     )
 
 
@@ -231,10 +243,11 @@ def _run_in_processes(works: Sequence[_ShardWork], workers: int, note: _Note) ->
                 yield from (None for _ in range(seen, now))
                 seen = now
         except BaseException as error:
-            for future in futures:
-                future.cancel()
-            for process in set(multiprocessing.active_children()) - others:
+            # No future is cancelled: the pool, broken now, would stumble over that.
+            own = set(multiprocessing.active_children()) - others
+            for process in own:
                 process.terminate()
+            for process in own:
                 process.join()
             if works:
                 _remove(stale_temporaries(works[0].path.parent))

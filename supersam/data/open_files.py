@@ -93,5 +93,7 @@ def _refused(path: Path, error: OSError) -> ShardFolderError:
             f"{path} cannot be opened: this process may open {limit} files and has used them up; "
             "raise the limit (ulimit -n 4096)"
         )
+    if error.errno == errno.ENOENT:
+        return ShardFolderError(f"{path} was deleted or moved; bring it back, or convert it again")
     reason = os.strerror(error.errno) if error.errno else str(error)
     return ShardFolderError(f"{path} cannot be opened: {reason}; make it readable for this user")

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -102,7 +101,8 @@ class CheckpointManager(SavedCheckpoints):
         for leftover in self._folder.glob(".step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         try:
-            partial.mkdir(parents=True)
+            self._folder.mkdir(exist_ok=True)  # a run that was deleted does not begin in an empty one
+            partial.mkdir()
         except OSError as fault:
             return fault
         return None
@@ -131,8 +131,8 @@ class CheckpointManager(SavedCheckpoints):
                 path = folder / f"{kind}-{rank:05d}-of-{size:05d}.safetensors"
                 save_tensors(tensors, path)
                 sync(path)
-        except (OSError, SafetensorError) as fault:
-            return fault if isinstance(fault, OSError) else OSError(str(fault))
+        except OSError as fault:
+            return fault
         return None
 
     def _finish(self, partial: Path, final: Path, manifest: Manifest) -> OSError | None:

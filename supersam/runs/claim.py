@@ -56,7 +56,8 @@ def claimed(folder: Path, *, heartbeat_s: float) -> Iterator[None]:
         yield
     finally:
         over.set()
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is void anyway when this process is over
+            path.unlink()
 
 
 def require_unclaimed(folder: Path) -> None:

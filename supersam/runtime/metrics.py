@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from supersam.config.errors import is_full_disk
 from supersam.config.files import METRICS_FILE, TENSORBOARD
 from supersam.runtime.atomic import write_bytes
 from supersam.runtime.extensions import load_extension
@@ -60,7 +59,7 @@ class MetricWriter:
             self._own = load_extension(own, "--engine.metric-writer")(folder)
         from torch.utils.tensorboard import SummaryWriter  # slow to import; rank 0 only
 
-        _leave_full_disks_to_callers()
+        _leave_disk_faults_to_callers()
         self._lines = folder / METRICS_FILE
         _drop_later_lines(self._lines, first_step)
         board = folder / TENSORBOARD
@@ -123,12 +122,13 @@ class MetricWriter:
             self._own = None
 
 
-def _leave_full_disks_to_callers() -> None:
-    """Print no traceback where TensorBoard's thread finds the disk full: its caller is told."""
+def _leave_disk_faults_to_callers() -> None:
+    """Print no traceback where TensorBoard's thread cannot write: its caller is told."""
     before = threading.excepthook
 
     def tell(args: threading.ExceptHookArgs) -> None:
-        if not is_full_disk(args.exc_value):
+        is_of_board = type(args.thread).__module__.startswith("tensorboard.")
+        if not (is_of_board and isinstance(args.exc_value, OSError)):
             before(args)
 
     if getattr(before, "__qualname__", "") != tell.__qualname__:  # once a process

@@ -257,7 +257,7 @@ class Trainer:
         if not self.run.engine.log_sample_ids:
             return
         path = Path(self.run.folder) / LOGS / f"sample_ids-{self.world.rank:05d}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         line = {"step": self.state.step, "ids": batch.sample_ids.tolist()}
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

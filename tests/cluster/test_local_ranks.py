@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,6 +91,22 @@ def test_a_full_disk_is_one_line_whatever_the_number_of_ranks(tmp_path: Path, ta
     assert "File too large; make room" in errors[0]
     assert "Traceback" not in err
     assert saved_step(tmp_path / "run") == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_a_run_that_is_deleted_while_it_trains_ends_with_one_line(tmp_path: Path, tasks: int):
+    run = Training(tmp_path / "run", *ENDLESS, tasks=tasks)
+    run.wait_for_step(1)
+    run.folder.rename(tmp_path / "moved")  # all at once: nothing is written into its remains
+    shutil.rmtree(tmp_path / "moved")
+    _, err = run.process.communicate(timeout=PATIENCE_S)
+    assert run.process.returncode == 2
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert f"{run.folder} does not exist, or was deleted or moved" in errors[0]
+    assert "Traceback" not in err
+    assert not run.folder.exists()
 
 
 @pytest.mark.slow

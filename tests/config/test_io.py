@@ -26,7 +26,7 @@ from supersam.config import (
 )
 from supersam.config.choices import known_flags
 from supersam.config.commands import COMMANDS
-from supersam.config.errors import describe_missing, exit_code
+from supersam.config.errors import describe_missing, describe_os_error, exit_code
 from supersam.config.shipped import find_config, shipped_configs
 from tests.paths import ROOT
 
@@ -367,6 +367,37 @@ def test_a_path_that_cannot_be_one_is_one_message(code, capsys):
 
     assert exit_code(fail, None) == 2
     assert capsys.readouterr().err.startswith(f"error: a/b: {os.strerror(code)}; name another path")
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ENOTCONN])
+def test_a_disk_that_fails_is_one_message(code):
+    told = describe_os_error(OSError(code, os.strerror(code), "a/b"))
+    assert told is not None
+    assert told.startswith(f"a/b: {os.strerror(code)}; mend the disk")
+
+
+@pytest.mark.parametrize("name", [str, os.fsencode])
+def test_what_was_deleted_during_the_work_is_named_by_its_highest_folder(tmp_path, name):
+    path = tmp_path / "run" / "logs" / "metrics.jsonl"
+    with pytest.raises(FileNotFoundError) as raised:
+        open(name(path), "a").close()
+    told = describe_os_error(raised.value)
+    assert told is not None
+    assert told.startswith(f"{tmp_path / 'run'} does not exist, or was deleted or moved")
+
+
+def test_a_fault_is_told_of_the_path_that_caused_it(tmp_path):
+    outer = OSError("step 3 could not be written")
+    with pytest.raises(OSError, match="No such file") as raised:
+        (tmp_path / "run" / "step-3").mkdir()
+    outer.__cause__ = raised.value
+    told = describe_os_error(outer)
+    assert told is not None
+    assert told.startswith(f"{tmp_path / 'run'} does not exist")
+
+
+def test_a_program_that_is_absent_is_another_fault():
+    assert describe_os_error(FileNotFoundError(errno.ENOENT, "No such file", "sbatch")) is None
 
 
 @pytest.mark.parametrize("words", [["--config", "x" * 300], ["--run", "x" * 5000]])

@@ -135,8 +135,8 @@ GENERATED = SourceConfig(kind="synthetic", synthetic=SyntheticConfig(images=80, 
 # Whatever the machine's speed, the process that writes the second shard stays at it: on the disk is
 # a temporary, and the conversion cannot be over when it is killed. Workers execute this file too.
 SCRIPT = """
-import signal
 import sys
+import time
 from pathlib import Path
 from supersam.config.data import SourceConfig
 from supersam.data.convert import convert
@@ -146,8 +146,8 @@ sync = atomic.sync
 
 
 def sync_or_stay(path):
-    if path.name.startswith(".shard-000001.h5.tmp."):
-        signal.pause()
+    while path.name.startswith(".shard-000001.h5.tmp.") and path.parent.exists():
+        time.sleep(0.02)
     sync(path)
 
 
@@ -191,6 +191,25 @@ def test_a_killed_conversion_is_refused_then_finished(tmp_path, generated, how, 
     assert report.kept >= 1
     assert shards_of(out) == shards_of(generated)
     assert verify_shards(out, full=True).ok
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_folder_deleted_while_it_is_written_is_one_line(tmp_path, workers):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, script, out, str(workers), GENERATED.model_dump_json()],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: any(out.glob(".shard-000001.h5.tmp.*")))
+    out.rename(tmp_path / "moved")
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert f"OutputError: --out {out} was deleted or moved during the conversion" in err
+    assert "Exception in thread" not in err
+    assert not out.exists()
 
 
 def wait_for(condition, seconds=120.0):

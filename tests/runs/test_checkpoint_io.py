@@ -241,3 +241,11 @@ def test_a_full_disk_raises_on_every_rank_and_leaves_the_old_checkpoint(tmp_path
     assert weights.keys() == model(1).state_dict().keys()
     assert_moments(1, read_moments(path, manifest))
     assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_a_run_that_was_deleted_does_not_come_back_as_a_checkpoint_alone(tmp_path):
+    manager = manager_of(tmp_path / "run")
+    with pytest.raises(OSError, match="could not be written") as raised:
+        save(manager, 1)
+    assert isinstance(raised.value.__cause__, FileNotFoundError)
+    assert not (tmp_path / "run").exists()

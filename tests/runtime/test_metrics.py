@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import threading
 import time
 
@@ -50,6 +51,18 @@ def test_a_full_disk_is_told_to_the_writer_and_not_printed_by_a_thread(tmp_path,
             write_texts(writer)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert printed == []
+
+
+def test_a_folder_that_is_deleted_is_told_to_the_writer_and_not_printed_by_a_thread(
+    tmp_path, monkeypatch
+):
+    printed = []
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    writer = MetricWriter(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(FileNotFoundError):
+        write_texts(writer)
     assert printed == []
     thread = threading.Thread(target=lambda: 1 / 0)
     thread.start()
