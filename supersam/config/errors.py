@@ -88,7 +88,10 @@ def is_full_disk(fault: BaseException | None) -> bool:
 
 def _describe_full_disk(fault: OSError) -> str:
     """The fault without the system's number, and the remedy."""
-    told = re.sub(r"^\[Errno \d+\] | \(os error \d+\)", "", str(fault))
+    if fault.filename is None:
+        told = re.sub(r"^\[Errno \d+\] | \(os error \d+\)", "", str(fault))
+    else:
+        told = f"{os.fsdecode(fault.filename)}: {fault.strerror}"
     return (
         f"{told}; make room, or free some of the quota, and give the same command again: what was "
         "saved is kept"
