@@ -99,6 +99,12 @@ def _print_decisions(manifest: Manifest) -> None:
             "orientation, and they were taken as stored; if the masks were drawn on the upright "
             "picture, convert with --exif upright"
         )
+    if counts.first_pictures > 0:
+        print(
+            f"note: {count(counts.first_pictures, 'image file holds', 'image files hold')} several "
+            f"pages or frames, such as {counts.first_picture_of}; the first was taken of each, and "
+            "the masks are taken to be of it: save others as images of their own"
+        )
 
 
 def _shards(report: ConvertReport) -> str:

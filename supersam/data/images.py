@@ -4,7 +4,7 @@ An EXIF orientation is followed where only the upright picture has the size that
 states, and not where only the stored one has it. Where both have it, the caller decides; without
 a word from the caller the stored picture is taken, as COCO and SA-1B do, and the result says so. An
 alpha channel is dropped, the colours under it are kept. Values of more than 8 bits are mapped by
-`grey_range`.
+`grey_range`. Of a file of several pictures the first is taken, as annotation tools show it.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ _PNG_LEVEL = 3
 _EXIF_ORIENTATION = 0x0112
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # of TIFF files
 _SAMPLE_FORMAT, _SIGNED = 339, 2
+_COPY_OR_MASK = 1 | 4  # of a TIFF's NewSubfileType
 # How Pillow gives out the upper and the lower bytes of a 16-bit PNG, by the colour type in its
 # header: mode and two raw modes.
 _GREY_ALPHA = 4
@@ -64,6 +65,8 @@ class LoadedImage:
     """(H, W, 3) RGB."""
     is_turn_unsure: bool = False
     """Whether neither its size nor the caller decides what its EXIF orientation means."""
+    num_pictures: int = 1
+    """Pages or frames of the file, of which `pixels` is the first."""
 
 
 def decode_rgb(image: bytes) -> NDArray[np.uint8]:
@@ -95,10 +98,11 @@ def load_image(
         raise BadImageError(
             f"the image has {image.height} x {image.width} px, fewer than {MIN_SIDE_PX} on a side"
         )
+    num_pictures = _count_pictures(image, data)
     format = _KEPT_FORMATS.get(image.format)
     if format is None or turned or deep is not None or image.mode not in _KEPT_MODES:
         data, format = encode_png(pixels), "png"
-    return LoadedImage(data, format, pixels, is_unsure)
+    return LoadedImage(data, format, pixels, is_unsure, num_pictures)
 
 
 def image_sizes(data: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -205,6 +209,25 @@ def _without_pixel_limit() -> Iterator[None]:
         yield
     finally:
         Image.MAX_IMAGE_PIXELS = limit
+
+
+def _count_pictures(image: Image.Image, data: bytes) -> int:
+    """The frames of an animation, the pages of a TIFF that are as large as its first.
+
+    Not a smaller copy or a mask of the first, nor what cameras put behind a photograph (MPO).
+    """
+    if image.format == "MPO":
+        return 1
+    try:
+        frames = int(getattr(image, "n_frames", 1))
+        if frames == 1 or image.format != "TIFF":
+            return frames
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            pages: list[Any] = [p for p in file.pages if not p.subfiletype & _COPY_OR_MASK]
+            sizes = [(page.imagelength, page.imagewidth) for page in pages]
+            return sizes.count((image.height, image.width))
+    except Exception:  # behind the first picture the file is damaged
+        return 1
 
 
 def _orientation(image: Image.Image) -> int:

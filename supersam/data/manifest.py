@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,14 +60,24 @@ class Counts:
     """Label maps with pixels of `background_id`, which are in no object."""
     unsure_turns: int = 0
     """Images with an EXIF orientation that the annotated size does not decide, taken as stored."""
+    first_pictures: int = 0
+    """Image files of several pages or frames, of which the first was taken."""
+    first_picture_of: str = ""
+    """One of them, and how many pictures it holds."""
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        example = self.first_picture_of or other.first_picture_of
+        sums = {
+            f.name: getattr(self, f.name) + getattr(other, f.name)
+            for f in fields(Counts)
+            if f.name != "first_picture_of"
+        }
+        return Counts(**sums, first_picture_of=example)
 
     @staticmethod
     def of_record(record: Mapping[str, Any]) -> Counts:
         """Return the counts in a JSON object; what its version did not count yet is 0."""
-        return Counts(**{f.name: record.get(f.name, 0) for f in fields(Counts)})
+        return Counts(**{f.name: record.get(f.name, f.default) for f in fields(Counts)})
 
 
 @dataclass(frozen=True)

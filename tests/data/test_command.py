@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from supersam.config import ShardRun, UserError, exit_code
 from supersam.config.data import SourceConfig
@@ -118,7 +119,8 @@ def test_a_folder_of_the_version_before_is_kept(tmp_path):
     sidecar = out / "shard-000000.json"
     record = json.loads(sidecar.read_text())
     new = ("inputs_sha256", "skipped_objects", "crowds", "without_mask", "background_maps")
-    old = {name: value for name, value in record.items() if name not in (*new, "unsure_turns")}
+    new += ("unsure_turns", "first_pictures", "first_picture_of")
+    old = {name: value for name, value in record.items() if name not in new}
     sidecar.write_text(json.dumps(old))
     report = convert(source, out)
     assert (report.kept, report.written, report.manifest.num_images) == (1, 0, 3)
@@ -142,6 +144,24 @@ def test_what_was_decided_for_the_user_is_said_with_its_flag(tmp_path, capsys):
     assert "note:" not in capsys.readouterr().out
     turned = ShardReader(tmp_path / "decided").read(1)
     assert (turned.height, turned.width) == (40, 56)
+
+
+def test_files_of_several_pictures_are_counted_and_said_once(tmp_path, capsys):
+    root = make_sa1b(tmp_path / "in", 4)
+    for name in ("sa_0001", "sa_0002"):
+        (root / "train" / f"{name}.jpg").unlink()
+        pages = [Image.fromarray(noise(seed)) for seed in (1, 2)]
+        pages[0].save(root / "train" / f"{name}.tif", save_all=True, append_images=pages[1:])
+    source = SourceConfig(kind="sa1b", root=root)
+    for _ in ("written", "kept"):
+        assert shard(source, tmp_path / "out") == 0
+        told = capsys.readouterr().out
+        assert told.count("note: ") == 1
+        assert (
+            "note: 2 image files hold several pages or frames, such as train/sa_0001.tif (2)"
+            in told
+        )
+    assert np.array_equal(decode_rgb(ShardReader(tmp_path / "out").read(1).image), noise(1))
 
 
 def test_masks_drawn_on_the_upright_picture_lie_on_the_object(tmp_path):

@@ -216,3 +216,50 @@ def test_bytes_with_a_sign_are_refused():
     data = as_tiff(np.full(SIZE, -5, np.int8), photometric="minisblack")
     with pytest.raises(BadImageError, match="8 bits with a sign; convert the image to unsigned"):
         load_image(data)
+
+
+def several(format, sizes, **options):
+    """A file of noisy pictures of these (height, width)."""
+    pages = [Image.fromarray(noise(seed, size)) for seed, size in enumerate(sizes)]
+    file = io.BytesIO()
+    pages[0].save(file, format, save_all=True, append_images=pages[1:], **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "TIFF", "WEBP"])
+def test_of_several_pictures_the_first_is_taken_and_their_number_told(format):
+    options = {"lossless": True} if format == "WEBP" else {}
+    loaded = load_image(several(format, [SIZE, SIZE, SIZE], **options))
+    assert loaded.num_pictures == 3
+    alone = load_image(several(format, [SIZE], **options))
+    assert alone.num_pictures == 1
+    assert np.array_equal(loaded.pixels, alone.pixels)
+    assert np.array_equal(decode_rgb(loaded.data), loaded.pixels)
+
+
+def pyramid():
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(noise(0))
+        writer.write(noise(1), subfiletype=1)  # marked as a reduced copy
+        writer.write(noise(2)[::2, ::2])  # a thumbnail, unmarked
+    return file.getvalue()
+
+
+def cut_after_first_page():
+    whole, one = (several("TIFF", [SIZE] * pages) for pages in (2, 1))
+    return whole[: len(one) + 20]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(several("MPO", [SIZE, SIZE]), id="photograph with a gain map"),
+        pytest.param(pyramid(), id="pyramid"),
+        pytest.param(cut_after_first_page(), id="second page cut off"),
+    ],
+)
+def test_copies_and_extras_of_a_picture_are_no_further_pictures(data):
+    loaded = load_image(data)
+    assert loaded.num_pictures == 1
+    assert loaded.pixels.shape == (*SIZE, 3)

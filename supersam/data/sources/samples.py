@@ -45,7 +45,12 @@ def make_samples(
     source = content_id(image.image) if image.content is None else image.content
     origin = Origin(source, source if group is None else group)
     height, width = image.size
-    counts = image.counts + Counts(unsure_turns=int(loaded.is_turn_unsure))
+    has_more = loaded.num_pictures > 1
+    counts = image.counts + Counts(
+        unsure_turns=int(loaded.is_turn_unsure),
+        first_pictures=int(has_more),
+        first_picture_of=f"{image.name} ({loaded.num_pictures})" if has_more else "",
+    )
     if config.tile_px is None or max(height, width) <= config.tile_px:
         objects = [_record(o) for o in image.objects if o.runs.area >= config.min_area_px]
         sample = _sample(image.name, loaded, image.size, objects, origin)
