@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import mmap
 import pickle
 import re
 import struct
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from isal import isal_zlib
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -33,6 +35,8 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _DEEPEST = 3
 """Dictionaries within each other that are searched for the weights."""
 _FEW = 8
+_ZIP_HEADER_BYTES, _ZIP_LENGTHS_AT = 30, 26
+"""Before each entry: its header, and where that states the lengths of a name and of extras."""
 _ROUNDED = 2**-8
 """Of numbers kept in bfloat16."""
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "sam", "net")
@@ -93,6 +97,8 @@ def _read_values(path: Path) -> Any:
     try:
         if _is_safetensors(head, path):
             return load_file(path)
+        if head.startswith(b"PK"):
+            _require_unchanged(path)
         with warnings.catch_warnings():  # of what it refuses then
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -111,6 +117,32 @@ def _read_values(path: Path) -> Any:
             f"checkpoint {path} is not a plain file of tensors: it holds {found[1]}, and a file "
             "that needs code to be read is refused; save its state_dict() alone with torch.save"
         ) from None
+
+
+def _require_unchanged(path: Path) -> None:
+    """Compare the checksums in an archive of torch.save, which PyTorch's reader does not.
+
+    Under a second for the 2.5 GB of ViT-H. Raises UserError that names a damaged entry.
+    """
+    with (
+        zipfile.ZipFile(path) as archive,
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as content,
+    ):
+        for entry in archive.infolist():
+            # PyTorch compresses nothing, and writes 0 where it was told to compute no checksum
+            if entry.CRC == 0 or entry.compress_type != zipfile.ZIP_STORED:
+                continue
+            lengths = struct.unpack_from("<HH", content, entry.header_offset + _ZIP_LENGTHS_AT)
+            start = entry.header_offset + _ZIP_HEADER_BYTES + sum(lengths)
+            with content[start : start + entry.file_size] as stored:
+                is_damaged = isal_zlib.crc32(stored) != entry.CRC
+            if is_damaged:
+                raise UserError(
+                    f"checkpoint {path} is damaged: its entry {entry.filename} is not what was "
+                    "saved (CRC-32); fetch it again and compare its checksum"
+                )
 
 
 def _read_head(path: Path) -> bytes:

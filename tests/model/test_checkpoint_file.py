@@ -103,6 +103,35 @@ def test_safetensors_are_known_by_their_content(state, tmp_path, name):
     assert set(read_checkpoint(tmp_path / name)) == set(state)
 
 
+def flip_a_bit(path, entry, *, at):
+    """In byte `at` of an entry of a ZIP archive, counted from its end if negative."""
+    with zipfile.ZipFile(path) as archive:
+        whole = archive.read(entry)
+    data = bytearray(path.read_bytes())
+    data[data.index(whole) + at % len(whole)] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("at", [0, 7, -1])
+def test_a_changed_bit_of_a_weight_is_told_with_its_entry(state, tmp_path, at):
+    path = tmp_path / "weights.pth"
+    torch.save(state, path)
+    flip_a_bit(path, "weights/data/1", at=at)
+    torch.load(path, weights_only=True)  # PyTorch does not notice
+    with pytest.raises(UserError, match="its entry weights/data/1 is not what was saved"):
+        read_checkpoint(path)
+
+
+def test_an_archive_without_checksums_is_read(state, tmp_path):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state, tmp_path / "weights.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert set(read_checkpoint(tmp_path / "weights.pth")) == set(state)
+
+
 def test_another_normalisation_is_told(state, tmp_path, caplog):
     torch.save(state | {"pixel_mean": torch.zeros(3, 1, 1)}, tmp_path / "zero.pth")
     read_checkpoint(tmp_path / "zero.pth")
