@@ -15,6 +15,7 @@ Words = list[str]
 _LR = 2e-4
 """At 5e-4 and above the loss on nuclei rises after the warm-up, and the model begins to look at
 the image 150 steps later (docs/results.md)."""
+_PRETRAINING_SETS = ("natural-train", "drawings", "streets-train", "membranes-train", "plain")
 _DISTILLED = ["--loss.distill", "--loss.distill-embedding-weight", "0"]
 """By masks alone: drawn to the largest subnet's embedding too, the small ones pull on weights that
 it shares until it no longer looks at the image (docs/results.md)."""
@@ -120,8 +121,9 @@ def _pretrain(plan: Plan) -> Iterator[Stage]:
         return Stage(name, "train", lambda: words, after)
 
     yield stage("pretrain plain", "plain", ["plain"], form.plain_steps)
-    sets = ("natural-train", "drawings", "streets-train", "membranes-train", "plain")
-    weights = ("--data.train-weights", *map(str, form.pretrain_weights))
+    shares = dict(zip(_PRETRAINING_SETS, form.pretrain_weights, strict=True))
+    sets = [name for name, share in shares.items() if share > 0]
+    weights = ("--data.train-weights", *(str(shares[name]) for name in sets))
     start = ("--model.checkpoint", str(plan.run("plain")))
     last = stage("pretrain", "pretrained", sets, form.pretrain_steps, *weights, *start)
     yield replace(last, after=("pretrain plain", *last.after))
