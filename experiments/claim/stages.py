@@ -16,9 +16,7 @@ _LR = 2e-4
 """At 5e-4 and above the loss on nuclei rises after the warm-up, and the model begins to look at
 the image 150 steps later (docs/results.md)."""
 _PRETRAINING_SETS = ("natural-train", "drawings", "streets-train", "membranes-train", "plain")
-_DISTILLED = ["--loss.distill", "--loss.distill-embedding-weight", "0"]
-"""By masks alone: drawn to the largest subnet's embedding too, the small ones pull on weights that
-it shares until it no longer looks at the image (docs/results.md)."""
+_DISTILLED = ["--loss.distill"]
 
 
 @dataclass(frozen=True)

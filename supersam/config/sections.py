@@ -201,11 +201,21 @@ class LossConfig(Section):
     """Another model of the family, frozen, from which every subnet also learns: its image
     embedding, all its masks and its IoU estimates. A file in the format of `sam_vit_b_01ec64.pth`,
     or the folder of a run or of one of its checkpoints; of any size."""
-    distill_embedding_weight: float = Field(1.0, ge=0)
-    """Weight of the squared error of the image embedding against the teacher's."""
+    distill_embedding_weight: float | None = Field(None, ge=0)
+    """Weight of the squared error of the image embedding against the teacher's. null takes 1 with a
+    frozen teacher and 0 with the largest subnet of the step, which shares its weights with those
+    that learn from it: drawn to its embedding, small subnets can keep it from looking at the
+    image."""
     distill_mask_weight: float = Field(1.0, ge=0)
     """Weight of how far the masks are from the teacher's, in [0, 1]: of the single mask, and of a
     frozen teacher's other masks by `multimask_weight`."""
+
+    @property
+    def embedding_weight(self) -> float:
+        """`distill_embedding_weight`, or what stands for null."""
+        if self.distill_embedding_weight is not None:
+            return self.distill_embedding_weight
+        return 0.0 if self.teacher is None else 1.0
 
     @model_validator(mode="after")
     def _learns_from_something(self) -> LossConfig:

@@ -73,12 +73,14 @@ def mean_terms(rounds: Sequence[LossTerms]) -> LossTerms:
 def distillation_loss(
     student: Prediction, teacher: Prediction, batch: Batch, config: LossConfig
 ) -> Tensor:
-    """Measure how far a subnet is from the largest one in image embedding and single mask."""
+    """Measure how far a subnet is from the largest one in the single mask.
+
+    By a weight, 0 where it is not set, also in the image embedding.
+    """
     embedding = F.mse_loss(student.embedding.float(), teacher.embedding.float().detach())
     masks = disagreement(student.masks[:, :, 0], teacher.masks[:, :, 0].detach())
-    return (
-        config.distill_embedding_weight * embedding
-        + config.distill_mask_weight * mean_over_objects(masks, batch.valid)
+    return config.embedding_weight * embedding + config.distill_mask_weight * mean_over_objects(
+        masks, batch.valid
     )
 
 
@@ -96,7 +98,7 @@ def teacher_loss(
         masks = masks + config.multimask_weight * apart[..., 1:].mean(dim=-1)
     ious = (student.ious - teacher.ious).square().mean(dim=-1)
     return (
-        config.distill_embedding_weight * embedding
+        config.embedding_weight * embedding
         + config.distill_mask_weight * mean_over_objects(masks, batch.valid)
         + config.iou_weight * mean_over_objects(ious, batch.valid)
     )

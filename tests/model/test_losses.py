@@ -239,7 +239,7 @@ def test_what_an_invalid_object_holds_changes_nothing():
 @pytest.mark.parametrize("mask", ["dice_bce", "dice_focal", "dice"])
 def test_a_subnet_that_agrees_with_its_teacher_has_no_distillation_loss_and_no_pull(mask):
     prediction, batch = random_case()
-    config = LossConfig(mask=mask, distill=True)
+    config = LossConfig(mask=mask, distill=True, distill_embedding_weight=1)
     student = Prediction(**{n: t.clone().requires_grad_() for n, t in vars(prediction).items()})
     same = subnet_loss(student, batch, config, teacher=prediction).distill
     assert same.item() == pytest.approx(0, abs=1e-6)
@@ -251,6 +251,20 @@ def test_a_subnet_that_agrees_with_its_teacher_has_no_distillation_loss_and_no_p
     assert other.distill > 0.01
     parts = other.mask + config.iou_weight * other.iou + other.distill
     assert other.total.item() == pytest.approx(parts.item(), rel=1e-5)
+
+
+def test_embeddings_are_drawn_to_a_frozen_teacher_and_not_to_the_largest_subnet():
+    """Their pull on shared weights can keep the largest subnet from looking at the image."""
+    prediction, batch = random_case()
+    moved = Prediction(prediction.masks, prediction.ious, prediction.embedding + 0.5)
+    in_place, frozen = LossConfig(distill=True), LossConfig(teacher=Path("sam.pth"))
+    asked = LossConfig(distill=True, distill_embedding_weight=2)
+    apart = [
+        subnet_loss(moved, batch, config, teacher=prediction).distill.item()
+        - subnet_loss(prediction, batch, config, teacher=prediction).distill.item()
+        for config in (in_place, frozen, asked)
+    ]
+    assert apart == pytest.approx([0, 0.25, 0.5], abs=1e-6)
 
 
 def test_the_disagreement_with_a_teacher_is_one_minus_dice_with_squared_sizes():
