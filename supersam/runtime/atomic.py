@@ -40,10 +40,14 @@ def atomic_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `path`; it becomes `path` when the block succeeds.
 
-    `path` must be absent or an empty folder. A failed block leaves nothing.
+    `path` must be absent or an empty folder. A failed block leaves nothing; a killed process leaves
+    its temporary folder, which the next one to make `path` on that host removes.
     """
     temporary = path.with_name(f".{path.name}.tmp.{socket.gethostname()}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had this number
+    for left in stale_temporaries(path.parent):
+        if left.name.startswith(f".{path.name}.tmp."):
+            shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary

@@ -54,6 +54,17 @@ def test_a_folder_left_by_a_killed_process_of_the_same_number_is_replaced(tmp_pa
     assert [path.name for path in (tmp_path / "done").iterdir()] == ["whole"]
 
 
+def test_a_folder_left_by_a_killed_process_is_removed_by_the_next(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    others = {f".other.tmp.{socket.gethostname()}.{gone.pid}", f".done.tmp.elsewhere.{gone.pid}"}
+    for name in (*others, f".done.tmp.{socket.gethostname()}.{gone.pid}"):
+        (tmp_path / name).mkdir()
+    with atomic_folder(tmp_path / "done"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"done", *others}
+
+
 def test_json_keeps_order_and_letters(tmp_path):
     write_json(tmp_path / "a.json", {"b": 1, "a": "ü"})
     text = (tmp_path / "a.json").read_text()
