@@ -59,7 +59,7 @@ def build(args):
     """A supernet and its space: those of a run, or random weights."""
     if args.run is not None:
         space = read_space(args.run / SPACE_FILE, resolve_shape(read_run(args.run).model))
-        if not space.resolutions:
+        if not smaller_inputs(space):
             raise SystemExit(f"error: the space of {args.run} has one resolution only")
         return load_trained(args.run, space)[0], space
     shape = replace(SHAPES[args.model], image_size=args.image_size)
@@ -84,7 +84,7 @@ def score(args, supernet, subnets, rows):
 def alternatives(space):
     """Subnets of the space by name, the whole model first."""
     whole, shape = space.largest(), space.shape
-    smaller = space.resolution_genes[:-1]
+    smaller = smaller_inputs(space)
     shallow = whole.without(*space.removable)
     half, quarter = (tuple(width // part for width in whole.mlp_widths) for part in (2, 4))
     named = {
@@ -105,6 +105,11 @@ def alternatives(space):
         f"smallest, {smaller[0]} px": space.smallest(),
     }
     return {name: spec for name, spec in named.items() if space.contains(spec)}
+
+
+def smaller_inputs(space):
+    """The resolutions below the whole model's own."""
+    return [px for px in space.resolutions if px < space.shape.image_size]
 
 
 def call_of(supernet, spec):
