@@ -128,6 +128,8 @@ class _Session:
         nodes = (place.min_nodes or most, most)
         ray = local_ray(self._search) if cluster is None else joined_ray(cluster, nodes=nodes)
         with ray:
+            if self._stop:  # while Ray started: nothing is worth loading
+                return
             from supersam.search.tuner import evaluate_on_ray  # Ray reads its environment only once
 
             evaluate_on_ray(

@@ -13,7 +13,7 @@ from supersam.cluster.search import supervisor as search_supervisor
 from supersam.config import UserError
 from supersam.config.files import SWEEP_JSON
 from supersam.runtime.signals import stop_requested
-from supersam.search import read_journal
+from supersam.search import read_journal, session
 from supersam.search.command import format_front, run_search_here
 from supersam.search.evaluator import SubnetEvaluator
 from supersam.search.folder import prepare_folder
@@ -118,6 +118,19 @@ def test_a_job_gives_its_signals_to_its_search(run, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         search_supervisor.SearchSupervisor(str(asked.folder), str(tmp_path))()
     assert ended.value.code == 128 + signal.SIGTERM
+
+
+def test_a_search_that_is_stopped_while_its_ray_starts_loads_nothing(run, tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def starting(search):
+        signal.raise_signal(signal.SIGINT)
+        yield  # no Ray: an evaluator could not be asked for
+
+    monkeypatch.setattr(session, "local_ray", starting)
+    asked = tiny_search(run, tmp_path / "s", cluster={"cluster": "local"})
+    result = run_search(asked)
+    assert (result.finished, result.stopped_by) == (False, signal.SIGINT)
+    assert read_journal(tmp_path / "s" / "journal.jsonl") == []
 
 
 def test_a_signal_before_the_search_begins_is_not_lost(run, tmp_path, closed_form):
