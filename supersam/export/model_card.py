@@ -220,7 +220,10 @@ def _interval(interval: Sequence[float] | None, sign: str) -> str:
 
 
 def _difference(found: Mapping[str, Any] | None) -> str:
-    return "-" if found is None else f"{found['mean']:+.4f} ({_interval(found['interval'], '+')})"
+    if found is None:
+        return "-"
+    mean = round(found["mean"], 4) + 0.0  # no "-0.0000"
+    return f"{mean:+.4f} ({_interval(found['interval'], '+')})"
 
 
 def _costs(card: ModelCard) -> str:
@@ -266,8 +269,8 @@ def _int8(card: ModelCard) -> str:
         "with 95 % intervals. The encoder of one image, in turn on one CPU: PyTorch "
         f"{latency['pytorch_ms']:.1f} ms, onnxruntime {latency['fp32_ms']:.1f} ms, in eight bits "
         f"{latency['int8_ms']:.1f} ms: {latency['times_as_fast']:.2f} times as fast as float32 "
-        f"({low:.2f} to {high:.2f}), {latency['threads']} threads, {latency['device']}. Ranges of "
-        f"activations are those of {card.int8['settings']['images']} images of "
+        f"({low:.2f} to {high:.2f}), {latency['device']}. Ranges of activations are those of "
+        f"{card.int8['settings']['images']} images of "
         f"{_named(card.int8['settings']['data'])}."
     )
 
