@@ -166,22 +166,28 @@ def generated(tmp_path_factory):
     return out
 
 
+def begin_conversion(out, workers):
+    """Convert in a process group of its own, which stays at its second shard."""
+    script = out.with_name("script.py")
+    script.write_text(SCRIPT)
+    return subprocess.Popen(
+        [sys.executable, script, out, str(workers), GENERATED.model_dump_json()],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 @pytest.mark.parametrize(
     ("how", "workers"), [(signal.SIGKILL, 1), (signal.SIGKILL, 2), (signal.SIGINT, 2)]
 )
 def test_a_killed_conversion_is_refused_then_finished(tmp_path, generated, how, workers):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, script, out, str(workers), GENERATED.model_dump_json()],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = begin_conversion(out, workers)
     wait_for(lambda: any(out.glob("shard-*.json")) and any(out.glob(".shard-000001.h5.tmp.*")))
     process.send_signal(how)
-    process.wait(timeout=PATIENCE_S)
+    process.communicate(timeout=PATIENCE_S)
     wait_for(lambda: not group_lives(process.pid))  # the workers end with their parent
     with pytest.raises(ShardFolderError, match="is unfinished"):
         ShardReader(out)
@@ -195,15 +201,8 @@ def test_a_killed_conversion_is_refused_then_finished(tmp_path, generated, how, 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_folder_deleted_while_it_is_written_is_one_line(tmp_path, workers):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, script, out, str(workers), GENERATED.model_dump_json()],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = begin_conversion(out, workers)
     wait_for(lambda: any(out.glob(".shard-000001.h5.tmp.*")))
     out.rename(tmp_path / "moved")
     _, err = process.communicate(timeout=PATIENCE_S)
