@@ -172,6 +172,27 @@ def test_one_answer_in_the_moment_of_a_requeue_is_not_the_end_of_a_job(
     assert states.read_text() == ""
 
 
+def test_who_follows_a_job_ends_its_wait_once_for_each_requeue(
+    slurm: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Each time puts the start off by two seconds: every second, the job would never start."""
+    waits = "PENDING Reason=BeginTime Restarts="
+    states, updates = tmp_path / "states", tmp_path / "updates"
+    states.write_text(
+        f"{waits}1\n{waits}1\n{waits}1\nRUNNING Restarts=1\n{waits}2\n{waits}2\n"
+        "RUNNING Restarts=2\nCOMPLETED Restarts=2\nCOMPLETED Restarts=2\n"
+    )
+    slurm(
+        "scontrol",
+        f'if [ "$1" = update ]; then echo "$3" >> {updates}; exit; fi\n'
+        f'read -r state < {states}; /usr/bin/sed -i 1d {states}; echo "JobId=7 JobState=$state"',
+    )
+    monkeypatch.setattr(follow, "_POLL_S", 0.0)
+    monkeypatch.setattr(follow, "_CONFIRM_S", 0.0)
+    wait_for_end("7", lambda: None)
+    assert updates.read_text() == "StartTime=now+2seconds\n" * 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_command_that_a_signal_ended_is_asked_again_and_slurm_not_blamed(
     slurm: Install, caplog: pytest.LogCaptureFixture, number: signal.Signals

@@ -200,6 +200,7 @@ def end_begin_time_wait(job_id: str) -> None:
 
     Two seconds from now: a host that the job has just left refuses a start of the same second, by
     its credential's time ("already killed, do not launch batch job"), and the job would be FAILED.
+    Once for each requeue: said every second, it would put off the start for ever.
     """
     run_command("scontrol", "update", f"JobId={job_id}", "StartTime=now+2seconds")
 

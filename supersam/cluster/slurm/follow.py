@@ -40,6 +40,7 @@ def wait_for_end(job_id: str, show: Callable[[], None]) -> SlurmJob | None:
     for a moment that the job is over: an end counts when a later answer says the same.
     """
     pauses, silent, ended = growing_pauses(_POLL_S, _SLOW_POLL_S), False, False
+    released = 0  # the last restart whose wait was ended: each time puts the start off by seconds
     while True:
         show()
         try:
@@ -56,9 +57,10 @@ def wait_for_end(job_id: str, show: Callable[[], None]) -> SlurmJob | None:
             show()
             return job
         ended = is_over
-        if job is not None and job.waits_for_begin_time:
+        if job is not None and job.waits_for_begin_time and job.restarts > released:
             with contextlib.suppress(slurm.SlurmError):  # not every site allows it
                 slurm.end_begin_time_wait(job_id)
+                released = job.restarts
         time.sleep(_CONFIRM_S if is_over else _POLL_S)
 
 
