@@ -77,11 +77,12 @@ def distillation_loss(
 
     By a weight, 0 where it is not set, also in the image embedding.
     """
-    embedding = F.mse_loss(student.embedding.float(), teacher.embedding.float().detach())
     masks = disagreement(student.masks[:, :, 0], teacher.masks[:, :, 0].detach())
-    return config.embedding_weight * embedding + config.distill_mask_weight * mean_over_objects(
-        masks, batch.valid
-    )
+    loss = config.distill_mask_weight * mean_over_objects(masks, batch.valid)
+    if config.embedding_weight == 0:
+        return loss
+    embedding = F.mse_loss(student.embedding.float(), teacher.embedding.float().detach())
+    return loss + config.embedding_weight * embedding
 
 
 def teacher_loss(
