@@ -18,13 +18,6 @@ _LEAST_BYTES = 4096
 _BY_SLURM = ("node failure", "time limit", "preempted", "preempted without notice")
 _TIGHT_GIB = 0.5
 _TIMES = ("never", "once", "twice")
-_HELD = {
-    "launch_failed_requeued_held": "; a host could not start it, and Slurm holds it until you let "
-    "it go: scontrol release {job}; where that happens again, tell the site's support",
-    "JobHeldUser": "; you, or a command of yours, held it: scontrol release {job}",
-    "JobHeldAdmin": "; the site holds it: ask its support why",
-}
-"""What to do about a job that never starts by itself, by Slurm's reason."""
 _WORDS = 300
 
 
@@ -49,11 +42,7 @@ def explain(record: RunRecord) -> Why:
         score = "" if record.status is None else _score(record.status.miou)
         return Why(state, f"finished: {record.step} steps{score}{_history(record)}")
     if state == "pending" and record.job is not None:
-        reason = f"{record.job.state.lower()}, reason {record.job.reason or 'not given'}"
-        begin = f", expected start {record.job.start}" if record.job.start else ""
-        held = _HELD.get(record.job.reason.replace(" ", "_"), "").format(job=record.job_id)
-        words = f"in the queue as job {record.job_id}: {reason}{begin}{held}"
-        return Why(state, words + _history(record))
+        return Why(state, record.job.queue_words + _history(record))
     if state in ("cancelled", "stopped"):
         return Why(state, f"{_how_stopped(record)} at step {record.step}{_kept(record)}")
     if state == "stuck" and record.hang is not None:

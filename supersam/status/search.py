@@ -78,6 +78,8 @@ class SearchRecord(Record):
         text = f"{self.state}, {self.trials} of {self.asked} trials, {self.front} on the front"
         if self.best_miou is not None:
             text += f", the best at mIoU {self.best_miou:.4f}"
+        if self.state == "pending" and self.job is not None:
+            text += f"; {self.job.queue_words}"
         if self.state == "failed" and self.job is not None:
             text += f"; job {self.job_id} ended as {self.job.state}"
         goes_on = self.state in ("failed", "unfinished")

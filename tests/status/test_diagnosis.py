@@ -253,6 +253,15 @@ def test_history_tells_what_earlier_attempts_went_through(lost_record: RunRecord
     )
 
 
+@pytest.mark.parametrize(
+    "reason", ["launch_failed_requeued_held", "launch failed requeued held", "JobHeldUser"]
+)
+def test_a_job_on_hold_is_told_with_what_lets_it_go(reason: str) -> None:
+    job = SlurmJob("7", "PENDING", reason)
+    assert job.queue_words.startswith(f"in the queue as job 7: pending, reason {reason}; ")
+    assert "scontrol release 7" in job.queue_words
+
+
 def test_a_stall_is_explained_by_whom_the_watchdog_named(lost_record: RunRecord) -> None:
     named = HangReport(1, "n1", "rank 1 on n1 silent for 60 s")
     said = explain(replace(lost_record, hang=named))

@@ -79,6 +79,7 @@ def test_a_search_on_slurm_is_as_its_job(search: Path, of_job: str, state: str):
     found = read(search, of_job)
     assert found.state == state
     assert (f"job 7 ended as {of_job}" in found.words) is (state == "failed")
+    assert ("in the queue as job 7: pending, reason" in found.words) is (state == "pending")
 
 
 @pytest.mark.parametrize("home", [".", "../.."])  # its own job, and that of `--then`

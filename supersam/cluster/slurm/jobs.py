@@ -35,6 +35,15 @@ _TAKEN = "DUE TO PREEMPTION ***"
 _NOTHING = ("None", "N/A", "Unknown", "(null)", "None assigned")
 
 
+_HELD = {
+    "launch_failed_requeued_held": "; a host could not start it, and Slurm holds it until you let "
+    "it go: scontrol release {job}; where that happens again, tell the site's support",
+    "JobHeldUser": "; you, or a command of yours, held it: scontrol release {job}",
+    "JobHeldAdmin": "; the site holds it: ask its support why",
+}
+"""What to do about a job that never starts by itself, by Slurm's reason."""
+
+
 @dataclass(frozen=True)
 class SlurmJob:
     """One job as Slurm knows it."""
@@ -69,6 +78,14 @@ class SlurmJob:
     def waits_for_begin_time(self) -> bool:
         """Whether it was requeued and waits only for the time that Slurm makes it wait."""
         return self.state == "PENDING" and self.reason == "BeginTime" and self.restarts > 0
+
+    @property
+    def queue_words(self) -> str:
+        """Why it waits and, where it never starts by itself, what to do."""
+        reason = f"{self.state.lower()}, reason {self.reason or 'not given'}"
+        begin = f", expected start {self.start}" if self.start else ""
+        held = _HELD.get(self.reason.replace(" ", "_"), "").format(job=self.job_id)
+        return f"in the queue as job {self.job_id}: {reason}{begin}{held}"
 
 
 def read_job(job_id: str) -> SlurmJob | None:
