@@ -76,7 +76,7 @@ def _run(arguments: list[str], cwd: str, env: dict[str, str], files: list[Path])
         runpy.run_path(arguments[0], run_name="__main__")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
+    except BaseException:  # as an interpreter ends with any fault
         traceback.print_exc()
         code = 1
     sys.stdout.flush()

@@ -37,7 +37,7 @@ def up(wanted: Cluster) -> Cluster:
             boot_switch(cluster)
             boot(cluster, [CONTROLLER, *cluster.host_names])
             wait_ready(cluster)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: nothing half made stays
             _remove(wanted.name)
             raise
     return cluster

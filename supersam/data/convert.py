@@ -137,7 +137,7 @@ def convert(
     ]
     try:
         written = _run(works[part::parts], workers)
-    except BaseException:
+    except BaseException:  # Ctrl-C too; raised again below
         if parts == 1 and not any(sidecar(work.path).is_file() for work in works):
             _remove([out / PLAN])  # nothing is kept, so other settings may be tried
         raise
@@ -242,7 +242,7 @@ def _run_in_processes(works: Sequence[_ShardWork], workers: int, note: _Note) ->
                 now = counter.value
                 yield from (None for _ in range(seen, now))
                 seen = now
-        except BaseException as error:
+        except BaseException as error:  # Ctrl-C too; raised again below
             # No future is cancelled: the pool, broken now, would stumble over that.
             own = set(multiprocessing.active_children()) - others
             for process in own:

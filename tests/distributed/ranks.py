@@ -51,7 +51,7 @@ def _as_rank(
     os.environ.update({name: str(value) for name, value in place.items()})
     try:
         function(*args)
-    except BaseException:
+    except BaseException:  # a rank never returns into the tests that forked it
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
