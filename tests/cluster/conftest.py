@@ -131,9 +131,9 @@ def devcluster(session_cluster: DevCluster) -> Iterator[DevCluster]:
     """The session's cluster with all hosts idle, before the test and after it."""
     session_cluster.wait_idle()
     yield session_cluster
+    session_cluster.start("ctl")
     session_cluster.show_state()
     session_cluster.run(["scancel", "--user", "root"])
-    session_cluster.start("ctl")
     for host in session_cluster.hosts:
         if session_cluster.host_states().get(host) != "idle":
             session_cluster.start(host)

@@ -84,7 +84,7 @@ class DevCluster:
                 command, env=self.env, capture_output=True, text=True, timeout=60, check=False
             )
             print(f"--- {' '.join(command)}\n{done.stdout}{done.stderr}")
-        for log in sorted((RUN_ROOT / self.name).rglob("slurm*d.log")):
+        for log in sorted((RUN_ROOT / self.name).glob("hosts/*/log/slurm*d.log")):
             lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
             print(f"--- {log}", *lines, sep="\n")
 
