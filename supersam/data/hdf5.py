@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 import supersam
 from supersam.data.manifest import SCHEMA_MAJOR, SCHEMA_MINOR, ShardFolderError, check_schema
 from supersam.data.sample import ImageFormat
-from supersam.runtime.foreign import HEAD_BYTES, foreign_content
+from supersam.runtime.foreign import foreign_content, read_head
 
 SHARD_FORMAT = "supersam-shard"
 FORMATS: tuple[ImageFormat, ...] = ("jpeg", "png")
@@ -146,7 +146,7 @@ def read_layout(path: Path) -> Layout:
     except (OSError, KeyError, RuntimeError) as error:
         if isinstance(error, ShardFolderError | DamagedShardError) or _is_refused(error):
             raise
-        foreign = foreign_content(_head(path))
+        foreign = foreign_content(read_head(path))
         reason = f"cannot be opened: {error}" if foreign is None else f"is {foreign}"
         raise DamagedShardError(reason) from error
     if crc32(*(index[name] for name in INDEX)) != index_crc32:
@@ -154,11 +154,6 @@ def read_layout(path: Path) -> Layout:
     if origins is not None and crc32(origins) != origin_crc32:
         raise DamagedShardError("its table of source images is damaged (CRC-32)")
     return Layout(index, position, origins)
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(HEAD_BYTES)
 
 
 def _is_refused(error: Exception) -> bool:

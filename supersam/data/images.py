@@ -40,7 +40,7 @@ _PNG_LEVEL = 3
 _EXIF_ORIENTATION = 0x0112
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # of TIFF files
 _SAMPLE_FORMAT, _SIGNED = 339, 2
-_COPY_OR_MASK = 1 | 4  # of a TIFF's NewSubfileType
+_COPY_OR_MASK = 1 | 4  # of NewSubfileType: a smaller copy of another page, or its transparency
 # How Pillow gives out the upper and the lower bytes of a 16-bit PNG, by the colour type in its
 # header: mode and two raw modes.
 _GREY_ALPHA = 4
@@ -165,7 +165,7 @@ def open_image(
     try:
         if load:
             image.load()
-    except Exception as error:
+    except Exception as error:  # on damaged bytes the decoders raise whatever they meet
         raise BadImageError(f"the image cannot be decoded: {error}") from error
     return image
 
@@ -211,6 +211,12 @@ def _without_pixel_limit() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
+def whole_pages(file: tifffile.TiffFile) -> list[Any]:
+    """Return the pages of a TIFF file without smaller copies and masks of them."""
+    pages: list[Any] = [page for page in file.pages if not page.subfiletype & _COPY_OR_MASK]
+    return pages
+
+
 def _count_pictures(image: Image.Image, data: bytes) -> int:
     """The frames of an animation, the pages of a TIFF that are as large as its first.
 
@@ -219,12 +225,10 @@ def _count_pictures(image: Image.Image, data: bytes) -> int:
     if image.format == "MPO":
         return 1
     try:
-        frames = int(getattr(image, "n_frames", 1))
-        if frames == 1 or image.format != "TIFF":
-            return frames
+        if image.format != "TIFF":
+            return int(getattr(image, "n_frames", 1))
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            pages: list[Any] = [p for p in file.pages if not p.subfiletype & _COPY_OR_MASK]
-            sizes = [(page.imagelength, page.imagewidth) for page in pages]
+            sizes = [(page.imagelength, page.imagewidth) for page in whole_pages(file)]
             return sizes.count((image.height, image.width))
     except Exception:  # behind the first picture the file is damaged
         return 1

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from supersam.config import UserError
 from supersam.config.errors import describe_missing
-from supersam.runtime.foreign import HEAD_BYTES, foreign_content
+from supersam.runtime.foreign import foreign_content, read_head
 
 logger = logging.getLogger(__name__)
 
@@ -149,8 +149,7 @@ def _read_head(path: Path) -> bytes:
     try:
         if path.is_dir():
             raise UserError(f"checkpoint {path} is a folder; name the file of weights in it")
-        with path.open("rb") as file:
-            return file.read(HEAD_BYTES)
+        return read_head(path)
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} {describe_missing(path)}") from None
     except OSError as fault:

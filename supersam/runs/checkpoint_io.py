@@ -101,7 +101,7 @@ class CheckpointManager(SavedCheckpoints):
         for leftover in self._folder.glob(".step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         try:
-            self._folder.mkdir(exist_ok=True)  # a run that was deleted does not begin in an empty one
+            self._folder.mkdir(exist_ok=True)  # without parents: a deleted run is not made anew
             partial.mkdir()
         except OSError as fault:
             return fault

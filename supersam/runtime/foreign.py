@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from pathlib import Path
 
 HEAD_BYTES = 512
 """Enough of a file's beginning to tell."""
@@ -25,6 +26,12 @@ _STAND_INS = (
 _REMEDY = "put the right file in its place, or name another one"
 _JSON = f"JSON, such as an index of several files or a server's message; {_REMEDY}"
 _TEXT = f"a text; {_REMEDY}"
+
+
+def read_head(path: Path) -> bytes:
+    """Return the beginning of a file. Raises OSError."""
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
 
 
 def foreign_content(head: bytes, *, is_text_meant: bool = False) -> str | None:

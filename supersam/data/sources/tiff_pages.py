@@ -12,13 +12,12 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from supersam.data.images import whole_pages
 from supersam.data.sources.annotated import BadInputError, SourceError
-from supersam.runtime.foreign import HEAD_BYTES, foreign_content
+from supersam.runtime.foreign import foreign_content, read_head
 
 # What it logs of damaged files is raised too, and said in words here.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-_REDUCED_OR_MASK = 1 | 4
-"""Bits of NewSubfileType: a smaller copy of another page, or its transparency."""
 _LOSSY = {
     tifffile.COMPRESSION[name]
     for name in ("OJPEG", "JPEG", "JPEG_LOSSY", "JPEGXR", "JPEG2000", "WEBP", "JPEGXL")
@@ -33,15 +32,12 @@ class TiffPages:
         self.path = path
         try:
             self._file = tifffile.TiffFile(path)
-            self._pages: list[Any] = [
-                page for page in self._file.pages if not page.subfiletype & _REDUCED_OR_MASK
-            ]
+            self._pages = whole_pages(self._file)
             first = self._pages[0]
         except OSError as error:
             raise SourceError(f"{path} cannot be read: {error.strerror}") from error
         except Exception as error:  # on damaged bytes tifffile raises whatever it meets
-            with path.open("rb") as file:
-                foreign = foreign_content(file.read(HEAD_BYTES))
+            foreign = foreign_content(read_head(path))
             unknown = "not a TIFF file, or was cut short; save it again"
             raise SourceError(f"{path} is {foreign or unknown}") from error
         self.dtype: np.dtype[Any] = np.dtype(first.dtype)
