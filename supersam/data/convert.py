@@ -392,10 +392,15 @@ def _nothing_found(
         )
         if number > 0
     ]
+    if not reasons:
+        return (
+            f"none of {inputs} inputs has an object of any size; check that the annotations are "
+            "those of these images, and the source's settings"
+        )
     first = f"; the first skipped: {skipped[0].name}: {skipped[0].reason}" if skipped else ""
     return (
-        f"none of {inputs} inputs has an object of {source.min_area_px} px or more"
-        f"{': ' if reasons else ''}{', '.join(reasons)}{first}; check the source and its settings"
+        f"none of {inputs} inputs has an object of {source.min_area_px} px or more: "
+        f"{', '.join(reasons)}{first}; check the source and its settings"
     )
 
 

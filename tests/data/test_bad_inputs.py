@@ -472,6 +472,15 @@ def test_a_source_of_nothing_usable_is_refused(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize("annotations", [[], None])
+def test_a_source_without_an_annotation_is_refused_in_other_words(tmp_path, annotations):
+    root = make_sa1b(tmp_path / "in", 2)
+    for file in (root / "train").glob("*.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": annotations}))
+    with pytest.raises(SourceError, match="none of 2 inputs has an object of any size; check"):
+        convert(SourceConfig(kind="sa1b", root=root), tmp_path / "out")
+
+
 def test_images_without_objects_are_counted(tmp_path):
     root = make_sa1b(tmp_path / "in", 2)
     (root / "train" / "sa_0000.json").write_text(json.dumps(sa1b_record([])))
