@@ -365,7 +365,7 @@ def _finish(
     if sum(result.shard.images for result in results) == 0:
         inputs = sum(len(work.items) for work in works)
         _remove([out / PLAN, *(path for work in works for path in (work.path, sidecar(work.path)))])
-        raise SourceError(_nothing_found(inputs, counts, [*skipped, *objects], source))
+        raise SourceError(counts.words_of_nothing(inputs, source, [*skipped, *objects]))
     try:
         return write_manifest(
             out,
@@ -377,31 +377,6 @@ def _finish(
         )
     except OSError as error:
         raise _not_writable(out, error) from error
-
-
-def _nothing_found(
-    inputs: int, counts: Counts, skipped: Sequence[SkippedInput], source: SourceConfig
-) -> str:
-    reasons = [
-        f"{number} {what}"
-        for number, what in (
-            (counts.crowds, "crowd regions were left out (--include-crowds keeps them)"),
-            (counts.without_mask, "annotations are boxes or key points without a mask"),
-            (counts.small_objects, "objects are smaller (--min-area-px)"),
-            (len(skipped), "images or annotations were skipped"),
-        )
-        if number > 0
-    ]
-    if not reasons:
-        return (
-            f"none of {inputs} inputs has an object of any size; check that the annotations are "
-            "those of these images, and the source's settings"
-        )
-    first = f"; the first skipped: {skipped[0].name}: {skipped[0].reason}" if skipped else ""
-    return (
-        f"none of {inputs} inputs has an object of {source.min_area_px} px or more: "
-        f"{', '.join(reasons)}{first}; check the source and its settings"
-    )
 
 
 def _remove(paths: Iterable[Path]) -> None:

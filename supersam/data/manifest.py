@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from supersam.config import UserError
+from supersam.config.data import SourceConfig
 from supersam.runtime.atomic import write_json
 
 T = TypeVar("T")
@@ -73,6 +74,31 @@ class Counts:
             if f.name != "first_picture_of"
         }
         return Counts(**sums, first_picture_of=example)
+
+    def words_of_nothing(
+        self, inputs: int, source: SourceConfig, skipped: Sequence[SkippedInput]
+    ) -> str:
+        """Say why a conversion of `inputs` images found no object at all, and what to check."""
+        reasons = [
+            f"{number} {what}"
+            for number, what in (
+                (self.crowds, "crowd regions were left out (--include-crowds keeps them)"),
+                (self.without_mask, "annotations are boxes or key points without a mask"),
+                (self.small_objects, "objects are smaller (--min-area-px)"),
+                (len(skipped), "images or annotations were skipped"),
+            )
+            if number > 0
+        ]
+        if not reasons:
+            return (
+                f"none of {inputs} inputs has an object of any size; check that the annotations "
+                "are those of these images, and the source's settings"
+            )
+        first = f"; the first skipped: {skipped[0].name}: {skipped[0].reason}" if skipped else ""
+        return (
+            f"none of {inputs} inputs has an object of {source.min_area_px} px or more: "
+            f"{', '.join(reasons)}{first}; check the source and its settings"
+        )
 
     @staticmethod
     def of_record(record: Mapping[str, Any]) -> Counts:
